@@ -1,0 +1,235 @@
+//! Aligned buffers, drawn from and returned to a pool.
+//!
+//! One buffer serves the disk and the peers: filled while owned ([`AlignedBuf`]), then frozen into
+//! [`bytes::Bytes`], whose last clone returns the memory to the pool.
+//!
+//! A pool may have an arena: memory that is registered with a ring, so that the kernel need not look up its pages for
+//! every operation. Buffers come from there as long as it has any, then from the heap.
+
+use crate::arena::Arena;
+use bytes::Bytes;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+use tidelog_types::limits::PAGE_BYTES;
+
+/// Smallest size class, as a power of two.
+const CLASS_MIN: u32 = 12;
+/// Number of size classes: 4 KiB … 8 MiB.
+const CLASSES: usize = 12;
+
+/// A pool of page-aligned buffers in power-of-two classes. Clones share it; it may be used from any thread.
+#[derive(Clone, Debug)]
+pub struct BufferPool {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    free: [Mutex<Vec<Region>>; CLASSES],
+    /// Most idle bytes kept for reuse in each class.
+    idle_bytes_max: usize,
+    /// Memory that is registered with a ring.
+    arena: Option<Mutex<Arena>>,
+}
+
+/// Owned page-aligned memory.
+#[derive(Debug)]
+struct Region {
+    start: NonNull<u8>,
+    capacity: usize,
+    /// It belongs to the pool's arena, and goes back there instead of being freed.
+    of_arena: bool,
+}
+
+// SAFETY: a Region is the sole owner of its memory, which any thread may read, write and free.
+unsafe impl Send for Region {}
+
+impl Region {
+    fn layout(capacity: usize) -> Layout {
+        Layout::from_size_align(capacity, PAGE_BYTES).expect("classes are small powers of two")
+    }
+    fn new(capacity: usize) -> Region {
+        let layout = Region::layout(capacity);
+        // SAFETY: the layout's size is not zero; the memory is ours until the Region is dropped.
+        let start = unsafe { alloc_zeroed(layout) };
+        Region {
+            start: NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)),
+            capacity,
+            of_arena: false,
+        }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        assert!(!self.of_arena, "the arena's memory goes back to the arena");
+        // SAFETY: allocated in `new` with the same layout, owned by nobody else.
+        unsafe { dealloc(self.start.as_ptr(), Region::layout(self.capacity)) }
+    }
+}
+
+impl BufferPool {
+    /// A pool that keeps at most `idle_bytes_max` bytes of each size class for reuse.
+    pub fn new(idle_bytes_max: usize) -> BufferPool {
+        BufferPool { shared: Arc::new(Shared { free: Default::default(), idle_bytes_max, arena: None }) }
+    }
+
+    /// The same, drawing first on `arena`.
+    pub(crate) fn with_arena(idle_bytes_max: usize, arena: Arena) -> BufferPool {
+        let arena = Some(Mutex::new(arena));
+        BufferPool { shared: Arc::new(Shared { free: Default::default(), idle_bytes_max, arena }) }
+    }
+
+    /// A buffer of `bytes` bytes, rounded up to whole pages. Its content is arbitrary, but never uninitialised.
+    pub fn take(&self, bytes: usize) -> AlignedBuf {
+        let len = bytes.max(1).next_multiple_of(PAGE_BYTES);
+        let capacity = len.next_power_of_two();
+        let region = self
+            .take_of_arena(capacity)
+            .or_else(|| class_of(capacity).and_then(|class| lock(&self.shared.free[class]).pop()))
+            .unwrap_or_else(|| Region::new(capacity));
+        AlignedBuf { region: Some(region), len, pool: self.clone() }
+    }
+
+    fn take_of_arena(&self, capacity: usize) -> Option<Region> {
+        let start = lock(self.shared.arena.as_ref()?).take(capacity)?;
+        Some(Region { start, capacity, of_arena: true })
+    }
+
+    /// Like [`Self::take`], all zero.
+    pub fn take_zeroed(&self, bytes: usize) -> AlignedBuf {
+        let mut buffer = self.take(bytes);
+        buffer.fill(0);
+        buffer
+    }
+
+    fn give_back(&self, mut region: Region) {
+        if region.of_arena {
+            if let Some(arena) = &self.shared.arena {
+                lock(arena).give_back(region.start, region.capacity);
+            }
+            region.of_arena = false;
+            std::mem::forget(region); // the arena owns the memory
+            return;
+        }
+        if let Some(class) = class_of(region.capacity) {
+            let mut free = lock(&self.shared.free[class]);
+            if (free.len() + 1) * region.capacity <= self.shared.idle_bytes_max.max(region.capacity) {
+                free.push(region);
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn class_of(capacity: usize) -> Option<usize> {
+    let class = capacity.trailing_zeros().checked_sub(CLASS_MIN)? as usize;
+    (class < CLASSES).then_some(class)
+}
+
+/// A page-aligned buffer that is owned and may be written. Dropping it returns the memory to its pool.
+#[derive(Debug)]
+pub struct AlignedBuf {
+    region: Option<Region>,
+    len: usize,
+    pool: BufferPool,
+}
+
+impl AlignedBuf {
+    /// Makes it shorter, to whole pages or not.
+    ///
+    /// # Panics
+    /// If `len` is more than its length.
+    pub fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "truncate only shortens");
+        self.len = len;
+    }
+
+    /// Ends writing; the result may be cloned and sliced freely and keeps its alignment.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+
+    fn region(&self) -> &Region {
+        self.region.as_ref().expect("the region is taken only by drop")
+    }
+}
+
+impl AsRef<[u8]> for AlignedBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl core::ops::Deref for AlignedBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the region is owned by self, initialised at allocation, and at least `len` long.
+        unsafe { std::slice::from_raw_parts(self.region().start.as_ptr(), self.len) }
+    }
+}
+
+impl core::ops::DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` is the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.region().start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        if let Some(region) = self.region.take() {
+            self.pool.give_back(region);
+        }
+    }
+}
+
+// SAFETY: shared access only reads, and nothing can write while a shared reference exists.
+unsafe impl Sync for AlignedBuf {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_reused_up_to_the_bound() {
+        let pool = BufferPool::new(8 * PAGE_BYTES);
+        let first = pool.take(1);
+        assert_eq!(first.len(), PAGE_BYTES);
+        assert_eq!(first.as_ptr() as usize % PAGE_BYTES, 0);
+        let at = first.as_ptr();
+        drop(first.freeze());
+        assert_eq!(pool.take(PAGE_BYTES).as_ptr(), at);
+        let held: Vec<_> = (0..20).map(|_| pool.take(PAGE_BYTES)).collect();
+        drop(held);
+        assert_eq!(lock(&pool.shared.free[0]).len(), 8);
+    }
+
+    #[test]
+    fn an_arena_is_used_first_and_then_the_heap() {
+        let arena = Arena::new(4 * PAGE_BYTES).unwrap();
+        let (start, bytes) = arena.span();
+        let pool = BufferPool::with_arena(1 << 20, arena);
+        let within = |at: *const u8| {
+            (start.as_ptr() as usize..start.as_ptr() as usize + bytes).contains(&(at as usize))
+        };
+        let mut first = pool.take(3 * PAGE_BYTES);
+        first.fill(0xAA);
+        let first = first.freeze();
+        let second = pool.take(PAGE_BYTES);
+        assert!(within(first.as_ptr()));
+        assert!(!within(second.as_ptr()), "4 pages of 4 are in use");
+        let tail = first.slice(PAGE_BYTES..);
+        drop(first);
+        assert!(!within(pool.take(PAGE_BYTES).as_ptr()), "a slice keeps the whole buffer");
+        drop(pool.clone());
+        drop(tail);
+        assert!(within(pool.take(4 * PAGE_BYTES).as_ptr()));
+        let zeroed = pool.take_zeroed(PAGE_BYTES);
+        assert!(within(zeroed.as_ptr()) && zeroed.iter().all(|byte| *byte == 0));
+    }
+}
