@@ -1,0 +1,78 @@
+//! What a step asks its shard to do.
+
+use crate::message::{Asserting, Free};
+use tidelog_types::{EntryMeta, Generation, Index, NodeId, Position, Ticket};
+
+/// A message and whom it is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outgoing<M> {
+    /// The peer.
+    pub to: NodeId,
+    /// What to say.
+    pub message: M,
+}
+
+/// One durable step, to be put into the shard's log in the order given. The log reports `ticket` when it is
+/// durable, after all tickets before it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogOp {
+    /// Strictly increasing within the replica's life.
+    pub ticket: Ticket,
+    /// What to write.
+    pub kind: LogOpKind,
+}
+
+/// What to write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LogOpKind {
+    /// The entries `first ..= last`: their bytes are the proposal's or the append message's.
+    Append {
+        /// First index.
+        first: Index,
+        /// Last index.
+        last: Index,
+    },
+    /// One entry that the replica itself makes: the no-op that opens a generation.
+    Make(EntryMeta),
+    /// Generation and vote.
+    Promise {
+        /// The generation adopted.
+        generation: Generation,
+        /// Voted for, in it.
+        vote: Option<NodeId>,
+    },
+    /// Remove every entry above `keep`.
+    Cut {
+        /// The last entry kept.
+        keep: Position,
+    },
+}
+
+/// The answer to a read-index request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReadOutcome {
+    /// Linearizable at this index: read once applied up to it.
+    At(Index),
+    /// Not the leader any more (or yet).
+    NotLeader,
+}
+
+/// Effects of steps, gathered over a turn. The shard drains it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Effects {
+    /// Leave at once.
+    pub send_now: Vec<Outgoing<Free>>,
+    /// Into the log, in this order.
+    pub append: Vec<LogOp>,
+    /// Leave once the ticket is durable here, in this order; dropped by the shard if the replica's generation
+    /// has moved on by then. Ticket 0 is always durable.
+    pub send_when_durable: Vec<(Ticket, Outgoing<Asserting>)>,
+    /// The high-water mark is now here: apply and answer up to it.
+    pub committed: Option<Index>,
+    /// Answers to read-index requests, by the caller's number.
+    pub reads: Vec<(u64, ReadOutcome)>,
+    /// The role, leader or generation changed; look at the replica. When leadership was lost, every waiter of it resolves now.
+    pub role_changed: bool,
+    /// Leadership was lost in this turn: the generation that it was held in.
+    pub deposed: Option<Generation>,
+}

@@ -1,0 +1,236 @@
+//! Following: taking entries from a leader, and telling it what is durable here.
+//!
+//! An append fits if this log has the entry before it; then everything up to its end is known to be the
+//! leader's (`verified`), conflicting entries are cut and missing ones are written. Only what is verified may
+//! be committed here, whatever mark the leader sends. Confirmations wait for the ticket that makes what they
+//! say durable. Promises that nothing at or below the high-water mark is cut. It does not know the entries'
+//! bytes; they came verified.
+
+use crate::effects::{Effects, LogOpKind};
+use crate::message::{Append, Asserting};
+use crate::replica::{NUMBER_MAX, Replica, State};
+use tidelog_types::{Clock, EntryMeta, Generation, Index, NodeId, Position, RecordKind, Ticket};
+
+impl Replica {
+    pub(crate) fn on_append(
+        &mut self,
+        clock: Clock,
+        from: NodeId,
+        append: &Append,
+        entries: &[EntryMeta],
+        effects: &mut Effects,
+    ) {
+        let Append { generation, prev, round, .. } = *append;
+        if !is_well_formed(append, entries) {
+            self.note_malformed();
+            return;
+        }
+        if generation < self.generation {
+            // The refusal carries the generation that deposes the sender.
+            let message = Asserting::AppendRefused {
+                generation: self.generation,
+                prev: prev.index,
+                hint: Position::ZERO,
+                round: 0,
+            };
+            return self.assert_to(from, Ticket(0), message, effects);
+        }
+        if !self.heed(clock, from, generation, effects) {
+            return;
+        }
+        if self.log.generation_at(prev.index) != Some(prev.generation) {
+            let hint = self.log.last_within(prev);
+            let message = Asserting::AppendRefused { generation, prev: prev.index, hint, round };
+            return self.assert_to(from, Ticket(0), message, effects);
+        }
+        if !self.take(entries, effects) {
+            self.note_malformed();
+            return;
+        }
+        let end = prev.index.plus(append.count);
+        self.verified = self.verified.max(end);
+        self.commit(append.high_water.min(self.verified), effects);
+        // The confirmation is for this append's end only, so that it waits for no more than that.
+        let ticket = self.tickets.covering(end);
+        let message = Asserting::AppendReply { generation, matched: end, round };
+        self.assert_to(from, ticket, message, effects);
+    }
+
+    pub(crate) fn on_heartbeat(
+        &mut self,
+        clock: Clock,
+        from: NodeId,
+        generation: Generation,
+        high_water: Index,
+        round: u64,
+        effects: &mut Effects,
+    ) {
+        let message = if generation < self.generation {
+            let (generation, wall) = (self.generation, clock.wall);
+            Asserting::HeartbeatReply { generation, round: 0, matched: Index::ZERO, wall }
+        } else {
+            if !self.heed(clock, from, generation, effects) {
+                return;
+            }
+            self.commit(high_water.min(self.verified), effects);
+            let matched = self.verified.min(self.tickets.index());
+            Asserting::HeartbeatReply { generation, round, matched, wall: clock.wall }
+        };
+        self.assert_to(from, Ticket(0), message, effects);
+    }
+
+    /// Takes `from` as the leader of `generation`, which is not below the own one. False if that generation
+    /// has another leader: no correct peer claims that.
+    fn heed(&mut self, clock: Clock, from: NodeId, generation: Generation, effects: &mut Effects) -> bool {
+        if generation > self.generation {
+            self.promise(clock, generation, None, effects);
+        }
+        if self.leader.is_some_and(|leader| leader != from) {
+            self.note_malformed();
+            return false;
+        }
+        if !matches!(self.state, State::Follower) {
+            self.step_down(clock, effects);
+        }
+        if self.leader.is_none() {
+            self.leader = Some(from);
+            effects.role_changed = true;
+            self.await_leader(clock);
+        }
+        self.heard = Some(clock.now);
+        self.election_deadline = clock.now.after(self.election_wait);
+        true
+    }
+
+    /// Brings the log in line with entries that fit behind it: skips those it has, cuts where it has others,
+    /// appends the rest. False, and none of the rest is taken, if no correct leader sends it.
+    fn take(&mut self, entries: &[EntryMeta], effects: &mut Effects) -> bool {
+        let known = |entry: &&EntryMeta| {
+            self.log.generation_at(entry.position.index) == Some(entry.position.generation)
+        };
+        let new = entries.get(entries.iter().take_while(known).count()..).unwrap_or_default();
+        let Some(first) = new.first().map(|entry| entry.position.index) else { return true };
+        if first <= self.verified {
+            return false; // within one generation a leader only appends (invariant 3)
+        }
+        if first <= self.log.last().index {
+            self.cut(first.prev(), effects);
+        }
+        for entry in new {
+            if self.sessions.apply(entry, self.high_water).is_err() {
+                self.sessions.cut(first.prev());
+                return false;
+            }
+        }
+        for entry in new {
+            self.log.push(entry.position);
+            self.stamp = self.stamp.max(entry.timestamp);
+        }
+        self.order(LogOpKind::Append { first, last: self.log.last().index }, effects);
+        true
+    }
+
+    fn cut(&mut self, keep: Index, effects: &mut Effects) {
+        // Invariant 8. If a leader lacks what was committed, some replica broke a promise; going on would lose
+        // acknowledged entries for good.
+        assert!(
+            keep >= self.high_water,
+            "partition {}: the leader of generation {} conflicts at {}, at or below the high-water mark {}",
+            self.config.partition,
+            self.generation,
+            keep.next(),
+            self.high_water,
+        );
+        let generation = self.log.generation_at(keep).expect("a cut keeps an entry of the log");
+        self.log.cut(keep);
+        self.sessions.cut(keep);
+        self.tickets.cut(keep);
+        self.order(LogOpKind::Cut { keep: Position::new(keep, generation) }, effects);
+    }
+}
+
+/// Whether the append and its entries are such as a correct leader sends: dense behind `prev`, generations
+/// rising up to the leader's, each naming the one before it, time not going back.
+fn is_well_formed(append: &Append, entries: &[EntryMeta]) -> bool {
+    let count = u64::try_from(entries.len()).unwrap_or(u64::MAX);
+    let numbers = append.count == count
+        && append.prev.index.0 <= NUMBER_MAX
+        && append.prev.generation <= append.generation
+        && (append.prev.index == Index::ZERO) == (append.prev.generation == Generation::ZERO)
+        && append.generation > Generation::ZERO;
+    let mut before = append.prev;
+    let mut stamp = None;
+    numbers
+        && entries.iter().all(|entry| {
+            let at = entry.position;
+            let fits = at.index == before.index.next()
+                && entry.prev_generation == before.generation
+                && at.generation >= before.generation
+                && at.generation > Generation::ZERO
+                && at.generation <= append.generation
+                && Some(entry.timestamp) >= stamp;
+            before = at;
+            stamp = Some(entry.timestamp);
+            let kind = match entry.kind {
+                RecordKind::Data => entry.session_key.is_none(),
+                RecordKind::SessionOpen => entry.session.is_none() && entry.session_key.is_some(),
+                RecordKind::Noop => entry.session.is_none() && entry.session_key.is_none(),
+                _ => false,
+            };
+            fits && kind
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidelog_types::{ReplicatedMs, Sequence, SessionId, SessionKey, SessionRef};
+
+    fn position(index: u64, generation: u64) -> Position {
+        Position::new(Index(index), Generation(generation))
+    }
+
+    fn entry(index: u64, generation: u64, prev: u64) -> EntryMeta {
+        EntryMeta {
+            position: position(index, generation),
+            prev_generation: Generation(prev),
+            kind: RecordKind::Data,
+            session: None,
+            session_key: None,
+            timestamp: ReplicatedMs(index),
+            record_bytes: 64,
+        }
+    }
+
+    fn append(prev: Position, count: u64) -> Append {
+        Append { generation: Generation(3), prev, count, high_water: Index(u64::MAX), round: 1 }
+    }
+
+    #[test]
+    fn only_what_a_correct_leader_sends_is_well_formed() {
+        let good = [entry(5, 2, 1), entry(6, 2, 2), entry(7, 3, 2)];
+        assert!(is_well_formed(&append(position(4, 1), 3), &good));
+        assert!(is_well_formed(&append(Position::ZERO, 0), &[]));
+        for prev in [position(4, 2), position(5, 1), position(u64::MAX, 1), position(4, 9), position(4, 0)] {
+            assert!(!is_well_formed(&append(prev, 3), &good), "{prev:?}");
+        }
+        assert!(!is_well_formed(&append(position(4, 1), 2), &good), "another count");
+        assert!(!is_well_formed(&append(position(4, 1), u64::MAX), &good));
+        let spoiled = |f: &dyn Fn(&mut EntryMeta)| {
+            let mut entries = good;
+            f(&mut entries[1]);
+            is_well_formed(&append(position(4, 1), 3), &entries)
+        };
+        assert!(spoiled(&|_| {}));
+        assert!(!spoiled(&|e| e.position.index = Index(8)));
+        assert!(!spoiled(&|e| e.position.generation = Generation(1)));
+        assert!(!spoiled(&|e| e.position.generation = Generation(4)));
+        assert!(!spoiled(&|e| e.prev_generation = Generation(1)));
+        assert!(!spoiled(&|e| e.timestamp = ReplicatedMs(3)));
+        assert!(!spoiled(&|e| e.kind = RecordKind::Cut));
+        assert!(!spoiled(&|e| e.kind = RecordKind::SessionOpen));
+        assert!(!spoiled(&|e| e.session_key = Some(SessionKey(1))));
+        let session = Some(SessionRef { session: SessionId(1), sequence: Sequence(1) });
+        assert!(!spoiled(&|e| (e.kind, e.session) = (RecordKind::Noop, session)));
+    }
+}

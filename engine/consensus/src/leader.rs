@@ -1,0 +1,522 @@
+//! Leading: admitting proposals, sending them on, and telling what a quorum has made durable.
+//!
+//! A leader opens its generation with a no-op, sends entries while its own disk writes them, counts itself
+//! only by its tickets, and moves the high-water mark only to entries of its own generation. It answers reads
+//! after a round that a quorum confirmed, and gives up when no quorum has confirmed one for an election
+//! time-out. Promises that an index it gave out names one entry for ever. It does not know the bytes, nor
+//! which of them the shard can serve to a peer at the moment: the shard says so when it asks for messages.
+
+use crate::effects::{Effects, LogOpKind, Outgoing};
+use crate::election::Votes;
+use crate::message::{Append, Asserting, Free};
+use crate::progress::{Bounds, Progress, Turn};
+use crate::quorum::agreed_of;
+use crate::read::Reads;
+use crate::replica::{Replica, State};
+use crate::session::Standing;
+use crate::stamp::{Stamps, Witness};
+use std::collections::VecDeque;
+use tidelog_types::{
+    Clock, EntryMeta, Index, Monotonic, NodeId, Position, RecordKind, Sequence, SessionKey, SessionRef,
+};
+
+/// Sending times kept of past rounds, evenly over an election time-out.
+const SAMPLES_MAX: usize = 32;
+
+/// What a client wants appended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Proposal {
+    /// `Data` or `SessionOpen`.
+    pub kind: RecordKind,
+    /// For `Data` of a session.
+    pub session: Option<SessionRef>,
+    /// For `SessionOpen`.
+    pub session_key: Option<SessionKey>,
+    /// Bytes of the whole record, padding included.
+    pub record_bytes: u32,
+}
+
+/// What became of a proposal that was admitted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Admitted {
+    /// It is the log's new last entry; its log step is among the effects.
+    New(EntryMeta),
+    /// It was appended before, here: whoever asks waits for that entry.
+    Known(Position),
+}
+
+/// Why a request was not admitted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Refused {
+    /// Ask the leader.
+    #[error("not the leader{}", hint.map(|node| format!("; node {node} is")).unwrap_or_default())]
+    NotLeader {
+        /// Who that is, as far as known here.
+        hint: Option<NodeId>,
+    },
+    /// Too much waits already; try again later.
+    #[error("busy: too many requests wait")]
+    Busy,
+    /// The session is not known to this log: open another.
+    #[error("the session is not known, or expired")]
+    SessionExpired,
+    /// A request of the session is missing: send that first.
+    #[error("the session is at sequence {expected}")]
+    SequenceGap {
+        /// The next sequence.
+        expected: Sequence,
+    },
+    /// It was appended, so long ago that it is not known where.
+    #[error("the request was appended too long ago to know where")]
+    SequenceTooOld,
+}
+
+/// What only a leader has.
+#[derive(Debug)]
+pub(crate) struct Leader {
+    pub(crate) since: Monotonic,
+    /// Its no-op: entries from here on are of its own generation.
+    first: Index,
+    /// Beside [`Replica::peers`], in the same order.
+    progress: Vec<Progress>,
+    /// Sizes of its own entries that are not committed, in order.
+    uncommitted: VecDeque<u32>,
+    uncommitted_bytes: u64,
+    stamps: Stamps,
+    pub(crate) reads: Reads,
+
+    /// The newest round begun.
+    round: u64,
+    /// When it began, if nothing happened since: then its messages have not left yet.
+    round_begun: Option<Monotonic>,
+    /// Rounds and their sending times, thinned out: a round's own time is at or after that of its sample.
+    samples: VecDeque<(u64, Monotonic)>,
+    pub(crate) heartbeat_deadline: Monotonic,
+    /// Lack of evidence counts from here at the earliest.
+    pub(crate) grace: Monotonic,
+}
+
+impl Replica {
+    /// Elected.
+    pub(crate) fn lead(&mut self, clock: Clock, votes: &Votes, effects: &mut Effects) {
+        let last = self.log.last().index;
+        let progress =
+            self.peers.iter().map(|peer| Progress::new(last, clock.now, votes.witness(*peer))).collect();
+        self.state = State::Leader(Box::new(Leader {
+            since: clock.now,
+            first: last.next(),
+            progress,
+            uncommitted: VecDeque::new(),
+            uncommitted_bytes: 0,
+            stamps: Stamps::default(),
+            reads: Reads::default(),
+            round: 0,
+            round_begun: None,
+            samples: VecDeque::new(),
+            heartbeat_deadline: clock.now.after(self.config.heartbeat),
+            grace: clock.now,
+        }));
+        self.leader = Some(self.config.node);
+        self.heard = None;
+        effects.role_changed = true;
+        let head_bytes = u32::try_from(tidelog_types::record::record_bytes(0, false)).unwrap_or(u32::MAX);
+        let noop = self.extend(clock, RecordKind::Noop, None, None, head_bytes);
+        self.order(LogOpKind::Make(noop), effects);
+        self.begin_round(clock, effects);
+    }
+
+    /// A client's proposal. [`Admitted::New`] comes with its [`crate::effects::LogOp`].
+    ///
+    /// # Errors
+    /// Says what the client may do instead.
+    pub fn propose(
+        &mut self,
+        clock: Clock,
+        proposal: Proposal,
+        effects: &mut Effects,
+    ) -> Result<Admitted, Refused> {
+        let State::Leader(leader) = &mut self.state else {
+            return Err(Refused::NotLeader { hint: self.leader });
+        };
+        let Proposal { kind, session, session_key, record_bytes } = proposal;
+        assert!(
+            match kind {
+                RecordKind::Data => session_key.is_none(),
+                RecordKind::SessionOpen => session.is_none() && session_key.is_some(),
+                _ => false,
+            },
+            "clients append data or open sessions, and name what that takes"
+        );
+        if let Some(request) = session {
+            match self.sessions.standing(request) {
+                Standing::Next => {}
+                Standing::At(index) => return Ok(Admitted::Known(self.position(index))),
+                Standing::TooOld => return Err(Refused::SequenceTooOld),
+                Standing::Gap { expected } => return Err(Refused::SequenceGap { expected }),
+                Standing::Unknown => return Err(Refused::SessionExpired),
+            }
+        }
+        if let Some(key) = session_key {
+            if let Some(id) = self.sessions.by_key(key) {
+                return Ok(Admitted::Known(self.position(Index(id.0))));
+            }
+            if self.sessions.is_full() {
+                return Err(Refused::Busy);
+            }
+        }
+        let entries = u64::try_from(leader.uncommitted.len()).unwrap_or(u64::MAX);
+        // One is always admitted when nothing waits, or a large record could never be.
+        let full = entries >= self.config.uncommitted_entries_max
+            || leader.uncommitted_bytes.saturating_add(u64::from(record_bytes))
+                > self.config.uncommitted_bytes_max;
+        if full && entries > 0 {
+            return Err(Refused::Busy);
+        }
+        let entry = self.extend(clock, kind, session, session_key, record_bytes);
+        let at = entry.position.index;
+        self.order(LogOpKind::Append { first: at, last: at }, effects);
+        Ok(Admitted::New(entry))
+    }
+
+    fn position(&self, index: Index) -> Position {
+        let generation = self.log.generation_at(index).expect("a session's entry is in the log");
+        Position::new(index, generation)
+    }
+
+    /// The log's next entry, stamped.
+    fn extend(
+        &mut self,
+        clock: Clock,
+        kind: RecordKind,
+        session: Option<SessionRef>,
+        session_key: Option<SessionKey>,
+        record_bytes: u32,
+    ) -> EntryMeta {
+        let State::Leader(leader) = &mut self.state else { panic!("only a leader makes entries") };
+        let Leader { stamps, progress, .. } = leader.as_mut();
+        let last = self.log.last();
+        let entry = EntryMeta {
+            position: Position::new(last.index.next(), self.generation),
+            prev_generation: last.generation,
+            kind,
+            session,
+            session_key,
+            timestamp: stamps.stamp(clock, self.stamp, progress.iter().map(|peer| peer.witness)),
+            record_bytes,
+        };
+        let applied = self.sessions.apply(&entry, self.high_water);
+        assert!(applied.is_ok(), "admitted against the end of the log (invariant 12): {applied:?}");
+        self.log.push(entry.position);
+        self.stamp = entry.timestamp;
+        leader.uncommitted.push_back(record_bytes);
+        leader.uncommitted_bytes += u64::from(record_bytes);
+        entry
+    }
+
+    /// The next append for `peer`, if one may leave now. `fit(first, last, bytes)` tells how much of
+    /// `first ..= last` the shard can serve at once: the last index and the bytes, at least one entry and, but
+    /// for that one, at most `bytes`; none if it has nothing at hand. Ask again until there is none.
+    pub fn take_append(
+        &mut self,
+        clock: Clock,
+        peer: NodeId,
+        fit: &mut dyn FnMut(Index, Index, u64) -> Option<(Index, u64)>,
+    ) -> Option<Append> {
+        let State::Leader(leader) = &mut self.state else { return None };
+        let at = self.peers.iter().position(|node| *node == peer)?;
+        let progress = leader.progress.get_mut(at)?;
+        let bounds = Bounds {
+            messages_max: self.config.in_flight_messages_max,
+            bytes_max: self.config.in_flight_bytes_max,
+        };
+        let (first, last) = (progress.next(), self.log.last().index);
+        let count = match progress.turn(last, bounds) {
+            Turn::Wait => return None,
+            Turn::Probe => {
+                progress.probed(clock.now);
+                0
+            }
+            Turn::Entries { budget } => {
+                let (fits, bytes) = fit(first, last, budget)?;
+                assert!(first <= fits && fits <= last, "the shard serves what was asked for");
+                progress.sent(fits, bytes, clock.now);
+                fits.0 - first.0 + 1
+            }
+        };
+        let prev = first.prev();
+        let generation = self.log.generation_at(prev).expect("a peer's next entry follows one of the log");
+        Some(Append {
+            generation: self.generation,
+            prev: Position::new(prev, generation),
+            count,
+            high_water: self.high_water,
+            round: leader.round,
+        })
+    }
+
+    /// The channel to `node` broke: what was in flight is lost.
+    pub fn peer_down(&mut self, _clock: Clock, node: NodeId) {
+        if let Some(progress) = self.progress_mut(node) {
+            progress.channel_down();
+        }
+    }
+
+    /// The channel to `node` is there, possibly a new one.
+    pub fn peer_up(&mut self, _clock: Clock, node: NodeId) {
+        if let Some(progress) = self.progress_mut(node) {
+            progress.channel_up();
+        }
+    }
+
+    /// Something came in from outside: a round begun before it may be on its way already.
+    pub(crate) fn end_turn_of_round(&mut self) {
+        if let State::Leader(leader) = &mut self.state {
+            leader.round_begun = None;
+        }
+    }
+
+    fn progress_mut(&mut self, node: NodeId) -> Option<&mut Progress> {
+        let at = self.peers.iter().position(|peer| *peer == node)?;
+        match &mut self.state {
+            State::Leader(leader) => leader.progress.get_mut(at),
+            _ => None,
+        }
+    }
+
+    /// A linearizable read: the answer comes among [`Effects::reads`] under the caller's number.
+    ///
+    /// # Errors
+    /// If this is not the leader, or too many wait.
+    pub fn read_index(&mut self, clock: Clock, request: u64, effects: &mut Effects) -> Result<(), Refused> {
+        let State::Leader(leader) = &mut self.state else {
+            return Err(Refused::NotLeader { hint: self.leader });
+        };
+        if leader.reads.is_full() {
+            return Err(Refused::Busy);
+        }
+        let index = self.high_water.max(leader.first);
+        // Messages leave at the end of a turn, so a round begun in this very turn begins after the request.
+        let round = if leader.round_begun == Some(clock.now) { leader.round } else { leader.round + 1 };
+        leader.reads.push(request, round, index);
+        self.serve_reads(clock, effects);
+        Ok(())
+    }
+
+    /// Answers the reads that may be answered, and begins a round if others wait for one.
+    fn serve_reads(&mut self, clock: Clock, effects: &mut Effects) {
+        let State::Leader(leader) = &mut self.state else { return };
+        let Some(wanted) = leader.reads.round_wanted() else { return };
+        let confirmed = leader.confirmed_round();
+        // One round at a time: those that come meanwhile share the next one.
+        if wanted > leader.round && confirmed == leader.round {
+            self.begin_round(clock, effects);
+        }
+        let State::Leader(leader) = &mut self.state else { return };
+        leader.reads.answer(leader.confirmed_round(), self.high_water, effects);
+    }
+
+    /// Tells all peers that this leader is there, under a new number.
+    fn begin_round(&mut self, clock: Clock, effects: &mut Effects) {
+        let State::Leader(leader) = &mut self.state else { return };
+        leader.round += 1;
+        leader.round_begun = Some(clock.now);
+        let spacing = self.config.election_timeout / u32::try_from(SAMPLES_MAX).unwrap_or(u32::MAX);
+        if leader.samples.back().is_none_or(|(_, at)| clock.now.since(*at) >= spacing) {
+            if leader.samples.len() >= SAMPLES_MAX {
+                leader.samples.pop_front();
+            }
+            leader.samples.push_back((leader.round, clock.now));
+        }
+        let message =
+            Free::Heartbeat { generation: self.generation, high_water: self.high_water, round: leader.round };
+        let all = self.peers.iter().map(|to| Outgoing { to: *to, message: message.clone() });
+        effects.send_now.extend(all);
+    }
+
+    /// Time passed for a leader.
+    pub(crate) fn lead_on(&mut self, clock: Clock, effects: &mut Effects) {
+        let State::Leader(leader) = &mut self.state else { return };
+        if clock.now < leader.heartbeat_deadline {
+            return;
+        }
+        let timeout = self.config.election_timeout;
+        let evidence = leader.evidence(clock.now).max(leader.grace);
+        if clock.now.since(evidence) >= timeout {
+            // Check-quorum: whoever can reach a quorum may lead instead.
+            return self.step_down(clock, effects);
+        }
+        leader.heartbeat_deadline = clock.now.after(self.config.heartbeat);
+        for progress in &mut leader.progress {
+            progress.retry(clock.now, self.config.heartbeat, timeout);
+        }
+        self.begin_round(clock, effects);
+        self.serve_reads(clock, effects);
+    }
+
+    /// An answer to an append or a heartbeat.
+    pub(crate) fn on_reply(&mut self, clock: Clock, from: NodeId, reply: Asserting, effects: &mut Effects) {
+        if !self.is_leader() || reply.generation() < self.generation {
+            return; // of an earlier leadership
+        }
+        if reply.generation() > self.generation {
+            return self.promise(clock, reply.generation(), None, effects);
+        }
+        let last = self.log.last().index;
+        let (round, matched) = match reply {
+            Asserting::AppendReply { round, matched, .. }
+            | Asserting::HeartbeatReply { round, matched, .. } => (round, matched),
+            Asserting::AppendRefused { round, prev, .. } => (round, prev),
+            Asserting::Vote { .. } | Asserting::VoteReply { .. } => return,
+        };
+        let State::Leader(leader) = &mut self.state else { return };
+        let at = self.peers.iter().position(|peer| *peer == from);
+        let Some(progress) = at.and_then(|at| leader.progress.get_mut(at)) else { return };
+        if round == 0 {
+            return; // a refusal to an earlier leadership of this node: no evidence for this one
+        }
+        if round > leader.round || matched > last {
+            return self.note_malformed();
+        }
+        if round > progress.round {
+            progress.round = round;
+            let sample = leader.samples.partition_point(|(sampled, _)| *sampled <= round).checked_sub(1);
+            if let Some((_, sent)) = sample.and_then(|at| leader.samples.get(at)) {
+                progress.evidence = progress.evidence.max(*sent);
+            }
+        }
+        let news = match reply {
+            Asserting::AppendRefused { prev, hint, .. } => {
+                let agree = self.log.last_within(hint);
+                progress.refuse(prev, agree.index);
+                false
+            }
+            Asserting::HeartbeatReply { wall, .. } => {
+                progress.witness = Some(Witness::new(wall, clock.now));
+                progress.confirm(matched, clock.now)
+            }
+            _ => progress.confirm(matched, clock.now),
+        };
+        if news {
+            self.advance(effects);
+        }
+        self.serve_reads(clock, effects);
+    }
+
+    /// Moves the high-water mark to what a quorum has made durable.
+    pub(crate) fn advance(&mut self, effects: &mut Effects) {
+        let State::Leader(leader) = &mut self.state else { return };
+        let own = self.tickets.index();
+        let agreed = agreed_of(leader.progress.iter().map(Progress::matched).chain([own]));
+        // An entry of an earlier generation may be on a quorum and still be replaced by a later leader; one of
+        // the own generation cannot, and commits all before it (Raft 5.4.2, figure 8).
+        if agreed < leader.first || agreed <= self.high_water {
+            return;
+        }
+        let committed = agreed.0 - self.high_water.0.max(leader.first.prev().0);
+        for _ in 0..committed {
+            let bytes = leader.uncommitted.pop_front().expect("each own entry was counted when appended");
+            leader.uncommitted_bytes -= u64::from(bytes);
+        }
+        self.commit(agreed, effects);
+        let State::Leader(leader) = &mut self.state else { return };
+        leader.reads.answer(leader.confirmed_round(), self.high_water, effects);
+    }
+}
+
+impl Leader {
+    /// The newest round that a quorum, itself included, has answered.
+    fn confirmed_round(&self) -> u64 {
+        agreed_of(self.progress.iter().map(|peer| peer.round).chain([self.round]))
+    }
+
+    /// When a quorum, itself included, last followed for certain: by the sending time of what it answered.
+    fn evidence(&self, now: Monotonic) -> Monotonic {
+        agreed_of(self.progress.iter().map(|peer| peer.evidence).chain([now]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::effects::ReadOutcome;
+    use crate::read::READS_MAX;
+    use crate::restore::Restored;
+    use crate::session::SESSIONS_MAX;
+    use core::time::Duration;
+    use tidelog_types::{PartitionId, Ticket};
+
+    const DATA: Proposal =
+        Proposal { kind: RecordKind::Data, session: None, session_key: None, record_bytes: 128 };
+
+    /// A single voter that leads; its no-op is not durable yet.
+    fn leader() -> (Replica, Ticket, Effects) {
+        let config = Config {
+            node: NodeId(1),
+            partition: PartitionId(0),
+            voters: vec![NodeId(1)],
+            election_timeout: Duration::from_millis(100),
+            heartbeat: Duration::from_millis(10),
+            in_flight_messages_max: 1,
+            in_flight_bytes_max: 1,
+            uncommitted_entries_max: 3,
+            uncommitted_bytes_max: 1000,
+            seed: 0,
+        };
+        let (clock, mut effects) = (Clock::default(), Effects::default());
+        let mut replica = Replica::new(config, Restored::new(), clock);
+        replica.tick(clock, &mut effects);
+        replica.durable(clock, Ticket(1), &mut effects);
+        assert!(replica.is_leader());
+        effects = Effects::default();
+        (replica, Ticket(2), effects)
+    }
+
+    fn propose(replica: &mut Replica, record_bytes: u32) -> Result<Admitted, Refused> {
+        replica.propose(Clock::default(), Proposal { record_bytes, ..DATA }, &mut Effects::default())
+    }
+
+    #[test]
+    fn what_is_uncommitted_is_bounded_by_count_and_bytes() {
+        let (mut replica, noop, mut effects) = leader();
+        assert!(propose(&mut replica, 900).is_ok());
+        assert_eq!(propose(&mut replica, 900), Err(Refused::Busy), "bytes");
+        assert!(propose(&mut replica, 1).is_ok());
+        assert_eq!(propose(&mut replica, 1), Err(Refused::Busy), "count");
+        replica.durable(Clock::default(), Ticket(noop.0 + 2), &mut effects);
+        assert_eq!(effects.committed, Some(Index(3)));
+        assert!(propose(&mut replica, 5000).is_ok(), "a record over the bound gets through alone");
+        assert_eq!(propose(&mut replica, 1), Err(Refused::Busy));
+    }
+
+    #[test]
+    fn waiting_reads_are_bounded() {
+        let (mut replica, noop, mut effects) = leader();
+        for request in 0..READS_MAX as u64 {
+            assert_eq!(replica.read_index(Clock::default(), request, &mut effects), Ok(()));
+        }
+        assert_eq!(replica.read_index(Clock::default(), 0, &mut effects), Err(Refused::Busy));
+        assert!(effects.reads.is_empty());
+        replica.durable(Clock::default(), noop, &mut effects);
+        assert_eq!(effects.reads.len(), READS_MAX);
+        assert!(effects.reads.iter().all(|(_, answer)| *answer == ReadOutcome::At(Index(1))));
+    }
+
+    #[test]
+    fn sessions_are_bounded_and_open_ones_are_found() {
+        let (mut replica, noop, mut effects) = leader();
+        let open = |replica: &mut Replica, key: u128| {
+            let session_key = Some(SessionKey(key));
+            let proposal = Proposal { kind: RecordKind::SessionOpen, session_key, ..DATA };
+            replica.propose(Clock::default(), proposal, &mut Effects::default())
+        };
+        for key in 0..SESSIONS_MAX as u64 {
+            assert!(open(&mut replica, u128::from(key)).is_ok());
+            replica.durable(Clock::default(), Ticket(noop.0 + 1 + key), &mut effects);
+        }
+        assert_eq!(open(&mut replica, u128::MAX), Err(Refused::Busy));
+        let first = Position::new(Index(2), replica.generation());
+        assert_eq!(open(&mut replica, 0), Ok(Admitted::Known(first)));
+        assert_eq!(replica.sessions(), SESSIONS_MAX);
+    }
+}

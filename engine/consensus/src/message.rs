@@ -1,0 +1,142 @@
+//! What replicas of one partition say to each other.
+//!
+//! The two halves are two types, so that the compiler keeps the rule "what asserts a generation waits for the
+//! disk": [`Free`] messages may leave at once, [`Asserting`] ones only when a ticket is durable here.
+
+use tidelog_types::{Generation, Index, Position, WallMs};
+
+/// May leave at once: it asserts nothing that is not durable already.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Free {
+    /// Would you vote for me in `generation`? Changes nothing at either side.
+    PreVote {
+        /// The generation that the sender would campaign in (its own plus one).
+        generation: Generation,
+        /// The sender's last entry.
+        last: Position,
+    },
+    /// Answer to a pre-vote.
+    PreVoteReply {
+        /// Granted: the generation asked about. Refused: the answerer's own durable generation.
+        generation: Generation,
+        /// Whether it would.
+        granted: bool,
+    },
+    /// Entries, from a leader; see [`Append`].
+    Append(Append),
+    /// The leader is there.
+    Heartbeat {
+        /// The leader's generation (durable since its election).
+        generation: Generation,
+        /// The leader's high-water mark.
+        high_water: Index,
+        /// Number of the leader's round, from 1 in each generation: what the reply gives evidence for.
+        round: u64,
+    },
+}
+
+/// Leaves only when its ticket is durable here.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Asserting {
+    /// Vote for me: sent once the candidate's own promise is durable.
+    Vote {
+        /// The generation campaigned in.
+        generation: Generation,
+        /// The candidate's last entry.
+        last: Position,
+    },
+    /// Answer to a vote request.
+    VoteReply {
+        /// The answerer's generation.
+        generation: Generation,
+        /// Whether it voted for the asker in that generation.
+        granted: bool,
+        /// The answerer's wall clock: a leader's stamps need a quorum's agreement.
+        wall: WallMs,
+    },
+    /// All entries up to `matched` are durable here and are those of the leader of `generation`.
+    AppendReply {
+        /// The answerer's generation, the leader's.
+        generation: Generation,
+        /// Last index that is both verified to match the leader and durable.
+        matched: Index,
+        /// The round of the append answered.
+        round: u64,
+    },
+    /// The append does not fit behind the answerer's log.
+    AppendRefused {
+        /// The answerer's generation. Higher than the asker's: the asker is deposed.
+        generation: Generation,
+        /// `prev.index` of the append refused.
+        prev: Index,
+        /// Where the leader may try next: the answerer's last entry at or below `prev` of a generation not above
+        /// `prev.generation` (fast back-tracking by generation).
+        hint: Position,
+        /// The round of the append answered; 0 if the append was of a lower generation: rounds are numbered
+        /// anew in each, and this one says nothing about the rounds of the answerer's.
+        round: u64,
+    },
+    /// Answer to a heartbeat: evidence for `round`, and a refusal if the generation is higher.
+    HeartbeatReply {
+        /// The answerer's generation.
+        generation: Generation,
+        /// The round answered; 0 if the heartbeat was of a lower generation.
+        round: u64,
+        /// Last index that is both verified to match the leader and durable.
+        matched: Index,
+        /// The answerer's wall clock.
+        wall: WallMs,
+    },
+}
+
+/// Either half, as it travels.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Message {
+    /// See [`Free`].
+    Free(Free),
+    /// See [`Asserting`].
+    Asserting(Asserting),
+}
+
+/// Entries behind `prev`, or none (a probe). Their bytes travel beside it and are the same on every replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Append {
+    /// The leader's generation.
+    pub generation: Generation,
+    /// The entry before the first one sent.
+    pub prev: Position,
+    /// How many entries follow; they have the indexes `prev.index + 1 ..= prev.index + count`.
+    pub count: u64,
+    /// The leader's high-water mark.
+    pub high_water: Index,
+    /// Number of the leader's round.
+    pub round: u64,
+}
+
+impl Message {
+    /// The generation that it speaks of.
+    pub fn generation(&self) -> Generation {
+        match self {
+            Message::Free(m) => match m {
+                Free::PreVote { generation, .. }
+                | Free::PreVoteReply { generation, .. }
+                | Free::Heartbeat { generation, .. } => *generation,
+                Free::Append(a) => a.generation,
+            },
+            Message::Asserting(m) => m.generation(),
+        }
+    }
+}
+
+impl Asserting {
+    /// The generation that it asserts.
+    pub fn generation(&self) -> Generation {
+        match self {
+            Asserting::Vote { generation, .. }
+            | Asserting::VoteReply { generation, .. }
+            | Asserting::AppendReply { generation, .. }
+            | Asserting::AppendRefused { generation, .. }
+            | Asserting::HeartbeatReply { generation, .. } => *generation,
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Seeded random runs of one to five replicas over a network that loses, doubles and reorders, disks that are
+//! slow and forget, crashes, pauses and wrong clocks; invariants 1 to 9, 12 and 14 after every event, and
+//! agreement with progress at the end.
+
+mod world;
+
+use core::time::Duration;
+use tidelog_consensus::{Admitted, Refused};
+use tidelog_types::{Index, Sequence, SessionId, SessionKey, SessionRef};
+use world::{ELECTION, Outcome, World};
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        x ^ (x >> 31)
+    }
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound.max(1)
+    }
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// A client of one session: sends a sequence until it knows where it is.
+struct Client {
+    key: u128,
+    session: Option<SessionId>,
+    sequence: u64,
+    placed: Vec<Index>,
+}
+
+/// How bad this run's world is: each seed draws its own.
+struct Weather {
+    loss: u64,
+    doubling: u64,
+    disk_lag: u64,
+    crash: u64,
+    cut_off: u64,
+    pause: u64,
+    /// Longest step of time between two events.
+    step_us: u64,
+}
+
+struct Totals {
+    commits: u64,
+    elections: u64,
+    crashes: u64,
+    cuts: u64,
+    reads: u64,
+    retries: u64,
+}
+
+fn client_turn(world: &mut World, client: &mut Client, on: u64, totals: &mut Totals) {
+    let Some(session) = client.session else {
+        let name = format!("open{}", client.key);
+        if let Some(Ok(Admitted::New(_) | Admitted::Known(_))) =
+            world.propose(on, &name, None, Some(SessionKey(client.key)))
+            && let Some(Outcome::Acked(at)) = world.outcomes.get(&name)
+        {
+            client.session = Some(SessionId(at.0));
+        }
+        return;
+    };
+    let request = SessionRef { session, sequence: Sequence(client.sequence) };
+    let name = format!("s{}.{}", client.key, client.sequence);
+    if let Some(Outcome::Acked(at)) = world.outcomes.get(&name) {
+        client.placed.push(*at);
+        client.sequence += 1;
+        return;
+    }
+    totals.retries += 1;
+    let answer = world.propose(on, &name, Some(request), None);
+    let unexpected = matches!(
+        answer,
+        Some(Err(Refused::SessionExpired | Refused::SequenceGap { .. } | Refused::SequenceTooOld))
+    );
+    // An old leader may not know the session; the leader of the newest generation must.
+    assert!(
+        !unexpected || world.leader() != Some(on) || world.replica(on).marks().high_water.0 < session.0,
+        "{}: {name} got {answer:?}",
+        world.event
+    );
+}
+
+fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
+    let mut random = Random(seed.wrapping_mul(voters));
+    let mut world = World::new(voters, seed);
+    let draw = |random: &mut Random, worst: u64| {
+        if random.one_in(3) { u64::MAX } else { worst + random.below(worst) }
+    };
+    let weather = Weather {
+        loss: draw(&mut random, 10),
+        doubling: draw(&mut random, 10),
+        disk_lag: 1 + random.below(4),
+        crash: draw(&mut random, 400),
+        cut_off: draw(&mut random, 300),
+        pause: draw(&mut random, 500),
+        step_us: [200, 600, 2_000, 5_000][usize::try_from(random.below(4)).unwrap()],
+    };
+    world.fit_max = 1 + random.below(6);
+    for id in 1..=voters {
+        if random.one_in(4) {
+            world.node_mut(id).skew_ms = i64::try_from(random.below(2_000_000)).unwrap() - 1_000_000;
+        }
+    }
+    let mut clients: Vec<Client> =
+        (1..=3).map(|key| Client { key, session: None, sequence: 1, placed: Vec::new() }).collect();
+    // Nodes on the far side of a split, and whether only their own packets are lost.
+    let mut split: Option<(u64, bool)> = None;
+    let mut number = 0u64;
+
+    for event in 0..events {
+        world.event = format!("voters {voters} seed {seed} event {event}");
+        let node = 1 + random.below(voters);
+        world.wait(Duration::from_micros(random.below(weather.step_us)));
+        world.tick_due();
+        match random.below(100) {
+            0..55 if !world.wire.is_empty() => {
+                let soon = if random.one_in(4) { world.wire.len() } else { world.wire.len().min(3) };
+                let at = usize::try_from(random.below(soon as u64)).unwrap();
+                let packet = world.wire.remove(at);
+                let far = |mask: u64, node: u64| mask >> node & 1 == 1;
+                let cut = split.is_some_and(|(mask, one_way)| {
+                    let (from, to) = (far(mask, packet.from), far(mask, packet.to));
+                    from != to && (from || !one_way)
+                });
+                if cut || random.one_in(weather.loss) {
+                    continue;
+                }
+                if random.one_in(weather.doubling) {
+                    world.wire.push(packet.clone());
+                }
+                world.deliver(packet);
+            }
+            55..75 if world.is_up(node) && random.one_in(weather.disk_lag) => {
+                let steps = 1 + usize::try_from(random.below(5)).unwrap();
+                world.durable(node, steps);
+            }
+            75..83 => {
+                let on = world.leader().filter(|_| !random.one_in(5)).unwrap_or(node);
+                number += 1;
+                world.propose(on, &format!("p{number}"), None, None);
+            }
+            83..91 => {
+                let on = world.leader().filter(|_| !random.one_in(5)).unwrap_or(node);
+                let client = usize::try_from(random.below(3)).unwrap();
+                client_turn(&mut world, &mut clients[client], on, totals);
+            }
+            91..95 => {
+                number += 1;
+                if world.is_up(node) && world.read(node, number).is_some_and(|r| r.is_ok()) {
+                    totals.reads += 1;
+                }
+            }
+            95 => {
+                let peer = 1 + random.below(voters);
+                let up = random.one_in(2);
+                world.channel(node, peer, up);
+            }
+            _ => {}
+        }
+        if world.is_up(node) && random.one_in(weather.crash) {
+            let survives = usize::try_from(random.below(world.node(node).disk.pending() as u64 + 1)).unwrap();
+            world.crash(node, survives);
+            totals.crashes += 1;
+        } else if !world.is_up(node) && random.one_in(30) {
+            world.start(node);
+        }
+        if random.one_in(weather.cut_off) {
+            split = Some((random.next(), random.one_in(2)));
+        } else if random.one_in(200) {
+            split = None;
+        }
+        if world.is_up(node) && random.one_in(weather.pause) {
+            world.wait(ELECTION * 2);
+            world.paused(node);
+        }
+        if world.wire.len() > 400 {
+            world.wire.drain(..200);
+        }
+    }
+
+    // Healed, everyone agrees and goes on.
+    world.event = format!("voters {voters} seed {seed} healed");
+    let all: Vec<u64> = (1..=voters).collect();
+    for id in &all {
+        if !world.is_up(*id) {
+            world.start(*id);
+        }
+        for peer in &all {
+            world.channel(*id, *peer, true);
+        }
+    }
+    world.run(&all, ELECTION * 10);
+    let leader = world.leader().unwrap_or_else(|| panic!("{}: no leader after ten time-outs", world.event));
+    world.propose(leader, "last", None, None);
+    world.run(&all, ELECTION);
+    let Some(Outcome::Acked(last)) = world.outcomes.get("last").cloned() else {
+        panic!("{}: no progress: {:?}", world.event, world.outcomes.get("last"));
+    };
+    for id in &all {
+        let node = world.node(*id);
+        assert_eq!(node.disk.durable, world.node(leader).disk.durable, "{}: logs differ", world.event);
+        assert_eq!(node.replica().marks().high_water, last, "{}: node {id}", world.event);
+        assert_eq!(node.replica().malformed(), 0, "{}: node {id} got nonsense", world.event);
+    }
+    for client in &clients {
+        for (at, index) in client.placed.iter().enumerate() {
+            let entry = world.node(leader).disk.entry(*index).unwrap();
+            assert_eq!(entry.payload, format!("s{}.{}", client.key, at + 1), "{}", world.event);
+        }
+    }
+    totals.commits += world.checker.committed_index().0;
+    totals.elections += world.checker.elections;
+    totals.cuts += world.checker.cuts;
+}
+
+fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64) {
+    let mut totals = Totals { commits: 0, elections: 0, crashes: 0, cuts: 0, reads: 0, retries: 0 };
+    let count = seeds.end - seeds.start;
+    for seed in seeds {
+        run(voters, seed, events, &mut totals);
+    }
+    let Totals { commits, elections, crashes, cuts, reads, retries } = totals;
+    println!(
+        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests"
+    );
+    // A campaign in which nothing happened proves nothing.
+    assert!(
+        commits > 50 * count && elections > 2 * count && crashes > count && reads > count && retries > count
+    );
+    assert!(cuts > count / 20, "only {cuts} cuts");
+}
+
+#[test]
+fn three_replicas() {
+    campaign(3, 0..300, 6_000);
+}
+
+#[test]
+fn four_replicas() {
+    campaign(4, 0..80, 6_000);
+}
+
+#[test]
+fn five_replicas() {
+    campaign(5, 0..150, 8_000);
+}
+
+#[test]
+fn one_replica() {
+    let mut totals = Totals { commits: 0, elections: 0, crashes: 0, cuts: 0, reads: 0, retries: 0 };
+    for seed in 0..20 {
+        run(1, seed, 3_000, &mut totals);
+    }
+    assert!(totals.commits > 1000 && totals.crashes > 10);
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    let trace = || {
+        let mut totals = Totals { commits: 0, elections: 0, crashes: 0, cuts: 0, reads: 0, retries: 0 };
+        run(3, 77, 4_000, &mut totals);
+        (totals.commits, totals.elections, totals.crashes, totals.cuts, totals.reads, totals.retries)
+    };
+    assert_eq!(trace(), trace());
+}

@@ -1,0 +1,500 @@
+//! A small world for replicas: what a shard, a disk, a network and clients do around the protocol.
+//!
+//! Each node's disk makes log steps durable when told to and loses the rest at a crash. The network holds
+//! packets until they are delivered or dropped. Every event ends with the [`checker::Checker`], which believes
+//! only the disks and the packets.
+#![allow(dead_code)] // each test binary uses its own half of this
+#![allow(unreachable_pub)]
+
+pub mod checker;
+pub mod disk;
+
+use checker::Checker;
+use core::time::Duration;
+use disk::{Disk, DiskOp, Stored};
+use std::collections::BTreeMap;
+use tidelog_consensus::{
+    Admitted, Append, Asserting, Config, Effects, Free, LogOpKind, Message, Outgoing, Proposal, ReadOutcome,
+    Refused, Replica, Restored,
+};
+use tidelog_types::{
+    Clock, EntryMeta, Generation, Index, Monotonic, NodeId, PartitionId, RecordKind, SessionKey, SessionRef,
+    Ticket, WallMs,
+};
+
+pub const ELECTION: Duration = Duration::from_millis(100);
+pub const HEARTBEAT: Duration = Duration::from_millis(10);
+
+/// A message on its way.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    pub from: u64,
+    pub to: u64,
+    pub message: Message,
+    pub entries: Vec<Stored>,
+}
+
+/// How a client's request ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    Waiting,
+    Acked(Index),
+    Unknown,
+    Refused(Refused),
+}
+
+/// A request that waits at a leader for its entry.
+#[derive(Clone, Debug)]
+struct Waiter {
+    at: Index,
+    generation: Generation,
+    request: String,
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub replica: Option<Replica>,
+    pub disk: Disk,
+    held: Vec<(Ticket, Outgoing<Asserting>)>,
+    waiters: Vec<Waiter>,
+    lives: u64,
+    /// How far its wall clock is from the truth.
+    pub skew_ms: i64,
+}
+
+impl Node {
+    pub fn replica(&self) -> &Replica {
+        self.replica.as_ref().expect("the node is up")
+    }
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct World {
+    pub nodes: BTreeMap<u64, Node>,
+    pub wire: Vec<Packet>,
+    pub now: Monotonic,
+    pub checker: Checker,
+    /// Outcomes of proposals, by payload.
+    pub outcomes: BTreeMap<String, Outcome>,
+    /// Read requests: number to (least index to be reflected, answer).
+    pub reads: BTreeMap<u64, (Index, Option<ReadOutcome>)>,
+    /// Most entries put into one append.
+    pub fit_max: u64,
+    seed: u64,
+    /// The event under way, for messages of failures.
+    pub event: String,
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap()
+}
+
+impl World {
+    pub fn new(voters: u64, seed: u64) -> World {
+        let mut world = World {
+            nodes: BTreeMap::new(),
+            wire: Vec::new(),
+            now: Monotonic(1_000_000_000),
+            checker: Checker::new(voters),
+            outcomes: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            fit_max: u64::MAX,
+            seed,
+            event: String::new(),
+        };
+        for id in 1..=voters {
+            let node = Node {
+                replica: None,
+                disk: Disk::default(),
+                held: Vec::new(),
+                waiters: Vec::new(),
+                lives: 0,
+                skew_ms: 0,
+            };
+            world.nodes.insert(id, node);
+        }
+        for id in 1..=voters {
+            world.start(id);
+        }
+        world
+    }
+
+    pub fn node(&self, id: u64) -> &Node {
+        self.nodes.get(&id).unwrap_or_else(|| panic!("there is no node {id}"))
+    }
+
+    pub fn node_mut(&mut self, id: u64) -> &mut Node {
+        self.nodes.get_mut(&id).unwrap_or_else(|| panic!("there is no node {id}"))
+    }
+
+    pub fn is_up(&self, id: u64) -> bool {
+        self.node(id).replica.is_some()
+    }
+
+    pub fn replica(&self, id: u64) -> &Replica {
+        self.node(id).replica()
+    }
+
+    fn clock(&self, id: u64) -> Clock {
+        let truth = 1_700_000_000_000 + self.now.0 / 1_000_000;
+        Clock { now: self.now, wall: WallMs(truth.saturating_add_signed(self.node(id).skew_ms)) }
+    }
+
+    pub fn wait(&mut self, d: Duration) {
+        self.now = self.now.after(d);
+    }
+
+    /// The leader of the highest generation, if any.
+    pub fn leader(&self) -> Option<u64> {
+        let leaders = self.nodes.iter().filter(|(_, n)| n.replica.as_ref().is_some_and(Replica::is_leader));
+        leaders.max_by_key(|(_, n)| n.replica().generation()).map(|(id, _)| *id)
+    }
+
+    /// Stops a node. `survives`: how many of the unreported steps reached its disk all the same.
+    pub fn crash(&mut self, id: u64, survives: usize) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        node.replica = None;
+        node.held.clear();
+        let lost = node.waiters.drain(..).map(|w| w.request).collect::<Vec<_>>();
+        node.disk.crash(survives, &mut |disk| self.checker.disk_moved(id, disk));
+        for request in lost {
+            self.outcomes.insert(request, Outcome::Unknown);
+        }
+        self.checker.life_ended(id);
+    }
+
+    /// Starts a node from its disk.
+    pub fn start(&mut self, id: u64) {
+        let clock = self.clock(id);
+        let voters = self.nodes.keys().map(|n| NodeId(*n)).collect();
+        let node = self.nodes.get_mut(&id).unwrap();
+        let mut restored = Restored::new();
+        node.disk.replay(&mut restored);
+        restored.check().expect("what was written is one log");
+        node.lives += 1;
+        let config = Config {
+            node: NodeId(id),
+            partition: PartitionId(7),
+            voters,
+            election_timeout: ELECTION,
+            heartbeat: HEARTBEAT,
+            in_flight_messages_max: 4,
+            in_flight_bytes_max: 4096,
+            uncommitted_entries_max: 64,
+            uncommitted_bytes_max: 1 << 20,
+            seed: self.seed.wrapping_mul(31).wrapping_add(node.lives),
+        };
+        node.replica = Some(Replica::new(config, restored, clock));
+        self.checker.look(id, self.nodes[&id].replica(), &self.nodes[&id].disk, &self.event);
+    }
+
+    /// Gives a node an input and carries out what it asks for.
+    fn input<T>(
+        &mut self,
+        id: u64,
+        entries: &[Stored],
+        f: impl FnOnce(&mut Replica, Clock, &mut Effects) -> T,
+    ) -> Option<T> {
+        let clock = self.clock(id);
+        let mut effects = Effects::default();
+        let result = {
+            let replica = self.nodes.get_mut(&id)?.replica.as_mut()?;
+            f(replica, clock, &mut effects)
+        };
+        self.carry_out(id, entries, effects);
+        Some(result)
+    }
+
+    fn carry_out(&mut self, id: u64, entries: &[Stored], effects: Effects) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        for op in effects.append {
+            let op_kind = match op.kind {
+                LogOpKind::Append { first, last } => {
+                    let these = entries.iter().filter(|e| (first..=last).contains(&e.meta.position.index));
+                    let these: Vec<Stored> = these.cloned().collect();
+                    assert_eq!(these.len() as u64, last.0 - first.0 + 1, "the bytes are at hand");
+                    DiskOp::Append(these)
+                }
+                LogOpKind::Make(meta) => DiskOp::Append(vec![Stored { meta, payload: "noop".into() }]),
+                LogOpKind::Promise { generation, vote } => DiskOp::Promise(generation, vote),
+                LogOpKind::Cut { keep } => {
+                    self.checker.cut(id, keep, &node.disk, &self.event);
+                    DiskOp::Cut(keep)
+                }
+            };
+            node.disk.order(op.ticket, op_kind);
+            self.checker.appended(id, &node.disk, &self.event);
+        }
+        self.checker.look(id, node.replica(), &node.disk, &self.event);
+        for Outgoing { to, message } in effects.send_now {
+            let packet = Packet { from: id, to: to.0, message: Message::Free(message), entries: Vec::new() };
+            self.checker.sent(&packet, &node.disk, &self.event);
+            self.wire.push(packet);
+        }
+        node.held.extend(effects.send_when_durable);
+        if let Some(mark) = effects.committed {
+            node.disk.high_water = node.disk.high_water.max(mark);
+            let done: Vec<Waiter> = node.waiters.extract_if(.., |w| w.at <= mark).collect();
+            for waiter in done {
+                let entry = node.disk.entry(waiter.at).expect("committed entries are in the log");
+                let same = entry.meta.position.generation == waiter.generation;
+                assert!(same, "{}: a waiter's entry was replaced under it", self.event);
+                self.checker.acked(waiter.at, entry);
+                self.outcomes.insert(waiter.request, Outcome::Acked(waiter.at));
+            }
+        }
+        for (request, answer) in effects.reads {
+            let (floor, answered) = self.reads.get_mut(&request).expect("answers have requests");
+            assert!(answered.is_none(), "{}: read {request} answered twice", self.event);
+            if let ReadOutcome::At(index) = answer {
+                let mark = node.replica().marks().high_water;
+                assert!(index <= mark, "{}: read {request} at {index}, mark {mark}", self.event);
+                assert!(index >= *floor, "{}: read {request} at {index}, below {floor}", self.event);
+            }
+            *answered = Some(answer);
+        }
+        if effects.deposed.is_some() {
+            for waiter in node.waiters.drain(..) {
+                self.outcomes.insert(waiter.request, Outcome::Unknown);
+            }
+        }
+        self.pump(id);
+    }
+
+    /// Sends what may be sent.
+    fn pump(&mut self, id: u64) {
+        let clock = self.clock(id);
+        let fit_max = self.fit_max;
+        let node = self.nodes.get_mut(&id).unwrap();
+        let Some(replica) = &mut node.replica else { return };
+        for peer in replica.peers().to_vec() {
+            let mut fit = |first: Index, last: Index, budget: u64| {
+                let end = Index(last.0.min(first.0.saturating_add(fit_max - 1)));
+                let mut bytes = 0;
+                let mut fits = first;
+                for i in first.0..=end.0 {
+                    let size = u64::from(node.disk.entry(Index(i)).unwrap().meta.record_bytes);
+                    if i > first.0 && bytes + size > budget {
+                        break;
+                    }
+                    bytes += size;
+                    fits = Index(i);
+                }
+                Some((fits, bytes))
+            };
+            while let Some(append) = replica.take_append(clock, peer, &mut fit) {
+                let first = append.prev.index.next().0;
+                let entries = (first..first + append.count)
+                    .map(|i| node.disk.entry(Index(i)).unwrap().clone())
+                    .collect();
+                let message = Message::Free(Free::Append(append));
+                let packet = Packet { from: id, to: peer.0, message, entries };
+                self.checker.sent(&packet, &node.disk, &self.event);
+                self.wire.push(packet);
+            }
+        }
+        let reported = node.disk.reported;
+        let mut left = Vec::new();
+        for (ticket, outgoing) in node.held.drain(..) {
+            if ticket > reported {
+                left.push((ticket, outgoing));
+            } else if replica.release(&outgoing.message) {
+                let message = Message::Asserting(outgoing.message);
+                let packet = Packet { from: id, to: outgoing.to.0, message, entries: Vec::new() };
+                self.checker.sent(&packet, &node.disk, &self.event);
+                self.wire.push(packet);
+            }
+        }
+        node.held = left;
+    }
+
+    pub fn deliver(&mut self, packet: Packet) {
+        let metas: Vec<EntryMeta> = packet.entries.iter().map(|e| e.meta).collect();
+        let Packet { from, to, message, entries } = packet;
+        self.input(to, &entries, |replica, clock, effects| {
+            replica.step(clock, NodeId(from), message, &metas, effects);
+        });
+    }
+
+    pub fn tick(&mut self, id: u64) {
+        self.input(id, &[], Replica::tick);
+    }
+
+    pub fn paused(&mut self, id: u64) {
+        self.input(id, &[], |replica, clock, _| replica.paused(clock));
+    }
+
+    pub fn channel(&mut self, id: u64, peer: u64, up: bool) {
+        self.input(id, &[], |replica, clock, _| {
+            if up { replica.peer_up(clock, NodeId(peer)) } else { replica.peer_down(clock, NodeId(peer)) }
+        });
+    }
+
+    /// The disk of `id` makes the next `steps` log steps durable and reports the last.
+    pub fn durable(&mut self, id: u64, steps: usize) -> bool {
+        let node = self.nodes.get_mut(&id).unwrap();
+        let mut done = false;
+        for _ in 0..steps {
+            if !node.disk.make_durable() {
+                break;
+            }
+            done = true;
+            self.checker.disk_moved(id, &node.disk);
+        }
+        let reported = node.disk.reported;
+        if done {
+            self.input(id, &[], |replica, clock, effects| replica.durable(clock, reported, effects));
+        }
+        done
+    }
+
+    pub fn propose(
+        &mut self,
+        id: u64,
+        payload: &str,
+        session: Option<SessionRef>,
+        key: Option<SessionKey>,
+    ) -> Option<Result<Admitted, Refused>> {
+        let kind = if key.is_some() { RecordKind::SessionOpen } else { RecordKind::Data };
+        let proposal = Proposal { kind, session, session_key: key, record_bytes: 128 };
+        let clock = self.clock(id);
+        let mut effects = Effects::default();
+        let replica = self.nodes.get_mut(&id)?.replica.as_mut()?;
+        let result = replica.propose(clock, proposal, &mut effects);
+        let mut made = Vec::new();
+        match result {
+            Ok(admitted) => {
+                let position = match admitted {
+                    Admitted::New(meta) => {
+                        made.push(Stored { meta, payload: payload.into() });
+                        meta.position
+                    }
+                    Admitted::Known(position) => position,
+                };
+                let committed = replica.marks().high_water >= position.index;
+                let (at, generation) = (position.index, position.generation);
+                let node = self.nodes.get_mut(&id).unwrap();
+                if committed {
+                    let entry = node.disk.entry(at).unwrap().clone();
+                    self.checker.acked(at, &entry);
+                    self.outcomes.insert(payload.into(), Outcome::Acked(at));
+                } else {
+                    self.outcomes.insert(payload.into(), Outcome::Waiting);
+                    node.waiters.push(Waiter { at, generation, request: payload.into() });
+                }
+            }
+            Err(refused) => {
+                self.outcomes.insert(payload.into(), Outcome::Refused(refused));
+            }
+        }
+        self.carry_out(id, &made, effects);
+        Some(result)
+    }
+
+    pub fn read(&mut self, id: u64, request: u64) -> Option<Result<(), Refused>> {
+        let floor = self.checker.acked_index();
+        self.reads.insert(request, (floor, None));
+        let result = self
+            .input(id, &[], |replica, clock, effects| replica.read_index(clock, request, effects))
+            .unwrap_or(Err(Refused::Busy));
+        if result.is_err() {
+            self.reads.remove(&request);
+        }
+        Some(result)
+    }
+
+    /// Takes packets of `from -> to` off the wire; all, or only the `nth`.
+    pub fn take(&mut self, from: u64, to: u64, nth: Option<usize>) -> Vec<Packet> {
+        let mut at = 0;
+        self.wire
+            .extract_if(.., |packet| {
+                let on_link = packet.from == from && packet.to == to;
+                at += usize::from(on_link);
+                on_link && nth.is_none_or(|n| n + 1 == at)
+            })
+            .collect()
+    }
+
+    /// Delivers everything between `nodes` and makes all their steps durable, until nothing is left to do.
+    pub fn settle(&mut self, nodes: &[u64]) {
+        for _ in 0..10_000 {
+            let mut busy = false;
+            for id in nodes {
+                busy |= self.is_up(*id) && self.durable(*id, usize::MAX);
+            }
+            let among = |p: &Packet| nodes.contains(&p.from) && nodes.contains(&p.to);
+            let packets: Vec<Packet> = self.wire.extract_if(.., |p| among(p)).collect();
+            busy |= !packets.is_empty();
+            for packet in packets {
+                self.deliver(packet);
+            }
+            if !busy {
+                return;
+            }
+        }
+        panic!("{}: the world does not settle", self.event);
+    }
+
+    /// Ticks of every node that wants one.
+    pub fn tick_due(&mut self) {
+        for id in self.nodes.keys().copied().collect::<Vec<_>>() {
+            if self.is_up(id) && self.replica(id).deadline() <= self.now {
+                self.tick(id);
+            }
+        }
+    }
+
+    /// Time passes in small steps with a perfect network and perfect disks among `nodes`.
+    pub fn run(&mut self, nodes: &[u64], d: Duration) {
+        for _ in 0..millis(d).max(1) {
+            self.wait(Duration::from_millis(1));
+            for id in nodes {
+                if self.is_up(*id) && self.replica(*id).deadline() <= self.now {
+                    self.tick(*id);
+                }
+            }
+            self.settle(nodes);
+            self.wire.retain(|p| nodes.contains(&p.from) && nodes.contains(&p.to));
+        }
+    }
+}
+
+/// A message, short.
+pub fn show(packet: &Packet) -> String {
+    let position = |p: tidelog_types::Position| format!("{}@{}", p.index, p.generation);
+    match &packet.message {
+        Message::Free(m) => match m {
+            Free::PreVote { generation, last } => format!("pre-vote g{generation} last {}", position(*last)),
+            Free::PreVoteReply { generation, granted } => {
+                format!("pre-vote-reply g{generation} {}", if *granted { "yes" } else { "no" })
+            }
+            Free::Append(Append { generation, prev, high_water, .. }) => {
+                let entries: Vec<String> = packet.entries.iter().map(Stored::show).collect();
+                format!(
+                    "append g{generation} prev {} [{}] high {high_water}",
+                    position(*prev),
+                    entries.join(" ")
+                )
+            }
+            Free::Heartbeat { generation, high_water, .. } => {
+                format!("heartbeat g{generation} high {high_water}")
+            }
+        },
+        Message::Asserting(m) => match m {
+            Asserting::Vote { generation, last } => format!("vote g{generation} last {}", position(*last)),
+            Asserting::VoteReply { generation, granted, .. } => {
+                format!("vote-reply g{generation} {}", if *granted { "yes" } else { "no" })
+            }
+            Asserting::AppendReply { generation, matched, .. } => {
+                format!("append-reply g{generation} matched {matched}")
+            }
+            Asserting::AppendRefused { generation, prev, hint, .. } => {
+                format!("append-refused g{generation} prev {prev} hint {}", position(*hint))
+            }
+            Asserting::HeartbeatReply { generation, matched, .. } => {
+                format!("heartbeat-reply g{generation} matched {matched}")
+            }
+        },
+    }
+}
