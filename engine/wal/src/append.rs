@@ -1,0 +1,297 @@
+//! The sequencing half of the log: what goes into the growing batch, and whether it may.
+//!
+//! The assertions here stand between a mistake above and a lie on the disk: they stay on in release.
+
+use crate::error::{Busy, BusyWhy};
+use crate::growing::{Class, EntrySpan, Growing, Plan, Shape};
+use crate::lookup::PartitionLog;
+use crate::wal::{HINTS_EVERY, Wal};
+use tidelog_types::record::{FLAG_EXTENDED, HEADER_BYTES};
+use tidelog_types::{
+    EntryMeta, Generation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind, Ticket,
+};
+
+/// Most hints in one batch.
+const HINTS_MAX: usize = 1024;
+
+impl Wal {
+    /// Puts one entry that this node leads into the growing batch: encodes it, copies the payload, and verifies
+    /// `header.payload_crc` in the copy.
+    ///
+    /// # Errors
+    /// [`Busy`]: nothing happened.
+    ///
+    /// # Panics
+    /// If the entry does not follow the partition's last one, its generation was not promised in this log, the
+    /// ticket does not rise, or the payload is not what `header` says: each would make a lie durable. The caller
+    /// has verified the payload's checksum before it assigned the index.
+    pub fn append_entry(&mut self, ticket: Ticket, header: RecordHeader, payload: &[u8]) -> Result<(), Busy> {
+        assert!(header.kind.is_entry(), "only entries are appended");
+        assert_eq!(header.payload_len as usize, payload.len(), "the header is the payload's");
+        self.admit(Class::Bulk)?;
+        let shape = Shape::of(&header);
+        let plan = self.place(std::iter::once(shape), 1, Class::Bulk)?;
+        let log = self.partitions.entry(header.partition).or_default();
+        follows(log, header.position(), header.prev_generation);
+        self.growing.begin(plan);
+        let offset = self.growing.put(&header, payload);
+        let lsn = self.growing.lsn;
+        log.note(header.position(), lsn.plus(offset as u64), shape.bytes() as u32, lsn);
+        let span = EntrySpan {
+            partition: header.partition,
+            generation: header.generation,
+            index: header.index,
+            offset,
+        };
+        self.growing.span_entry(log, &span);
+        self.growing.ticket(header.partition, log, ticket);
+        self.stats.copied_bytes += payload.len() as u64;
+        Ok(())
+    }
+
+    /// Puts entries received from a leader into the growing batch, bytes as they came; all of them or none.
+    /// `records` is back to back, each verified by [`RecordHeader::decode_record`]; `metas` are theirs.
+    ///
+    /// # Errors
+    /// [`Busy`]: nothing happened.
+    ///
+    /// # Panics
+    /// If the entries do not follow the partition's last one, are not those of `metas`, their generation was not
+    /// promised in this log, or the ticket does not rise.
+    pub fn append_records(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        records: &[u8],
+        metas: &[EntryMeta],
+    ) -> Result<(), Busy> {
+        assert!(!metas.is_empty(), "an append has entries");
+        self.admit(Class::Bulk)?;
+        let mut runs = 1;
+        for pair in metas.windows(2) {
+            runs += usize::from(pair[0].position.generation != pair[1].position.generation);
+        }
+        let plan = self.place(Raw(records).map(|r| r.shape), runs, Class::Bulk)?;
+        let log = self.partitions.entry(partition).or_default();
+        self.growing.begin(plan);
+        let lsn = self.growing.lsn;
+        let mut raw = Raw(records);
+        for meta in metas {
+            let record = raw.next().expect("there are as many records as metas");
+            assert!(
+                record.partition == partition.0
+                    && record.index == meta.position.index.0
+                    && record.generation == meta.position.generation.0,
+                "the metas are the records'"
+            );
+            follows(log, meta.position, meta.prev_generation);
+            let offset = self.growing.put_encoded(record.bytes, record.shape);
+            log.note(meta.position, lsn.plus(offset as u64), record.bytes.len() as u32, lsn);
+            let (generation, index) = (meta.position.generation, meta.position.index);
+            self.growing.span_entry(log, &EntrySpan { partition, generation, index, offset });
+            self.stats.copied_bytes += record.shape.payload as u64;
+        }
+        assert!(raw.0.is_empty(), "there are as many metas as records");
+        self.growing.ticket(partition, log, ticket);
+        Ok(())
+    }
+
+    /// Puts a promise into the growing batch. There is room for it beside any amount of bulk data.
+    ///
+    /// # Errors
+    /// [`Busy`]: nothing happened.
+    ///
+    /// # Panics
+    /// If the generation goes back, or it is a second vote in one generation, or the ticket does not rise.
+    pub fn append_promise(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        generation: Generation,
+        vote: Option<NodeId>,
+    ) -> Result<(), Busy> {
+        let header = RecordHeader {
+            cluster: self.options.cluster_tag,
+            ..RecordHeader::promise(partition, generation, vote)
+        };
+        self.append_control(ticket, &header, |log| {
+            assert!(
+                generation > log.generation
+                    || (generation == log.generation && (log.vote.is_none() || log.vote == vote)),
+                "a promise never goes back, and a generation has one vote"
+            );
+            log.generation = generation;
+            log.vote = vote;
+        })
+    }
+
+    /// Puts a cut into the growing batch: entries above `keep` are gone from here on.
+    ///
+    /// # Errors
+    /// [`Busy`]: nothing happened.
+    ///
+    /// # Panics
+    /// If `keep` is not an entry of the log, or below the partition's high-water mark, or the ticket does not rise.
+    pub fn append_cut(&mut self, ticket: Ticket, partition: PartitionId, keep: Position) -> Result<(), Busy> {
+        let header = RecordHeader {
+            index: keep.index,
+            generation: keep.generation,
+            cluster: self.options.cluster_tag,
+            ..RecordHeader::new(RecordKind::Cut, partition)
+        };
+        self.append_control(ticket, &header, |log| {
+            assert!(keep.index <= log.last.index, "a cut keeps an entry of the log");
+            assert_eq!(
+                log.generation_at(keep.index),
+                Some(keep.generation),
+                "a cut keeps an entry of the log"
+            );
+            assert!(keep.index >= log.high_water, "nothing at or below the high-water mark is ever cut");
+            log.cut(keep);
+        })
+    }
+
+    fn append_control(
+        &mut self,
+        ticket: Ticket,
+        header: &RecordHeader,
+        change: impl FnOnce(&mut PartitionLog),
+    ) -> Result<(), Busy> {
+        self.admit(Class::Control)?;
+        let plan = self.place(std::iter::once(Shape::of(header)), 1, Class::Control)?;
+        let log = self.partitions.entry(header.partition).or_default();
+        change(log);
+        self.growing.begin(plan);
+        self.growing.put_control(header);
+        self.growing.ticket(header.partition, log, ticket);
+        Ok(())
+    }
+
+    /// Payload bytes of one entry that the growing batch takes for certain.
+    pub fn room(&self) -> usize {
+        if self.fenced || self.full {
+            return 0;
+        }
+        if self.growing.is_empty() && self.segments.next.is_some() {
+            return self.message_bytes_max().max(self.growing.room());
+        }
+        self.growing.room()
+    }
+
+    /// Record bytes that an empty batch takes for certain, whatever lies before it.
+    pub fn message_bytes_max(&self) -> usize {
+        Growing::room_of_empty(self.options.batch_bytes_max)
+    }
+
+    /// Notes a high-water mark; it is written as a hint now and then.
+    pub fn note_high_water(&mut self, partition: PartitionId, mark: Index) {
+        let log = self.partitions.entry(partition).or_default();
+        log.high_water = log.high_water.max(mark);
+        if log.high_water > log.high_water_written && !log.high_water_dirty {
+            log.high_water_dirty = true;
+            self.dirty.push_back(partition);
+        }
+    }
+
+    fn admit(&self, class: Class) -> Result<(), Busy> {
+        match class {
+            _ if self.fenced => Err(Busy { why: BusyWhy::Fenced, room: 0 }),
+            Class::Bulk if self.full => Err(Busy { why: BusyWhy::Space, room: 0 }),
+            _ => Ok(()),
+        }
+    }
+
+    /// A place in the growing batch, which moves on to the next segment if it is empty and this one is full.
+    fn place(
+        &mut self,
+        shapes: impl Iterator<Item = Shape> + Clone,
+        spans: usize,
+        class: Class,
+    ) -> Result<Plan, Busy> {
+        if let Some(plan) = self.growing.plan(shapes.clone(), spans, class) {
+            return Ok(plan);
+        }
+        let mut why = BusyWhy::Batch;
+        if self.growing.is_empty() && self.growing.limit() < self.options.batch_bytes_max {
+            if self.roll() {
+                if let Some(plan) = self.growing.plan(shapes, spans, class) {
+                    return Ok(plan);
+                }
+            } else {
+                why = BusyWhy::Segment;
+            }
+        }
+        Err(Busy { why, room: self.room() })
+    }
+
+    pub(crate) fn add_hints(&mut self) {
+        self.hints_at = self.clock.now.after(HINTS_EVERY);
+        for _ in 0..HINTS_MAX.min(self.dirty.len()) {
+            let Some(&partition) = self.dirty.front() else { break };
+            let Some(log) = self.partitions.get(&partition) else { break };
+            // Never a mark above what the log holds before it.
+            let mark = log.high_water.min(log.last.index);
+            let header = RecordHeader {
+                index: mark,
+                cluster: self.options.cluster_tag,
+                ..RecordHeader::new(RecordKind::HighWater, partition)
+            };
+            let Ok(plan) = self.place(std::iter::once(Shape::of(&header)), 1, Class::Bulk) else { break };
+            self.growing.begin(plan);
+            self.growing.put_control(&header);
+            self.dirty.pop_front();
+            if let Some(log) = self.partitions.get_mut(&partition) {
+                log.high_water_written = mark;
+                log.high_water_dirty = false;
+            }
+        }
+    }
+}
+
+/// An entry comes behind the last one, in a generation that this log has promised.
+fn follows(log: &PartitionLog, position: Position, prev_generation: Generation) {
+    assert_eq!(
+        position.index,
+        log.last.index.next(),
+        "a gap in the log is taken for a lost batch when it is opened"
+    );
+    assert_eq!(prev_generation, log.last.generation, "an entry names the one before it");
+    assert!(position.generation >= log.last.generation, "generations do not fall within a log");
+    assert!(
+        position.generation <= log.generation,
+        "a generation is promised in the log before its first entry"
+    );
+}
+
+/// Walks over records that were verified already.
+#[derive(Clone)]
+struct Raw<'a>(&'a [u8]);
+
+struct RawRecord<'a> {
+    bytes: &'a [u8],
+    shape: Shape,
+    partition: u64,
+    index: u64,
+    generation: u64,
+}
+
+impl<'a> Raw<'a> {
+    fn u64(&self, at: usize) -> Option<u64> {
+        Some(u64::from_le_bytes(*self.0.get(at..)?.first_chunk()?))
+    }
+}
+
+impl<'a> Iterator for Raw<'a> {
+    type Item = RawRecord<'a>;
+    fn next(&mut self) -> Option<RawRecord<'a>> {
+        let payload = u32::from_le_bytes(*self.0.get(8..)?.first_chunk()?) as usize;
+        let flags = u16::from_le_bytes(*self.0.get(14..)?.first_chunk()?);
+        let extended = flags & FLAG_EXTENDED != 0;
+        let head = HEADER_BYTES * if extended { 2 } else { 1 };
+        let shape = Shape { head, payload };
+        let (partition, index, generation) = (self.u64(16)?, self.u64(24)?, self.u64(32)?);
+        let (bytes, rest) = self.0.split_at_checked(shape.bytes())?;
+        self.0 = rest;
+        Some(RawRecord { bytes, shape, partition, index, generation })
+    }
+}

@@ -1,0 +1,167 @@
+//! Which segments make up the log: the newest epoch in use, and of each epoch before it what the next one says
+//! is its proven part. Everything else is left over: epochs whose opening did not end, tails behind a proven end.
+//!
+//! Pure: headers in, lists out.
+
+use crate::format::SegmentHeader;
+use tidelog_types::Lsn;
+
+/// An epoch's part of the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct EpochPart {
+    pub(crate) epoch: u64,
+    /// Its segments, as positions in the list of headers, ascending and contiguous.
+    pub(crate) segments: Vec<usize>,
+    /// Where its first batch lies.
+    pub(crate) start: Lsn,
+    /// Where its proven part ends; none for the newest epoch.
+    pub(crate) end: Option<Lsn>,
+    /// What its segments say of the epoch before it.
+    pub(crate) prev_epoch_end: Lsn,
+}
+
+/// The log and what is left over.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Chain {
+    /// Oldest first.
+    pub(crate) parts: Vec<EpochPart>,
+    /// Positions in the list of headers.
+    pub(crate) left_over: Vec<usize>,
+}
+
+/// Why headers are not a log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ChainError {
+    /// No segment holds this position, and one should.
+    Missing(Lsn),
+    /// The segment at this place in the list contradicts another one of its epoch.
+    Contradiction(usize),
+}
+
+/// The log that ends with epoch `newest` (0: with none at all). `headers` ascend by base.
+pub(crate) fn chain(headers: &[SegmentHeader], newest: u64) -> Result<Chain, ChainError> {
+    let mut parts = Vec::new();
+    let mut used = vec![false; headers.len()];
+    let (mut epoch, mut end) = (newest, None);
+    while epoch > 0 {
+        let part = part(headers, epoch, end)?;
+        for &at in &part.segments {
+            if let Some(used) = used.get_mut(at) {
+                *used = true;
+            }
+        }
+        let prev = part.prev_epoch_end;
+        parts.push(part);
+        epoch = 0;
+        if prev > Lsn(0) {
+            let last = Lsn(prev.0 - 1);
+            // Leftovers of failed openings never overlap with what was there before them.
+            let holder = headers.iter().find(|h| h.base <= last && last < h.end());
+            epoch = holder.ok_or(ChainError::Missing(last))?.epoch;
+            end = Some(prev);
+        }
+    }
+    parts.reverse();
+    let left_over = used.iter().enumerate().filter(|(_, used)| !**used).map(|(at, _)| at).collect();
+    Ok(Chain { parts, left_over })
+}
+
+fn part(headers: &[SegmentHeader], epoch: u64, end: Option<Lsn>) -> Result<EpochPart, ChainError> {
+    let mut segments = Vec::new();
+    let mut found: Option<EpochPart> = None;
+    let mut reached = Lsn(0);
+    for (at, header) in headers.iter().enumerate() {
+        if header.epoch != epoch || end.is_some_and(|end| header.base >= end) {
+            continue;
+        }
+        match &found {
+            None => {
+                found = Some(EpochPart {
+                    epoch,
+                    segments: Vec::new(),
+                    start: header.start(),
+                    end,
+                    prev_epoch_end: header.prev_epoch_end,
+                });
+            }
+            Some(first) if first.prev_epoch_end != header.prev_epoch_end => {
+                return Err(ChainError::Contradiction(at));
+            }
+            Some(_) if header.base > reached => return Err(ChainError::Missing(reached)),
+            Some(_) if header.base < reached => return Err(ChainError::Contradiction(at)),
+            Some(_) => {}
+        }
+        reached = header.end();
+        segments.push(at);
+    }
+    let part = found.ok_or(ChainError::Missing(end.unwrap_or_default()))?;
+    if let Some(end) = end
+        && (reached < end || end < part.start)
+    {
+        return Err(ChainError::Missing(Lsn(end.0.saturating_sub(1))));
+    }
+    Ok(EpochPart { segments, ..part })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidelog_types::{Incarnation, NodeId, ShardId};
+
+    const MIB: u64 = 1 << 20;
+
+    /// A header of 1 MiB at `base` MiB.
+    fn header(base: u64, epoch: u64, prev_epoch_end: u64) -> SegmentHeader {
+        SegmentHeader {
+            shard: ShardId(0),
+            store: Incarnation(1),
+            node: NodeId(1),
+            segment_seq: base + 1,
+            base: Lsn(base * MIB),
+            bytes: MIB,
+            epoch,
+            prev_epoch_end: Lsn(prev_epoch_end),
+        }
+    }
+
+    fn parts(chain: &Chain) -> Vec<(u64, Vec<usize>)> {
+        chain.parts.iter().map(|p| (p.epoch, p.segments.clone())).collect()
+    }
+
+    #[test]
+    fn tails_and_failed_openings_are_left_over() {
+        let end1 = MIB + 12288;
+        let headers = [
+            header(0, 1, 0),
+            header(1, 1, 0),
+            header(2, 1, 0),    // behind epoch 1's proven end
+            header(3, 2, end1), // an opening that did not end
+            header(4, 3, end1),
+            header(5, 3, end1),
+        ];
+        let got = chain(&headers, 3).unwrap();
+        assert_eq!(parts(&got), [(1, vec![0, 1]), (3, vec![4, 5])]);
+        assert_eq!(got.left_over, [2, 3]);
+        assert_eq!(got.parts[0].end, Some(Lsn(end1)));
+        assert_eq!(got.parts[1].end, None);
+        let failed = chain(&headers, 1).unwrap();
+        assert_eq!(parts(&failed), [(1, vec![0, 1, 2])]);
+        assert_eq!(failed.left_over, [3, 4, 5]);
+    }
+
+    #[test]
+    fn a_missing_segment_is_noticed() {
+        assert_eq!(chain(&[header(0, 1, 0), header(2, 1, 0)], 1), Err(ChainError::Missing(Lsn(MIB))));
+        assert_eq!(chain(&[header(4, 2, MIB)], 2), Err(ChainError::Missing(Lsn(MIB - 1))));
+        let short = [header(0, 1, 0), header(4, 2, MIB + 8192)];
+        assert_eq!(chain(&short, 2), Err(ChainError::Missing(Lsn(MIB + 8191))));
+        assert_eq!(chain(&[header(0, 1, 0), header(1, 1, 4096)], 1), Err(ChainError::Contradiction(1)));
+    }
+
+    #[test]
+    fn nothing_in_use_is_no_log() {
+        let got = chain(&[header(0, 1, 0)], 0).unwrap();
+        assert!(got.parts.is_empty());
+        assert_eq!(got.left_over, [0]);
+    }
+}

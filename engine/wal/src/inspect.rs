@@ -1,0 +1,286 @@
+//! Looking at a WAL directory without changing it: for tools, over the files of a stopped or a running node.
+//!
+//! [`walk`] visits segments, batches and records in LSN order, as opening would read them, and judges what is not
+//! good as opening would; but it goes on behind damage. On a running node the end moves: a batch that is being
+//! written looks torn or suspect, and one that looked bad is looked at again before it is called damaged.
+
+use crate::disk::Disk;
+use crate::error::{Finding, OpenError, Verdict};
+use crate::format::{BatchHeader, Footer, SegmentHeader, Span};
+use crate::growing::Link;
+
+use crate::scan::{Found, Scanner, footer_of, records_of};
+use crate::survey::{chain_of, finding, newest_in_use, survey};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tidelog_io::Io;
+use tidelog_types::{Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind};
+
+/// What a walk comes by.
+#[derive(Debug)]
+pub enum Item<'a> {
+    /// A segment of the log; its batches follow.
+    Segment {
+        /// The file.
+        file: &'a Path,
+        /// Its header.
+        header: &'a SegmentHeader,
+    },
+    /// A good batch; its records follow.
+    Batch {
+        /// The file.
+        file: &'a Path,
+        /// Where in it.
+        offset: u64,
+        /// Its header.
+        header: &'a BatchHeader,
+        /// Its footer, if that is good, too.
+        footer: Option<&'a Footer>,
+    },
+    /// A record of a good batch, padding included.
+    Record {
+        /// The file.
+        file: &'a Path,
+        /// Where in it.
+        offset: u64,
+        /// Its position.
+        lsn: Lsn,
+        /// Its header.
+        header: &'a RecordHeader,
+        /// Its payload.
+        payload: &'a [u8],
+    },
+    /// A batch that is not good. Whether damage is superseded is only known at the end: see [`Report::findings`].
+    Bad(&'a Finding),
+}
+
+/// What a partition's log is at the end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PartitionEnd {
+    /// First entry's index; 0: no entry.
+    pub first: Index,
+    /// Last entry.
+    pub last: Position,
+    /// Generation promised.
+    pub generation: Generation,
+    /// Vote given in it.
+    pub vote: Option<NodeId>,
+    /// High-water hint.
+    pub high_water: Index,
+}
+
+/// What a walk found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The newest epoch in use; 0: none.
+    pub epoch: u64,
+    /// Segments of the log.
+    pub segments: usize,
+    /// Good batches.
+    pub batches: u64,
+    /// Their records, padding included.
+    pub records: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// The partitions.
+    pub partitions: BTreeMap<PartitionId, PartitionEnd>,
+    /// Batches that are not good, with their final verdicts.
+    pub findings: Vec<Finding>,
+    /// Why the walk ended early, if it did.
+    pub stopped: Option<OpenError>,
+    /// Segments that are not part of the log: leftovers of openings and of tails that were written again.
+    pub left_over: Vec<PathBuf>,
+    /// Spares.
+    pub spares: usize,
+}
+
+impl Report {
+    /// Whether anything that may have been acknowledged is not whole.
+    pub fn is_damaged(&self) -> bool {
+        self.stopped.is_some()
+            || self.findings.iter().any(|f| matches!(f.verdict, Verdict::Damaged | Verdict::Unknown))
+    }
+}
+
+/// Walks over the log without a visitor.
+///
+/// # Errors
+/// If the files cannot be read, or a segment's header is not valid.
+pub fn verify(io: &mut dyn Io, dir: &Path) -> Result<Report, OpenError> {
+    walk(io, dir, &mut |_| {})
+}
+
+/// Visits everything in the log of a directory.
+///
+/// # Errors
+/// If the files cannot be read, or a segment's header is not valid.
+pub fn walk(io: &mut dyn Io, dir: &Path, visit: &mut dyn FnMut(Item<'_>)) -> Result<Report, OpenError> {
+    let mut disk = Disk::new(io);
+    let mut walk = Walk { visit, report: Report::default(), cuts: Vec::new(), promises: Vec::new() };
+    let result = walk.run(&mut disk, dir);
+    let mut report = walk.finish();
+    // A tool has its own ring: nobody else's completions are on it.
+    drop(disk.finish());
+    match result {
+        Ok(()) => Ok(report),
+        Err(e @ (OpenError::Lost { .. } | OpenError::Inconsistent { .. } | OpenError::Newer { .. })) => {
+            report.stopped = Some(e);
+            Ok(report)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+struct Walk<'v> {
+    visit: &'v mut dyn FnMut(Item<'_>),
+    report: Report,
+    /// (position, partition, kept) of every cut behind damage.
+    cuts: Vec<(Lsn, PartitionId, Index)>,
+    /// (position, partition) of every promise behind damage.
+    promises: Vec<(Lsn, PartitionId)>,
+}
+
+impl Walk<'_> {
+    fn run(&mut self, disk: &mut Disk<'_>, dir: &Path) -> Result<(), OpenError> {
+        let directory = survey(disk, dir)?;
+        let sources = &directory.sources;
+        let newest = newest_in_use(disk, sources)?;
+        let chain = chain_of(dir, sources, newest)?;
+        self.report.epoch = newest;
+        self.report.spares = directory.spares.len();
+        self.report.left_over =
+            chain.left_over.iter().filter_map(|&at| sources.get(at)).map(|s| s.path.clone()).collect();
+        let mut link = Some(Link::default());
+        for part in &chain.parts {
+            let mut scanner = Scanner::new(sources, part, link);
+            let mut segment = None;
+            loop {
+                let found = scanner.next(disk)?;
+                let here = scanner.here();
+                if let Some(source) = here
+                    && segment != Some(source.header.base)
+                    && !matches!(found, Found::End)
+                {
+                    segment = Some(source.header.base);
+                    self.report.segments += 1;
+                    (self.visit)(Item::Segment { file: &source.path, header: &source.header });
+                }
+                match found {
+                    Found::End => break,
+                    Found::Good(header) => self.good(disk, &mut scanner, &header)?,
+                    Found::Bad(bad) => {
+                        let evidence = scanner.evidence(disk, &bad)?;
+                        let Some(finding) = finding(&scanner, &bad, &evidence, part.epoch) else { break };
+                        if finding.verdict == Verdict::Torn && evidence.leavings.is_empty() {
+                            break;
+                        }
+                        if matches!(finding.verdict, Verdict::Damaged | Verdict::Unknown) {
+                            // It was durable before this look at it: what is bad now was not just being written.
+                            scanner.finish(disk)?;
+                            if let Found::Good(header) = scanner.next(disk)? {
+                                self.good(disk, &mut scanner, &header)?;
+                                continue;
+                            }
+                        }
+                        (self.visit)(Item::Bad(&finding));
+                        let ends = matches!(finding.verdict, Verdict::Torn | Verdict::Suspect);
+                        self.report.findings.push(finding);
+                        if ends {
+                            break;
+                        }
+                        scanner.skip(evidence.next);
+                    }
+                }
+            }
+            scanner.finish(disk)?;
+            self.report.bytes += scanner.bytes_read();
+            link = scanner.link;
+        }
+        Ok(())
+    }
+
+    fn good(
+        &mut self,
+        disk: &mut Disk<'_>,
+        scanner: &mut Scanner<'_>,
+        header: &BatchHeader,
+    ) -> Result<(), OpenError> {
+        let Some(source) = scanner.here() else { return Ok(()) };
+        let bytes = scanner.bytes(disk, header)?;
+        let (file, offset) = (source.path.as_path(), source.offset(header.lsn));
+        let footer = footer_of(bytes.get(header.footer_offset as usize..).unwrap_or_default(), header);
+        self.report.batches += 1;
+        (self.visit)(Item::Batch { file, offset, header, footer: footer.as_ref() });
+        for (at, record, payload, _) in records_of(bytes, header) {
+            self.report.records += 1;
+            let (lsn, offset) = (header.lsn.plus(at as u64), offset + at as u64);
+            (self.visit)(Item::Record { file, offset, lsn, header: &record, payload });
+            self.record(file, offset, lsn, &record)?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, file: &Path, offset: u64, lsn: Lsn, record: &RecordHeader) -> Result<(), OpenError> {
+        if record.kind == RecordKind::Pad {
+            return Ok(());
+        }
+        let behind_damage = !self.report.findings.is_empty();
+        let end = self.report.partitions.entry(record.partition).or_default();
+        match record.kind {
+            kind if kind.is_entry() => {
+                let follows =
+                    record.index == end.last.index.next() && record.prev_generation == end.last.generation;
+                if !follows && !behind_damage {
+                    return Err(OpenError::Inconsistent {
+                        file: file.to_path_buf(),
+                        offset,
+                        partition: record.partition,
+                        index: record.index,
+                        what: "an entry does not follow the one before it: entries are lost",
+                    });
+                }
+                if end.first == Index::ZERO {
+                    end.first = record.index;
+                }
+                end.last = record.position();
+            }
+            RecordKind::Cut => {
+                end.last = record.position();
+                if end.first > end.last.index {
+                    end.first = Index::ZERO;
+                }
+                if behind_damage {
+                    self.cuts.push((lsn, record.partition, record.index));
+                }
+            }
+            RecordKind::Promise => {
+                end.generation = record.generation;
+                end.vote = (record.index.0 != 0).then_some(NodeId(record.index.0));
+                if behind_damage {
+                    self.promises.push((lsn, record.partition));
+                }
+            }
+            RecordKind::HighWater => end.high_water = end.high_water.max(record.index),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Damage to what a later record made worthless is not damage any more.
+    fn finish(mut self) -> Report {
+        let worthless = |at: Lsn, span: &Span| match span.kind {
+            RecordKind::Data => self.cuts.iter().any(|c| c.0 > at && c.1 == span.partition && c.2 < span.a),
+            RecordKind::Cut => self.cuts.iter().any(|c| c.0 > at && c.1 == span.partition && c.2 <= span.a),
+            RecordKind::Promise => self.promises.iter().any(|p| p.0 > at && p.1 == span.partition),
+            RecordKind::HighWater => true,
+            _ => false,
+        };
+        for finding in &mut self.report.findings {
+            if finding.verdict == Verdict::Damaged && finding.spans.iter().all(|s| worthless(finding.lsn, s))
+            {
+                finding.verdict = Verdict::Superseded;
+            }
+        }
+        self.report
+    }
+}

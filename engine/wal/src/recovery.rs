@@ -1,0 +1,578 @@
+//! Opening: which files are the log, what is in them, what becomes of the last life's tail, and the new epoch.
+//!
+//! The log is read in LSN order and told to a [`Replay`]. The newest epoch's proven part is kept where it lies. What is
+//! good behind it is accepted, but not trusted where it lies (its sync may never have happened, and a late write
+//! of the earlier life may still reach it): it is written again to the new epoch's first segment, in batches flagged
+//! OPEN, the last one DONE; only when that is durable does anything count that this life says. A crash before that
+//! leaves an epoch without DONE, which is discarded, and the same tail to be judged again.
+//!
+//! A torn tail is cut. A suspect one is set aside, its promises are kept (they only raise), and it is cut. Anything
+//! damaged or unknown ends the opening with an error: the files stay as they are.
+
+use crate::chain::Chain;
+use crate::disk::Disk;
+use crate::error::{Finding, OpenError, Verdict};
+use crate::format::{BatchHeader, FLAG_DONE, FLAG_OPEN, SegmentHeader, Span};
+use crate::growing::{Class, EntrySpan, Growing, Link, Shape};
+use crate::lookup::PartitionLog;
+use crate::names;
+use crate::options::Options;
+use crate::quarantine;
+use crate::scan::{Found, Scanner, Source, records_of};
+use crate::segments::{Segments, Spare, Step};
+use crate::survey::{Directory, chain_of, finding, foreign, newest_in_use, survey};
+use crate::wal::Wal;
+use core::time::Duration;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use tidelog_io::{Completion, Io, IoError, IoErrorKind, Op, OpenMode, Output};
+use tidelog_types::{
+    EntryMeta, FixedMap, Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind,
+};
+
+/// Learns what the log holds, in LSN order, while it is opened.
+pub trait Replay {
+    /// An entry; it follows the partition's last one.
+    fn entry(&mut self, partition: PartitionId, meta: &EntryMeta, payload: &[u8]);
+    /// Every entry above `keep` is gone.
+    fn cut(&mut self, partition: PartitionId, keep: Position);
+    /// Generation and vote.
+    fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>);
+    /// The high-water mark was at least here.
+    fn high_water(&mut self, partition: PartitionId, mark: Index);
+}
+
+/// What an opening found and did.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveryReport {
+    /// No earlier opening had been completed: there was no log. A directory that should have one has lost it.
+    pub fresh: bool,
+    /// The number of this opening.
+    pub epoch: u64,
+    /// Segments that make up the log.
+    pub segments: usize,
+    /// Batches read.
+    pub batches: u64,
+    /// Records read, padding included.
+    pub records: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Time taken.
+    pub duration: Duration,
+    /// Batches that were not good, and what was made of them.
+    pub findings: Vec<Finding>,
+    /// Records of the last life's unproven end that were written again.
+    pub rewritten: u64,
+    /// Promises that were adopted from suspect batches.
+    pub adopted: u64,
+    /// Files removed: leftovers of earlier lives.
+    pub removed: usize,
+    /// The disk was too full for all spares.
+    pub no_space: bool,
+}
+
+/// What reading the log gives.
+struct Judged {
+    partitions: FixedMap<PartitionId, PartitionLog>,
+    /// Where the log of the earlier epochs ends from now on.
+    end: Lsn,
+    /// The batch before that.
+    link: Link,
+    /// Good batches behind the proven end, and their segments.
+    window: Vec<(Source, BatchHeader)>,
+    /// Promises of suspect batches.
+    promises: Vec<Span>,
+    /// Segments at the end in which nothing was ever written.
+    blank: Vec<PathBuf>,
+}
+
+struct Opening<'o, 'r> {
+    options: &'o Options,
+    replay: &'r mut dyn Replay,
+    report: RecoveryReport,
+}
+
+/// Opens the log of `options.dir`; see [`Wal::open`].
+pub(crate) fn open(
+    io: &mut dyn Io,
+    options: Options,
+    replay: &mut dyn Replay,
+) -> Result<(Wal, RecoveryReport, Vec<Completion>), OpenError> {
+    options.check()?;
+    let mut disk = Disk::new(io);
+    let mut opening = Opening { options: &options, replay, report: RecoveryReport::default() };
+    let began = disk.clock().now;
+    let result = opening.run(&mut disk);
+    opening.report.duration = disk.clock().now.since(began);
+    let report = opening.report;
+    if let Ok(wal) = &result {
+        for file in wal.segments.files().chain([wal.active.file]) {
+            disk.keep(file);
+        }
+    }
+    let others = disk.finish();
+    let wal = result?;
+    tracing::info!(
+        epoch = report.epoch,
+        segments = report.segments,
+        batches = report.batches,
+        rewritten = report.rewritten,
+        findings = report.findings.len(),
+        "log opened"
+    );
+    Ok((wal, report, others))
+}
+
+impl Opening<'_, '_> {
+    fn run(&mut self, disk: &mut Disk<'_>) -> Result<Wal, OpenError> {
+        let dir = self.options.dir.clone();
+        disk.run(Op::CreateDir { path: dir.clone() })?;
+        if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+            disk.run(Op::SyncDir { path: parent.to_path_buf() })?;
+        }
+        let directory = survey(disk, &dir)?;
+        for source in &directory.sources {
+            self.own(source)?;
+        }
+        let newest = newest_in_use(disk, &directory.sources)?;
+        let chain = chain_of(&dir, &directory.sources, newest)?;
+        self.report.fresh = newest == 0;
+        self.report.segments = chain.parts.iter().map(|p| p.segments.len()).sum();
+
+        let mut judged = self.judge(disk, &directory.sources, &chain)?;
+        // From here on files change. Leftovers go first: they may be what fills the disk.
+        for path in &directory.unfinished {
+            self.remove(disk, path)?;
+        }
+        for &at in &chain.left_over {
+            if let Some(source) = directory.sources.get(at) {
+                self.remove(disk, &source.path)?;
+            }
+        }
+        for path in &judged.blank {
+            self.remove(disk, path)?;
+        }
+        if self.report.removed > 0 {
+            // Their positions are used again.
+            disk.run(Op::SyncDir { path: dir.clone() })?;
+        }
+        let live: Vec<_> = chain
+            .parts
+            .iter()
+            .flat_map(|p| &p.segments)
+            .filter_map(|&at| directory.sources.get(at))
+            .collect();
+        let mut wal = self.begin_epoch(disk, &directory, &judged, &live)?;
+        for source in &live {
+            if source.header.base < judged.end {
+                wal.files.insert(source.header.base, source.header.end(), source.path.clone(), None);
+            }
+        }
+        wal.partitions = std::mem::take(&mut judged.partitions);
+        self.rewrite(disk, &mut wal, &judged)?;
+        for log in wal.partitions.values_mut() {
+            log.sequenced = log.last.index;
+        }
+        for source in &live {
+            if source.header.base >= judged.end && !judged.blank.contains(&source.path) {
+                self.remove(disk, &source.path)?;
+            }
+        }
+        if let Some(error) = self.make_all(disk, &mut wal.segments, false)? {
+            tracing::warn!(%error, "no space for all spares");
+            self.report.no_space = true;
+            wal.note_no_space();
+        }
+        Ok(wal)
+    }
+
+    /// Refuses what is not this shard's.
+    fn own(&self, source: &Source) -> Result<(), OpenError> {
+        let pairs = [
+            ("data directory", source.header.store.0, self.options.store.0),
+            ("node", source.header.node.0, self.options.node.0),
+            ("shard", u64::from(source.header.shard.0), u64::from(self.options.shard.0)),
+        ];
+        match pairs.iter().find(|p| p.1 != p.2) {
+            Some(&(field, found, expected)) => Err(foreign(&source.path, field, found, expected)),
+            None => Ok(()),
+        }
+    }
+
+    fn remove(&mut self, disk: &mut Disk<'_>, path: &Path) -> Result<(), OpenError> {
+        match disk.run(Op::Remove { path: path.to_path_buf() }) {
+            Ok(_) => self.report.removed += 1,
+            Err(e) if e.kind == IoErrorKind::NotFound => {}
+            Err(e) => return Err(e.into()),
+        }
+        Ok(())
+    }
+
+    /// Reads the log and judges its tail.
+    fn judge(&mut self, disk: &mut Disk<'_>, sources: &[Source], chain: &Chain) -> Result<Judged, OpenError> {
+        let mut judged = Judged {
+            partitions: FixedMap::default(),
+            end: Lsn(0),
+            link: Link::default(),
+            window: Vec::new(),
+            promises: Vec::new(),
+            blank: Vec::new(),
+        };
+        // The batch before is known unless a bad one lies there.
+        let mut link = Some(Link::default());
+        for part in &chain.parts {
+            let before = link.unwrap_or(judged.link);
+            let mut scanner = Scanner::new(sources, part, link);
+            let mut proven = part.start;
+            let mut batches: VecDeque<(Source, BatchHeader)> = VecDeque::new();
+            let mut last_proven = None;
+            let mut proven_records = 0;
+            loop {
+                match scanner.next(disk)? {
+                    Found::Good(header) => {
+                        let Some(source) = scanner.here().cloned() else { break };
+                        let bytes = scanner.bytes(disk, &header)?;
+                        self.apply(&mut judged.partitions, &source, &header, bytes)?;
+                        proven = proven.max(header.durable);
+                        batches.push_back((source, header));
+                        while let Some((_, first)) = batches.front()
+                            && (first.end() <= proven || part.end.is_some())
+                        {
+                            proven_records += u64::from(first.record_count);
+                            last_proven = Some(Link { lsn: first.lsn, crc: first.crc, seq: first.batch_seq });
+                            batches.pop_front();
+                        }
+                    }
+                    Found::Bad(bad) => {
+                        let evidence = scanner.evidence(disk, &bad)?;
+                        let Some(mut finding) = finding(&scanner, &bad, &evidence, part.epoch) else { break };
+                        match finding.verdict {
+                            Verdict::Damaged | Verdict::Unknown => {
+                                return Err(OpenError::Damaged(Box::new(finding)));
+                            }
+                            Verdict::Superseded => {
+                                scanner.skip(evidence.next);
+                                self.report.findings.push(finding);
+                                continue;
+                            }
+                            Verdict::Torn if evidence.leavings.is_empty() => {}
+                            Verdict::Torn => self.report.findings.push(finding),
+                            Verdict::Suspect => {
+                                let kept = quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
+                                finding.quarantined = kept;
+                                if self.options.single_voter {
+                                    tracing::warn!(%finding, "cut, and there is no other voter to ask");
+                                }
+                                judged
+                                    .promises
+                                    .extend(finding.spans.iter().filter(|s| s.kind == RecordKind::Promise));
+                                self.report.findings.push(finding);
+                            }
+                        }
+                        judged.blank = scanner
+                            .behind()
+                            .filter(|(at, _)| evidence.leavings.iter().all(|l| l.0 != *at))
+                            .map(|(_, s)| s.path.clone())
+                            .collect();
+                        break;
+                    }
+                    Found::End => break,
+                }
+            }
+            scanner.finish(disk)?;
+            self.report.bytes += scanner.bytes_read();
+            link = scanner.link;
+            if part.end.is_none() {
+                // An epoch that proved nothing worth keeping is dropped whole; then the one before it ends where it
+                // has ended since.
+                if proven_records > 0 {
+                    judged.end = proven;
+                    judged.link = last_proven.unwrap_or(before);
+                } else {
+                    judged.end = part.prev_epoch_end;
+                    judged.link = before;
+                }
+                judged.window = batches.into();
+            } else {
+                judged.link = link.unwrap_or(last_proven.unwrap_or(before));
+            }
+        }
+        Ok(judged)
+    }
+
+    /// Replays a good batch.
+    fn apply(
+        &mut self,
+        partitions: &mut FixedMap<PartitionId, PartitionLog>,
+        source: &Source,
+        batch: &BatchHeader,
+        bytes: &[u8],
+    ) -> Result<(), OpenError> {
+        self.report.batches += 1;
+        for (offset, record, payload, _) in records_of(bytes, batch) {
+            self.report.records += 1;
+            let wrong = |what| OpenError::Inconsistent {
+                file: source.path.clone(),
+                offset: source.offset(batch.lsn) + offset as u64,
+                partition: record.partition,
+                index: record.index,
+                what,
+            };
+            if record.kind == RecordKind::Pad {
+                continue;
+            }
+            let log = partitions.entry(record.partition).or_default();
+            match record.kind {
+                kind if kind.is_entry() => {
+                    if record.index != log.last.index.next() || record.prev_generation != log.last.generation
+                    {
+                        return Err(wrong("an entry does not follow the one before it: entries are lost"));
+                    }
+                    let lsn = batch.lsn.plus(offset as u64);
+                    log.note(record.position(), lsn, record.record_bytes() as u32, batch.lsn);
+                    self.replay.entry(record.partition, &record.meta(), payload);
+                }
+                RecordKind::Cut => {
+                    if record.index > log.last.index
+                        || log.generation_at(record.index) != Some(record.generation)
+                    {
+                        return Err(wrong("a cut does not keep an entry of the log: entries are lost"));
+                    }
+                    if record.index < log.high_water {
+                        return Err(wrong("a cut goes below the high-water mark"));
+                    }
+                    log.cut(record.position());
+                    self.replay.cut(record.partition, record.position());
+                }
+                RecordKind::Promise => {
+                    log.generation = record.generation;
+                    log.vote = (record.index.0 != 0).then_some(NodeId(record.index.0));
+                    self.replay.promise(record.partition, log.generation, log.vote);
+                }
+                RecordKind::HighWater => {
+                    log.high_water = log.high_water.max(record.index);
+                    log.high_water_written = log.high_water;
+                    self.replay.high_water(record.partition, log.high_water);
+                }
+                kind => {
+                    return Err(OpenError::Newer {
+                        file: source.path.clone(),
+                        offset: source.offset(batch.lsn) + offset as u64,
+                        what: format!("a record of kind {kind:?}"),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the new epoch's first segment, and the log on it.
+    fn begin_epoch(
+        &mut self,
+        disk: &mut Disk<'_>,
+        directory: &Directory,
+        judged: &Judged,
+        live: &[&Source],
+    ) -> Result<Wal, OpenError> {
+        let headers = || directory.sources.iter().map(|s| s.header);
+        let epoch = 1 + headers().map(|h| h.epoch).max().unwrap_or(0);
+        self.report.epoch = epoch;
+        let upcoming = SegmentHeader {
+            shard: self.options.shard,
+            store: self.options.store,
+            node: self.options.node,
+            segment_seq: 1 + headers().map(|h| h.segment_seq).max().unwrap_or(0),
+            base: live.iter().map(|s| s.header.end()).max().unwrap_or(Lsn(0)),
+            bytes: self.options.segment_bytes,
+            epoch,
+            prev_epoch_end: judged.end,
+        };
+        let mut free = VecDeque::new();
+        let mut spare_number = 1;
+        for &number in &directory.spares {
+            spare_number = spare_number.max(number + 1);
+            let path = self.options.dir.join(names::spare(number));
+            let (file, bytes) = disk.open(&path, OpenMode::ReadWrite)?;
+            if bytes == self.options.segment_bytes && free.len() <= self.options.spares {
+                free.push_back(Spare { file, path });
+            } else {
+                disk.close(file)?;
+                self.remove(disk, &path)?;
+            }
+        }
+        let (pool, clock) = (disk.buffers(), disk.clock());
+        let dir = self.options.dir.clone();
+        let mut segments =
+            Segments::new(dir.clone(), pool.clone(), upcoming, self.options.spares, free, spare_number);
+        if let Some(error) = self.make_all(disk, &mut segments, true)? {
+            return Err(OpenError::NoSpace { dir, segment_bytes: self.options.segment_bytes, error });
+        }
+        let Some(active) = segments.roll() else {
+            return Err(OpenError::Missing { dir, lsn: upcoming.base });
+        };
+        let growing = Growing::new(pool, upcoming.start(), judged.link.seq + 1);
+        Ok(Wal::new(self.options.clone(), epoch, growing, active, segments, judged.link, clock))
+    }
+
+    /// Runs the making of segments to completion: of the next one only, or of all. Returns the error if there is
+    /// no space for all.
+    fn make_all(
+        &mut self,
+        disk: &mut Disk<'_>,
+        segments: &mut Segments,
+        next_only: bool,
+    ) -> Result<Option<IoError>, OpenError> {
+        let mut full = None;
+        while !(next_only && segments.next.is_some()) {
+            let now = disk.clock().now;
+            let Some(op) = segments.operation(now) else { break };
+            let result = disk.run(op);
+            if let Ok(Output::Opened { file, .. }) = &result {
+                disk.adopt(*file);
+            }
+            match segments.done(result, now) {
+                Step::On => {}
+                Step::NoSpace(error) => full = Some(error),
+                Step::Failed(error) => return Err(OpenError::Io(error.error)),
+            }
+        }
+        Ok(full)
+    }
+
+    /// Writes the accepted window and the adopted promises to the new epoch, and DONE.
+    fn rewrite(&mut self, disk: &mut Disk<'_>, wal: &mut Wal, judged: &Judged) -> Result<(), OpenError> {
+        let mut batches = Vec::new();
+        for (source, header) in &judged.window {
+            let (file, bytes) = disk.open(&source.path, OpenMode::Read)?;
+            let mut window = crate::window::Window::new(file, bytes);
+            let view = window.view(disk, source.offset(header.lsn), header.total_len as usize)?;
+            let bytes = view.to_vec();
+            disk.close(file)?;
+            if let Err(why) = crate::scan::check_records(&bytes, header) {
+                return Err(OpenError::Damaged(Box::new(Finding {
+                    verdict: Verdict::Suspect,
+                    file: source.path.clone(),
+                    offset: source.offset(header.lsn),
+                    lsn: header.lsn,
+                    epoch: header.epoch,
+                    bytes: u64::from(header.total_len),
+                    why,
+                    spans: Vec::new(),
+                    quarantined: None,
+                })));
+            }
+            batches.push((header, bytes));
+        }
+        let mut before = Vec::new();
+        for (header, bytes) in &batches {
+            for (_, record, _, _) in records_of(bytes, header) {
+                if let Some(log) = wal.partitions.get_mut(&record.partition) {
+                    before.push((record.partition, log.last));
+                    log.forget_from(judged.window.first().map_or(Lsn(u64::MAX), |w| w.1.lsn));
+                }
+            }
+        }
+        for (header, bytes) in &batches {
+            for (_, record, _, whole) in records_of(bytes, header) {
+                if record.kind != RecordKind::Pad {
+                    self.put_again(disk, wal, &record, whole)?;
+                    self.report.rewritten += 1;
+                }
+            }
+        }
+        for (partition, last) in before.into_iter().rev() {
+            let log = wal.partitions.entry(partition).or_default();
+            assert_eq!(
+                log.last, last,
+                "writing the window again changes where entries lie, not which there are"
+            );
+        }
+        for span in &judged.promises {
+            let log = wal.partitions.entry(span.partition).or_default();
+            let vote = (span.a.0 != 0).then_some(NodeId(span.a.0));
+            let raises = span.generation > log.generation
+                || (span.generation == log.generation && log.vote.is_none() && vote.is_some());
+            if raises {
+                log.generation = span.generation;
+                log.vote = vote;
+                self.replay.promise(span.partition, span.generation, vote);
+                let header = RecordHeader {
+                    cluster: self.options.cluster_tag,
+                    ..RecordHeader::promise(span.partition, span.generation, vote)
+                };
+                let mut record = [0; tidelog_types::record::HEADER_BYTES];
+                header.encode(&mut record);
+                self.put_again(disk, wal, &header, &record)?;
+                self.report.adopted += 1;
+            }
+        }
+        self.write(disk, wal, FLAG_OPEN | FLAG_DONE)?;
+        wal.sealed = self.report.rewritten + self.report.adopted == 0;
+        Ok(())
+    }
+
+    fn put_again(
+        &mut self,
+        disk: &mut Disk<'_>,
+        wal: &mut Wal,
+        record: &RecordHeader,
+        whole: &[u8],
+    ) -> Result<(), OpenError> {
+        let shape = Shape::of(record);
+        let plan = loop {
+            if let Some(plan) = wal.growing.plan(std::iter::once(shape), 1, Class::Control) {
+                break plan;
+            }
+            self.write(disk, wal, FLAG_OPEN)?;
+            if wal.growing.plan(std::iter::once(shape), 1, Class::Control).is_none() {
+                // The segment is full: the next one.
+                if let Some(error) = self.make_all(disk, &mut wal.segments, true)? {
+                    let (dir, segment_bytes) = (self.options.dir.clone(), self.options.segment_bytes);
+                    return Err(OpenError::NoSpace { dir, segment_bytes, error });
+                }
+                if !wal.roll() {
+                    return Err(OpenError::Missing { dir: self.options.dir.clone(), lsn: wal.active.end });
+                }
+            }
+        };
+        wal.growing.begin(plan);
+        let lsn = wal.growing.lsn;
+        let log = wal.partitions.entry(record.partition).or_default();
+        if record.kind.is_entry() {
+            let offset = wal.growing.put_encoded(whole, shape);
+            log.note(record.position(), lsn.plus(offset as u64), whole.len() as u32, lsn);
+            let (partition, generation, index) = (record.partition, record.generation, record.index);
+            wal.growing.span_entry(log, &EntrySpan { partition, generation, index, offset });
+        } else {
+            if record.kind == RecordKind::Cut {
+                log.cut(record.position());
+            }
+            wal.growing.put_control(record);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, disk: &mut Disk<'_>, wal: &mut Wal, flags: u32) -> Result<(), OpenError> {
+        let (frozen, op) = wal.freeze(flags);
+        disk.run(op)?;
+        wal.durable = frozen.end();
+        Ok(())
+    }
+}
+
+impl Wal {
+    /// Opens the log in `options.dir`, or makes one: reads all of it, tells it to `replay`, and begins a new epoch
+    /// whose first batch is durable when this returns. Runs to completion; completions of others that arrive
+    /// meanwhile are handed back.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. After [`OpenError::Io`] and [`OpenError::NoSpace`] it may be tried again; the others
+    /// are for people, and nothing was changed.
+    pub fn open(
+        io: &mut dyn Io,
+        options: Options,
+        replay: &mut dyn Replay,
+    ) -> Result<(Wal, RecoveryReport, Vec<Completion>), OpenError> {
+        open(io, options, replay)
+    }
+}

@@ -1,0 +1,578 @@
+//! Walking over one epoch's batches, and the evidence about one that is not good.
+//!
+//! A batch is good if its header belongs where it lies, its records are whole, and they are the ones that the header was
+//! written over. `docs/formats/batch.md` has the algorithm; what follows from a bad batch is [`verdict`].
+//! Opening and inspecting both walk with this; neither writes through it.
+
+use crate::chain::EpochPart;
+use crate::disk::Disk;
+use crate::error::{BadWhy, OpenError, Verdict};
+use crate::format::{
+    BATCH_HEADER_BYTES, BatchHeader, FOOTER_MAGIC, Footer, FormatError, SegmentHeader, Span,
+};
+use crate::growing::Link;
+use crate::window::Window;
+use std::path::PathBuf;
+use tidelog_io::{FileId, OpenMode};
+use tidelog_types::limits::{BATCH_BYTES_MAX, PAGE_BYTES, RECORD_ALIGN};
+use tidelog_types::record::HEADER_BYTES;
+use tidelog_types::{Lsn, RecordError, RecordHeader, RecordKind};
+
+const PAGE: u64 = PAGE_BYTES as u64;
+
+/// A segment's file.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) header: SegmentHeader,
+}
+
+impl Source {
+    /// Offset of a position in the file.
+    pub(crate) fn offset(&self, lsn: Lsn) -> u64 {
+        lsn.0 - self.header.base.0
+    }
+}
+
+/// What lies at the walk's position.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A good batch: [`Scanner::bytes`] has it.
+    Good(BatchHeader),
+    /// Something else.
+    Bad(Bad),
+    /// The epoch's end: where it is said to be, or nothing more follows.
+    End,
+}
+
+/// A batch that is not good.
+#[derive(Clone, Debug)]
+pub(crate) struct Bad {
+    pub(crate) lsn: Lsn,
+    pub(crate) why: BadWhy,
+    /// Its header, if that is whole and belongs there.
+    pub(crate) header: Option<BatchHeader>,
+}
+
+/// What can be known about a bad batch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Evidence {
+    /// It was durable once.
+    pub(crate) proven: bool,
+    /// What it holds.
+    pub(crate) spans: Option<Vec<Span>>,
+    /// The next valid batch header: where the walk may go on.
+    pub(crate) next: Option<(usize, BatchHeader)>,
+    /// A page from there on could not be read.
+    pub(crate) unreadable: bool,
+    /// Bytes that are not zero from there on: (segment of the part, first offset, end offset).
+    pub(crate) leavings: Vec<(usize, u64, u64)>,
+}
+
+/// What follows from the evidence about a bad batch. `docs/formats/batch.md` has the table.
+pub(crate) fn verdict(evidence: &Evidence) -> Verdict {
+    let harmless =
+        evidence.spans.as_ref().is_some_and(|spans| spans.iter().all(|s| s.kind == RecordKind::HighWater));
+    match (evidence.proven, &evidence.spans) {
+        (true, Some(_)) if harmless => Verdict::Superseded,
+        (true, Some(_)) => Verdict::Damaged,
+        (true, None) => Verdict::Unknown,
+        (false, Some(_)) if harmless => Verdict::Torn,
+        (false, Some(_)) => Verdict::Suspect,
+        (false, None) if evidence.unreadable => Verdict::Unknown,
+        (false, None) => Verdict::Torn,
+    }
+}
+
+/// Walks over one epoch's batches.
+pub(crate) struct Scanner<'a> {
+    sources: &'a [Source],
+    part: &'a EpochPart,
+    /// Position in the part's list of segments.
+    at: usize,
+    pub(crate) lsn: Lsn,
+    /// The batch before; none if it is not known, after a bad one.
+    pub(crate) link: Option<Link>,
+    window: Option<(usize, FileId, Window)>,
+    read: u64,
+}
+
+impl<'a> Scanner<'a> {
+    pub(crate) fn new(sources: &'a [Source], part: &'a EpochPart, link: Option<Link>) -> Scanner<'a> {
+        Scanner { sources, part, at: 0, lsn: part.start, link, window: None, read: 0 }
+    }
+
+    /// The segment at a position of the part's list.
+    pub(crate) fn source(&self, at: usize) -> Option<&'a Source> {
+        self.sources.get(*self.part.segments.get(at)?)
+    }
+
+    /// The segment of the current position.
+    pub(crate) fn here(&self) -> Option<&'a Source> {
+        self.source(self.at)
+    }
+
+    /// The part's segments behind the current one, with their positions in its list.
+    pub(crate) fn behind(&self) -> impl Iterator<Item = (usize, &'a Source)> {
+        (self.at + 1..self.part.segments.len()).filter_map(|at| Some((at, self.source(at)?)))
+    }
+
+    /// Bytes read so far.
+    pub(crate) fn bytes_read(&self) -> u64 {
+        self.read + self.window.as_ref().map_or(0, |w| w.2.read)
+    }
+
+    /// Closes what is open.
+    pub(crate) fn finish(&mut self, disk: &mut Disk<'_>) -> Result<(), OpenError> {
+        if let Some((_, file, window)) = self.window.take() {
+            self.read += window.read;
+            disk.close(file)?;
+        }
+        Ok(())
+    }
+
+    fn window(&mut self, disk: &mut Disk<'_>, at: usize) -> Result<&mut Window, OpenError> {
+        if self.window.as_ref().is_none_or(|w| w.0 != at) {
+            self.finish(disk)?;
+            let source = self.source(at).ok_or(OpenError::Options { what: "segment" })?;
+            let (file, bytes) = disk.open(&source.path, OpenMode::Read)?;
+            self.window = Some((at, file, Window::new(file, bytes.min(source.header.bytes))));
+        }
+        match &mut self.window {
+            Some((_, _, window)) => Ok(window),
+            None => Err(OpenError::Options { what: "segment" }),
+        }
+    }
+
+    /// The bytes of a good batch.
+    pub(crate) fn bytes(&mut self, disk: &mut Disk<'_>, header: &BatchHeader) -> Result<&[u8], OpenError> {
+        let at = self.part.segments.iter().position(|s| {
+            self.sources.get(*s).is_some_and(|s| s.header.base <= header.lsn && header.lsn < s.header.end())
+        });
+        let at = at.unwrap_or(self.at);
+        let offset = self.source(at).map_or(0, |s| s.offset(header.lsn));
+        Ok(self.window(disk, at)?.view(disk, offset, header.total_len as usize)?)
+    }
+
+    /// The header at `lsn` of segment `at`, if it belongs there.
+    fn header(
+        &mut self,
+        disk: &mut Disk<'_>,
+        at: usize,
+        lsn: Lsn,
+    ) -> Result<Result<BatchHeader, BadWhy>, OpenError> {
+        let Some(source) = self.source(at) else { return Ok(Err(BadWhy::Length)) };
+        let offset = source.offset(lsn);
+        let window = self.window(disk, at)?;
+        let page = window.view(disk, offset, PAGE_BYTES)?;
+        let decoded = BatchHeader::decode(page);
+        if window.unreadable(offset, PAGE) {
+            return Ok(Err(BadWhy::Unreadable));
+        }
+        Ok(match decoded {
+            Ok(header) => belongs(&header, &source.header, lsn).map(|()| header),
+            Err(FormatError::Version(version)) => {
+                return Err(OpenError::Newer {
+                    file: source.path.clone(),
+                    offset,
+                    what: format!("batch version {version}"),
+                });
+            }
+            Err(e) => Err(BadWhy::Header(e)),
+        })
+    }
+
+    /// Whether the batch of `header` follows the one before; true if that one is not known.
+    fn follows(&self, header: &BatchHeader) -> bool {
+        self.link.is_none_or(|link| {
+            header.prev == link.lsn && header.prev_crc == link.crc && header.batch_seq == link.seq + 1
+        })
+    }
+
+    /// Looks at the current position. A good batch is stepped over.
+    pub(crate) fn next(&mut self, disk: &mut Disk<'_>) -> Result<Found, OpenError> {
+        loop {
+            if let Some(end) = self.part.end
+                && self.lsn >= end
+            {
+                return Ok(Found::End);
+            }
+            let Some(source) = self.here() else { return Ok(Found::End) };
+            let full = self.lsn.0 + PAGE > source.header.end().0;
+            let found = if full { Err(BadWhy::Length) } else { self.header(disk, self.at, self.lsn)? };
+            let why = match found {
+                Ok(header) => {
+                    if !self.follows(&header) {
+                        let (file, offset) = (source.path.clone(), source.offset(self.lsn));
+                        return Err(OpenError::Lost { file, offset });
+                    }
+                    return self.body(disk, header);
+                }
+                Err(why) => why,
+            };
+            // Either the log goes on in the next segment, or something is wrong here, or in the next segment.
+            let Some(next) = self.source(self.at + 1) else {
+                return if full { Ok(Found::End) } else { Ok(self.bad(why, None)) };
+            };
+            let start = next.header.start();
+            let follower = self.header(disk, self.at + 1, start)?;
+            let rolled = follower.as_ref().is_ok_and(|header| self.link.is_some() && self.follows(header));
+            // A whole batch there that does not follow says that one is missing here. Anything else there, and
+            // nothing here: the log had gone on there.
+            let there = rolled
+                || full
+                || (follower.is_err()
+                    && !self.is_blank(disk, self.at + 1, start)?
+                    && why != BadWhy::Unreadable
+                    && self.is_blank(disk, self.at, self.lsn)?);
+            if !there {
+                return Ok(self.bad(why, None));
+            }
+            self.at += 1;
+            self.lsn = start;
+        }
+    }
+
+    fn bad(&self, why: BadWhy, header: Option<BatchHeader>) -> Found {
+        Found::Bad(Bad { lsn: self.lsn, why, header })
+    }
+
+    fn is_blank(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
+        let offset = self.source(at).map_or(0, |s| s.offset(lsn));
+        Ok(self.window(disk, at)?.view(disk, offset, PAGE_BYTES)?.iter().all(|b| *b == 0))
+    }
+
+    fn body(&mut self, disk: &mut Disk<'_>, header: BatchHeader) -> Result<Found, OpenError> {
+        let Some(source) = self.here() else { return Ok(Found::End) };
+        if header.end() > source.header.end() {
+            return Ok(self.bad(BadWhy::Length, Some(header)));
+        }
+        let (offset, len) = (source.offset(header.lsn), u64::from(header.total_len));
+        let at = self.at;
+        let window = self.window(disk, at)?;
+        let checked = check_records(window.view(disk, offset, header.total_len as usize)?, &header);
+        if window.unreadable(offset, len) && checked.is_err() {
+            return Ok(self.bad(BadWhy::Unreadable, Some(header)));
+        }
+        match checked {
+            Ok(()) => {
+                self.lsn = header.end();
+                self.link = Some(Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq });
+                Ok(Found::Good(header))
+            }
+            Err(BadWhy::Record { offset: within, error: RecordError::Version(_) | RecordError::Kind(_) }) => {
+                Err(OpenError::Newer {
+                    file: source.path.clone(),
+                    offset: offset + u64::from(within),
+                    what: "record of an unknown kind or version".into(),
+                })
+            }
+            Err(why) => Ok(self.bad(why, Some(header))),
+        }
+    }
+
+    /// Gathers what can be known about a bad batch: all the rest of the epoch is looked at, until it is proven.
+    pub(crate) fn evidence(&mut self, disk: &mut Disk<'_>, bad: &Bad) -> Result<Evidence, OpenError> {
+        let mut evidence = Evidence { proven: self.part.end.is_some(), ..Evidence::default() };
+        evidence.unreadable = bad.why == BadWhy::Unreadable;
+        self.search(disk, bad, &mut evidence)?;
+        evidence.spans = self.own_spans(disk, bad, &evidence)?;
+        if evidence.spans.is_none()
+            && let Some((at, next)) = evidence.next
+            && next.prev == bad.lsn
+        {
+            let footer = self.footer(disk, at, &next)?;
+            evidence.spans = footer.filter(|f| f.echo_batch_seq + 1 == next.batch_seq).map(|f| f.echo);
+        }
+        Ok(evidence)
+    }
+
+    /// Looks for valid headers behind the bad batch, page by page.
+    fn search(&mut self, disk: &mut Disk<'_>, bad: &Bad, evidence: &mut Evidence) -> Result<(), OpenError> {
+        for at in self.at..self.part.segments.len() {
+            let Some(source) = self.source(at) else { break };
+            let mut lsn = if at == self.at { bad.lsn } else { source.header.start() };
+            let mut leavings: Option<(u64, u64)> = None;
+            while lsn.0 + PAGE <= source.header.end().0
+                && self.part.end.is_none_or(|end| lsn < end)
+                && (evidence.next.is_none() || !evidence.proven)
+            {
+                let offset = source.offset(lsn);
+                if !self.is_blank(disk, at, lsn)? {
+                    let from = leavings.map_or(offset, |l| l.0);
+                    leavings = Some((from, offset + PAGE));
+                }
+                if lsn > bad.lsn {
+                    match self.header(disk, at, lsn)? {
+                        Ok(header) => {
+                            evidence.proven |= header.durable > bad.lsn;
+                            evidence.next.get_or_insert((at, header));
+                        }
+                        Err(BadWhy::Unreadable) => evidence.unreadable = true,
+                        Err(_) => {}
+                    }
+                }
+                lsn = lsn.plus(PAGE);
+            }
+            evidence.leavings.extend(leavings.map(|(from, to)| (at, from, to)));
+        }
+        Ok(())
+    }
+
+    /// Spans from the bad batch's own footer.
+    fn own_spans(
+        &mut self,
+        disk: &mut Disk<'_>,
+        bad: &Bad,
+        evidence: &Evidence,
+    ) -> Result<Option<Vec<Span>>, OpenError> {
+        if let Some(header) = &bad.header {
+            return Ok(self.footer(disk, self.at, header)?.map(|f| f.own));
+        }
+        let Some(source) = self.here() else { return Ok(None) };
+        let offset = source.offset(bad.lsn);
+        let mut len = (BATCH_BYTES_MAX as u64).min(source.header.bytes.saturating_sub(offset));
+        if let Some((at, next)) = evidence.next
+            && at == self.at
+        {
+            len = len.min(next.lsn.0 - bad.lsn.0);
+        }
+        let identity = source.header;
+        let at = self.at;
+        let bytes = self.window(disk, at)?.view(disk, offset, len as usize)?;
+        for from in (0..bytes.len()).step_by(RECORD_ALIGN) {
+            let rest = bytes.get(from..).unwrap_or_default();
+            if rest.starts_with(&FOOTER_MAGIC)
+                && let Ok(footer) = Footer::decode(rest)
+                && footer.store == identity.store
+                && footer.segment_seq == identity.segment_seq
+                && footer.lsn == bad.lsn
+            {
+                return Ok(Some(footer.own));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The footer of a batch whose header is valid, if it is valid, too, and that header's.
+    fn footer(
+        &mut self,
+        disk: &mut Disk<'_>,
+        at: usize,
+        header: &BatchHeader,
+    ) -> Result<Option<Footer>, OpenError> {
+        let Some(source) = self.source(at) else { return Ok(None) };
+        let offset = source.offset(header.lsn) + u64::from(header.footer_offset);
+        let len = header.total_len - header.footer_offset;
+        let bytes = self.window(disk, at)?.view(disk, offset, len as usize)?;
+        Ok(footer_of(bytes, header))
+    }
+
+    /// Goes on behind a bad batch: at the next valid header, or at the end. The batch before is not known then.
+    pub(crate) fn skip(&mut self, next: Option<(usize, BatchHeader)>) {
+        self.link = None;
+        match next {
+            Some((at, header)) => (self.at, self.lsn) = (at, header.lsn),
+            None => self.at = self.part.segments.len(),
+        }
+    }
+}
+
+/// The footer that `bytes` begin with, if it is that of `header`.
+pub(crate) fn footer_of(bytes: &[u8], header: &BatchHeader) -> Option<Footer> {
+    Footer::decode(bytes).ok().filter(|f| {
+        f.store == header.store
+            && f.segment_seq == header.segment_seq
+            && f.lsn == header.lsn
+            && f.batch_seq == header.batch_seq
+            && f.header_crc == header.crc
+    })
+}
+
+/// Whether a valid header is that of a batch of this segment at `lsn`.
+fn belongs(header: &BatchHeader, segment: &SegmentHeader, lsn: Lsn) -> Result<(), BadWhy> {
+    let pairs = [
+        ("store", header.store.0, segment.store.0),
+        ("segment", header.segment_seq, segment.segment_seq),
+        ("epoch", header.epoch, segment.epoch),
+        ("lsn", header.lsn.0, lsn.0),
+    ];
+    for (field, found, expected) in pairs {
+        if found != expected {
+            return Err(BadWhy::Misplaced { field, found, expected });
+        }
+    }
+    Ok(())
+}
+
+/// Verifies the records of a batch against its header.
+pub(crate) fn check_records(bytes: &[u8], header: &BatchHeader) -> Result<(), BadWhy> {
+    let records = bytes.get(..header.footer_offset as usize).ok_or(BadWhy::Length)?;
+    let (mut at, mut crc) = (BATCH_HEADER_BYTES, 0);
+    for _ in 0..header.record_count {
+        let rest = records.get(at..).unwrap_or_default();
+        let bad = |error| BadWhy::Record { offset: at as u32, error }; // below a batch's length
+        let (record, _) = RecordHeader::decode_record(rest).map_err(bad)?;
+        crc = crc32c::crc32c_append(crc, rest.get(..HEADER_BYTES).unwrap_or_default());
+        at += record.record_bytes();
+    }
+    if crc == header.records_crc { Ok(()) } else { Err(BadWhy::Records) }
+}
+
+/// Walks over the records of a good batch: (offset in the batch, header, payload, whole record).
+pub(crate) fn records_of<'b>(
+    bytes: &'b [u8],
+    header: &BatchHeader,
+) -> impl Iterator<Item = (usize, RecordHeader, &'b [u8], &'b [u8])> {
+    let mut at = BATCH_HEADER_BYTES;
+    let end = header.footer_offset as usize;
+    (0..header.record_count).map_while(move |_| {
+        let rest = bytes.get(at..end)?;
+        let record = RecordHeader::decode(rest).ok()?;
+        let whole = rest.get(..record.record_bytes())?;
+        let payload = whole.get(record.head_bytes()..)?.get(..record.payload_len as usize)?;
+        let offset = at;
+        at += whole.len();
+        Some((offset, record, payload, whole))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Footer;
+    use tidelog_types::{Generation, Incarnation, Index, PartitionId, WallMs};
+
+    fn entry(index: u64, fill: u8) -> Vec<u8> {
+        let payload = [fill; 40];
+        let header = RecordHeader {
+            index: Index(index),
+            generation: Generation(1),
+            payload_len: 40,
+            payload_crc: crc32c::crc32c(&payload),
+            ..RecordHeader::new(RecordKind::Data, PartitionId(1))
+        };
+        let mut bytes = vec![0; header.record_bytes()];
+        header.encode(&mut bytes);
+        bytes[HEADER_BYTES..HEADER_BYTES + 40].copy_from_slice(&payload);
+        bytes
+    }
+
+    fn batch(records: &[Vec<u8>]) -> (BatchHeader, Vec<u8>) {
+        let (mut bytes, mut crc) = (vec![0; BATCH_HEADER_BYTES], 0);
+        for record in records {
+            bytes.extend_from_slice(record);
+            crc = crc32c::crc32c_append(crc, &record[..HEADER_BYTES]);
+        }
+        let header = BatchHeader {
+            crc: 0,
+            flags: 0,
+            store: Incarnation(1),
+            segment_seq: 1,
+            epoch: 1,
+            lsn: Lsn(8192),
+            batch_seq: 1,
+            prev: Lsn(0),
+            durable: Lsn(8192),
+            checkpoint: Lsn(0),
+            total_len: 4096,
+            footer_offset: 1024,
+            record_count: records.len() as u32,
+            records_crc: crc,
+            prev_crc: 0,
+            wall: WallMs(0),
+        };
+        bytes.resize(4096, 0);
+        (header, bytes)
+    }
+
+    #[test]
+    fn a_valid_record_of_another_life_does_not_pass() {
+        let (header, good) = batch(&[entry(1, 7), entry(2, 8)]);
+        assert_eq!(check_records(&good, &header), Ok(()));
+        let mut ghost = good.clone();
+        ghost[256..384].copy_from_slice(&entry(2, 9));
+        assert_eq!(check_records(&ghost, &header), Err(BadWhy::Records));
+        let mut lost = good;
+        lost[256..384].fill(0);
+        assert!(matches!(check_records(&lost, &header), Err(BadWhy::Record { offset: 256, .. })));
+    }
+
+    #[test]
+    fn a_batch_belongs_to_one_place_and_life() {
+        let (header, _) = batch(&[]);
+        let segment = SegmentHeader {
+            shard: tidelog_types::ShardId(0),
+            store: Incarnation(1),
+            node: tidelog_types::NodeId(1),
+            segment_seq: 1,
+            base: Lsn(0),
+            bytes: 1 << 20,
+            epoch: 1,
+            prev_epoch_end: Lsn(0),
+        };
+        assert_eq!(belongs(&header, &segment, Lsn(8192)), Ok(()));
+        let others = [
+            (BatchHeader { store: Incarnation(2), ..header }, "store"),
+            (BatchHeader { segment_seq: 2, ..header }, "segment"),
+            (BatchHeader { epoch: 2, ..header }, "epoch"),
+            (BatchHeader { lsn: Lsn(12288), ..header }, "lsn"),
+        ];
+        for (other, field) in others {
+            match belongs(&other, &segment, Lsn(8192)) {
+                Err(BadWhy::Misplaced { field: named, .. }) => assert_eq!(named, field),
+                result => panic!("{field}: {result:?}"),
+            }
+        }
+    }
+
+    /// The table of `docs/formats/batch.md`.
+    #[test]
+    fn verdicts() {
+        let span = |kind| Span {
+            partition: PartitionId(1),
+            generation: Generation(1),
+            a: Index(1),
+            count: 1,
+            offset: 128,
+            kind,
+        };
+        let entry = Some(vec![span(RecordKind::HighWater), span(RecordKind::Data)]);
+        let hints = Some(vec![span(RecordKind::HighWater)]);
+        let table = [
+            (true, entry.clone(), false, Verdict::Damaged),
+            (true, hints.clone(), false, Verdict::Superseded),
+            (true, Some(vec![]), true, Verdict::Superseded),
+            (true, None, false, Verdict::Unknown),
+            (false, entry.clone(), false, Verdict::Suspect),
+            (false, entry, true, Verdict::Suspect),
+            (false, hints, false, Verdict::Torn),
+            (false, None, false, Verdict::Torn),
+            (false, None, true, Verdict::Unknown),
+        ];
+        for (proven, spans, unreadable, expected) in table {
+            let evidence = Evidence { proven, spans, unreadable, ..Evidence::default() };
+            assert_eq!(verdict(&evidence), expected, "{evidence:?}");
+        }
+    }
+
+    #[test]
+    fn a_footer_belongs_to_its_header() {
+        let (header, _) = batch(&[]);
+        let footer = Footer {
+            store: header.store,
+            segment_seq: 1,
+            lsn: header.lsn,
+            batch_seq: 1,
+            echo_batch_seq: 0,
+            header_crc: 0,
+            own: vec![],
+            echo: vec![],
+        };
+        let mut bytes = Vec::new();
+        footer.encode(&[], &[], &mut bytes);
+        assert!(footer_of(&bytes, &header).is_some());
+        assert!(footer_of(&bytes, &BatchHeader { crc: 9, ..header }).is_none());
+        assert!(footer_of(&bytes, &BatchHeader { batch_seq: 9, ..header }).is_none());
+    }
+}

@@ -1,0 +1,305 @@
+//! The segments that are written: the active one, the next one, spares; and how they are made.
+//!
+//! Making is one job at a time, one operation at a time, beside the batches, so that a roll finds the next
+//! segment ready. A spare is a file of zeros, written and synced in bounded pieces under a temporary name. A
+//! spare becomes a segment by being renamed to a temporary name (so that a late write of an earlier life can
+//! never reach a file that is in use), given its header, synced, renamed to its base, and its directory synced:
+//! a file with a segment's name always has a valid header. Temporary names are removed when the log is opened.
+//!
+//! The jobs are plain state machines: the log runs them over its ring, opening runs them to completion.
+
+use crate::error::WalError;
+use crate::format::SegmentHeader;
+use crate::names;
+use bytes::Bytes;
+use core::time::Duration;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use tidelog_io::{BufferPool, FileId, IoError, IoErrorKind, Op, OpenMode, Output};
+use tidelog_types::limits::PAGE_BYTES;
+use tidelog_types::{Lsn, Monotonic};
+
+/// Bytes of one write of zeros.
+const FILL_BYTES: u64 = 1 << 20;
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// A file that batches are written to.
+#[derive(Clone, Debug)]
+pub(crate) struct Segment {
+    pub(crate) file: FileId,
+    pub(crate) path: PathBuf,
+    pub(crate) base: Lsn,
+    pub(crate) end: Lsn,
+    pub(crate) seq: u64,
+}
+
+/// A zero-filled file, ready to become a segment.
+#[derive(Clone, Debug)]
+pub(crate) struct Spare {
+    pub(crate) file: FileId,
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug)]
+enum Job {
+    Create { number: u64 },
+    Fill { number: u64, file: FileId, written: u64 },
+    SyncFilled { number: u64, file: FileId },
+    NameFilled { number: u64, file: FileId },
+    SyncSpareName { number: u64, file: FileId },
+    Claim { spare: Spare, header: SegmentHeader },
+    Head { file: FileId, header: SegmentHeader },
+    NameHeaded { file: FileId, header: SegmentHeader },
+    SyncSegmentName { file: FileId, header: SegmentHeader },
+    CloseDiscarded { file: FileId, path: PathBuf },
+    RemoveDiscarded { path: PathBuf },
+}
+
+/// What became of a step.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Go on: there is a further operation, or the job is done.
+    On,
+    /// The disk is full; what was begun is being removed.
+    NoSpace(IoError),
+    /// Final for this life.
+    Failed(WalError),
+}
+
+/// The segments that are written.
+#[derive(Debug)]
+pub(crate) struct Segments {
+    dir: PathBuf,
+    pool: BufferPool,
+    /// Header of the next segment to be made.
+    upcoming: SegmentHeader,
+    spares: usize,
+    pub(crate) next: Option<Segment>,
+    pub(crate) free: VecDeque<Spare>,
+    spare_number: u64,
+    job: Option<Job>,
+    /// Whether the job's operation is under way.
+    running: bool,
+    retry: Option<Monotonic>,
+    backoff: Duration,
+    zeros: Option<Bytes>,
+}
+
+impl Segments {
+    pub(crate) fn new(
+        dir: PathBuf,
+        pool: BufferPool,
+        upcoming: SegmentHeader,
+        spares: usize,
+        free: VecDeque<Spare>,
+        spare_number: u64,
+    ) -> Segments {
+        Segments {
+            dir,
+            pool,
+            upcoming,
+            spares,
+            next: None,
+            free,
+            spare_number,
+            job: None,
+            running: false,
+            retry: None,
+            backoff: BACKOFF_MIN,
+            zeros: None,
+        }
+    }
+
+    /// Segments that are there without any more space: the next one and the spares.
+    pub(crate) fn ready(&self) -> usize {
+        usize::from(self.next.is_some()) + self.free.len()
+    }
+
+    pub(crate) fn retry_at(&self) -> Option<Monotonic> {
+        if self.job.is_none() { self.retry } else { None }
+    }
+
+    /// The files that are open.
+    pub(crate) fn files(&self) -> impl Iterator<Item = FileId> {
+        let job = self.job.as_ref().and_then(|job| self.remains(job).1);
+        self.free.iter().map(|s| s.file).chain(self.next.iter().map(|s| s.file)).chain(job)
+    }
+
+    /// Takes the next segment; one more has to be made.
+    pub(crate) fn roll(&mut self) -> Option<Segment> {
+        self.next.take()
+    }
+
+    /// The next operation to run, if there is work and none is under way. `now`: retries wait for their time.
+    pub(crate) fn operation(&mut self, now: Monotonic) -> Option<Op> {
+        if self.running {
+            return None;
+        }
+        if self.job.is_none() {
+            self.job = self.begin(now);
+        }
+        let op = self.job.as_ref().map(|job| self.op(job))?;
+        self.running = true;
+        Some(op)
+    }
+
+    fn begin(&mut self, now: Monotonic) -> Option<Job> {
+        if self.next.is_none()
+            && let Some(spare) = self.free.pop_front()
+        {
+            let header = self.upcoming;
+            self.upcoming.base = header.end();
+            self.upcoming.segment_seq += 1;
+            return Some(Job::Claim { spare, header });
+        }
+        let missing = self.ready() < self.spares + 1;
+        if missing && self.retry.is_none_or(|at| now >= at) {
+            self.retry = None;
+            let number = self.spare_number;
+            self.spare_number += 1;
+            return Some(Job::Create { number });
+        }
+        if !missing {
+            self.zeros = None;
+        }
+        None
+    }
+
+    fn zeros(&self) -> Bytes {
+        self.zeros
+            .clone()
+            .unwrap_or_else(|| self.pool.take_zeroed(FILL_BYTES.min(self.upcoming.bytes) as usize).freeze())
+    }
+
+    fn op(&self, job: &Job) -> Op {
+        let at = |name: String| self.dir.join(name);
+        match job {
+            Job::Create { number } => Op::Open { path: at(names::filling(*number)), mode: OpenMode::Create },
+            Job::Fill { file, written, .. } => {
+                let bytes = FILL_BYTES.min(self.upcoming.bytes - written) as usize;
+                Op::Write { file: *file, offset: *written, data: vec![self.zeros().slice(..bytes)] }
+            }
+            Job::SyncFilled { file, .. } => Op::Sync { file: *file },
+            Job::NameFilled { number, .. } => {
+                Op::Rename { from: at(names::filling(*number)), to: at(names::spare(*number)) }
+            }
+            Job::Claim { spare, header } => {
+                Op::Rename { from: spare.path.clone(), to: at(names::heading(header.base)) }
+            }
+            Job::Head { file, header } => {
+                let mut pages = self.pool.take(2 * PAGE_BYTES);
+                let mut page = [0; PAGE_BYTES];
+                header.encode(&mut page);
+                let (first, copy) = pages.split_at_mut(PAGE_BYTES);
+                first.copy_from_slice(&page);
+                copy.copy_from_slice(&page);
+                Op::WriteDurable { file: *file, offset: 0, data: vec![pages.freeze()] }
+            }
+            Job::NameHeaded { header, .. } => {
+                Op::Rename { from: at(names::heading(header.base)), to: at(names::segment(header.base)) }
+            }
+            Job::SyncSpareName { .. } | Job::SyncSegmentName { .. } => Op::SyncDir { path: self.dir.clone() },
+            Job::CloseDiscarded { file, .. } => Op::CloseFile { file: *file },
+            Job::RemoveDiscarded { path } => Op::Remove { path: path.clone() },
+        }
+    }
+
+    /// Where the job's file is now, and the file itself if it is open: what a failure leaves behind.
+    fn remains(&self, job: &Job) -> (PathBuf, Option<FileId>) {
+        match job {
+            Job::Create { number } => (self.dir.join(names::filling(*number)), None),
+            Job::Fill { number, file, .. }
+            | Job::SyncFilled { number, file }
+            | Job::NameFilled { number, file } => (self.dir.join(names::filling(*number)), Some(*file)),
+            Job::SyncSpareName { number, file } => (self.dir.join(names::spare(*number)), Some(*file)),
+            Job::Claim { spare, .. } => (spare.path.clone(), Some(spare.file)),
+            Job::Head { file, header } | Job::NameHeaded { file, header } => {
+                (self.dir.join(names::heading(header.base)), Some(*file))
+            }
+            Job::SyncSegmentName { file, header } => {
+                (self.dir.join(names::segment(header.base)), Some(*file))
+            }
+            Job::CloseDiscarded { file, path } => (path.clone(), Some(*file)),
+            Job::RemoveDiscarded { path } => (path.clone(), None),
+        }
+    }
+
+    /// The operation is done.
+    pub(crate) fn done(&mut self, result: Result<Output, IoError>, now: Monotonic) -> Step {
+        self.running = false;
+        let Some(job) = self.job.take() else { return Step::On };
+        let output = match result {
+            Ok(output) => output,
+            Err(error) => return self.failed(&job, error, now),
+        };
+        self.job = match job {
+            Job::Create { number } => match output {
+                Output::Opened { file, .. } => {
+                    self.zeros = Some(self.zeros());
+                    Some(Job::Fill { number, file, written: 0 })
+                }
+                _ => None,
+            },
+            Job::Fill { number, file, written } => {
+                let written = written + FILL_BYTES.min(self.upcoming.bytes - written);
+                if written < self.upcoming.bytes {
+                    Some(Job::Fill { number, file, written })
+                } else {
+                    Some(Job::SyncFilled { number, file })
+                }
+            }
+            Job::SyncFilled { number, file } => Some(Job::NameFilled { number, file }),
+            Job::NameFilled { number, file } => Some(Job::SyncSpareName { number, file }),
+            Job::SyncSpareName { number, file } => {
+                self.backoff = BACKOFF_MIN;
+                self.free.push_back(Spare { file, path: self.dir.join(names::spare(number)) });
+                None
+            }
+            Job::Claim { spare, header } => Some(Job::Head { file: spare.file, header }),
+            Job::Head { file, header } => Some(Job::NameHeaded { file, header }),
+            Job::NameHeaded { file, header } => Some(Job::SyncSegmentName { file, header }),
+            Job::SyncSegmentName { file, header } => {
+                self.next = Some(Segment {
+                    file,
+                    path: self.dir.join(names::segment(header.base)),
+                    base: header.base,
+                    end: header.end(),
+                    seq: header.segment_seq,
+                });
+                None
+            }
+            Job::CloseDiscarded { path, .. } => Some(Job::RemoveDiscarded { path }),
+            Job::RemoveDiscarded { .. } => None,
+        };
+        Step::On
+    }
+
+    fn failed(&mut self, job: &Job, error: IoError, now: Monotonic) -> Step {
+        let (path, file) = self.remains(job);
+        let discarding = matches!(job, Job::CloseDiscarded { .. } | Job::RemoveDiscarded { .. });
+        if discarding {
+            // Nothing depends on it: opening removes what is left.
+            return Step::On;
+        }
+        if error.kind == IoErrorKind::NoSpace && !matches!(job, Job::SyncSegmentName { .. }) {
+            self.retry = Some(now.after(self.backoff));
+            self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+            self.zeros = None;
+            if let Job::Claim { header, .. } | Job::Head { header, .. } | Job::NameHeaded { header, .. } = job
+            {
+                // The position is still to be filled: an epoch's segments are contiguous.
+                self.upcoming = *header;
+            }
+            self.job = file.map(|file| Job::CloseDiscarded { file, path });
+            return Step::NoSpace(error);
+        }
+        let what = match job {
+            Job::Fill { .. } | Job::SyncFilled { .. } => "filling a spare segment",
+            Job::Head { .. } => "writing a segment header",
+            Job::SyncSpareName { .. } | Job::SyncSegmentName { .. } => "syncing the directory",
+            _ => "making a segment",
+        };
+        Step::Failed(WalError { file: path, offset: 0, what, error })
+    }
+}

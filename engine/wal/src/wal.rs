@@ -1,0 +1,526 @@
+//! One shard's log while it runs: sequencing, group commit, durability, seals, fencing.
+//!
+//! Everything that goes into the log is put into the growing batch; [`Wal::flush`] submits it when fewer batches
+//! are in flight than allowed, as one durable write. A batch is reported durable after all batches before it.
+//! Any error of a batch's write, or of the device while segments are made, fences the log: nothing is reported
+//! any more, and only opening it again goes on.
+
+use crate::cache::TailCache;
+use crate::error::{ReadError, WalError};
+use crate::format::FLAG_SEAL;
+use crate::growing::{Frozen, Growing, Identity, Link};
+use crate::lookup::PartitionLog;
+use crate::options::Options;
+use crate::reads::{Files, ReadId, ReadJob, Run};
+use crate::segments::{Segment, Segments, Step};
+use core::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+use tidelog_io::{Completion, Io, Op, Output, Token, Wait};
+use tidelog_types::{Clock, FixedMap, Generation, Index, Lsn, Monotonic, PartitionId, Position, Ticket};
+
+/// Time between two writings of high-water hints.
+pub(crate) const HINTS_EVERY: Duration = Duration::from_millis(100);
+/// When a seal found no place: time to the next attempt.
+const SEAL_RETRY: Duration = Duration::from_millis(100);
+/// Wake-ups without a completion that [`Wal::close`] puts up with.
+const SPURIOUS_MAX: u32 = 10_000;
+
+/// What the log reports.
+#[derive(Clone, Debug)]
+pub enum WalEvent {
+    /// Everything of this partition up to this ticket is on stable storage.
+    Durable {
+        /// The partition.
+        partition: PartitionId,
+        /// Its highest ticket that is durable.
+        ticket: Ticket,
+    },
+    /// A read's result.
+    Read {
+        /// The caller's number.
+        read: ReadId,
+        /// Records, at least the first one asked for; or why not.
+        result: Result<Run, ReadError>,
+    },
+    /// The log is dead: nothing that was not reported durable will be. Drop it (after [`Wal::close`], which waits
+    /// for what is still in flight) and open it again.
+    Fenced {
+        /// The file, and why.
+        error: WalError,
+    },
+    /// The disk is full: entries are refused from now on, promises and cuts are not.
+    Full,
+    /// There is space again.
+    SpaceBack,
+}
+
+/// What [`Wal::close`] leaves.
+#[derive(Debug)]
+pub struct Closed {
+    /// Reported while closing.
+    pub events: Vec<WalEvent>,
+    /// Completions of others that arrived meanwhile.
+    pub others: Vec<Completion>,
+}
+
+/// Counters since opening, and levels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Batches submitted, seals among them.
+    pub batches: u64,
+    /// Durable writes completed.
+    pub syncs: u64,
+    /// Seals submitted.
+    pub seals: u64,
+    /// Records in submitted batches, padding included.
+    pub records: u64,
+    /// Bytes of submitted batches.
+    pub bytes: u64,
+    /// Payload bytes in submitted batches.
+    pub payload_bytes: u64,
+    /// Payload bytes copied into batches. Divided by `payload_bytes`: copies per payload byte.
+    pub copied_bytes: u64,
+    /// Segments in use.
+    pub segments: usize,
+    /// Segments and spares ready to be written.
+    pub spares: usize,
+    /// Batches in flight.
+    pub in_flight: usize,
+    /// Reads in flight.
+    pub reads: usize,
+    /// Memory held by the tail cache.
+    pub cache_bytes: usize,
+}
+
+/// What an operation of ours was.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    Batch(u64),
+    Making,
+    Read(ReadJob),
+    OpenForRead(ReadJob),
+    Closing,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    seq: u64,
+    end: Lsn,
+    /// Where it lies: for errors.
+    lsn: Lsn,
+    submitted: Monotonic,
+    tickets: Vec<(PartitionId, Ticket)>,
+    done: bool,
+}
+
+/// One shard's log.
+#[derive(Debug)]
+pub struct Wal {
+    pub(crate) options: Options,
+    pub(crate) epoch: u64,
+    pub(crate) partitions: FixedMap<PartitionId, PartitionLog>,
+    pub(crate) growing: Growing,
+    pub(crate) active: Segment,
+    pub(crate) segments: Segments,
+    pub(crate) files: Files,
+    pub(crate) link: Link,
+    pub(crate) durable: Lsn,
+    pub(crate) cache: TailCache,
+    in_flight: VecDeque<InFlight>,
+    ops: BTreeMap<u64, Pending>,
+    next_op: u64,
+    pub(crate) reads: usize,
+    /// Partitions whose mark is to be written.
+    pub(crate) dirty: VecDeque<PartitionId>,
+    pub(crate) hints_at: Monotonic,
+    /// Whether nothing unproven lies before the end.
+    pub(crate) sealed: bool,
+    seal_at: Monotonic,
+    pub(crate) clock: Clock,
+    pub(crate) full: bool,
+    no_space: bool,
+    pub(crate) fenced: bool,
+    pub(crate) events: Vec<WalEvent>,
+    pub(crate) stats: Stats,
+}
+
+impl Wal {
+    /// A log about to be written at the start of `active`.
+    pub(crate) fn new(
+        options: Options,
+        epoch: u64,
+        growing: Growing,
+        active: Segment,
+        segments: Segments,
+        link: Link,
+        clock: Clock,
+    ) -> Wal {
+        let cache = TailCache::new(options.cache_bytes_max);
+        let mut wal = Wal {
+            options,
+            epoch,
+            partitions: FixedMap::default(),
+            durable: growing.lsn,
+            growing,
+            active,
+            segments,
+            files: Files::default(),
+            link,
+            cache,
+            in_flight: VecDeque::new(),
+            ops: BTreeMap::new(),
+            // Tokens of an earlier life on the same ring must not be taken for ours.
+            next_op: (epoch & 0xffff) << 40,
+            reads: 0,
+            dirty: VecDeque::new(),
+            hints_at: clock.now.after(HINTS_EVERY),
+            sealed: false,
+            seal_at: clock.now,
+            clock,
+            full: false,
+            no_space: false,
+            fenced: false,
+            events: Vec::new(),
+            stats: Stats::default(),
+        };
+        let first = wal.active.clone();
+        wal.activate(first);
+        wal
+    }
+
+    /// Submits the growing batch if fewer than `in_flight_max` are in flight. Called at the end of every turn.
+    pub fn flush(&mut self, io: &mut dyn Io) {
+        self.clock = io.clock();
+        if self.fenced {
+            return;
+        }
+        if !self.growing.is_empty() && self.in_flight.len() < self.options.in_flight_max {
+            if self.clock.now >= self.hints_at {
+                self.add_hints();
+            }
+            self.submit(io, 0);
+        }
+        self.make_segments(io);
+    }
+
+    /// Last index of the partition that is in a submitted batch: it may be sent to peers.
+    pub fn sequenced(&self, partition: PartitionId) -> Index {
+        self.partitions.get(&partition).map_or(Index::ZERO, |log| log.sequenced)
+    }
+
+    /// The partition's last entry, sequenced or not.
+    pub fn last(&self, partition: PartitionId) -> Position {
+        self.partitions.get(&partition).map_or(Position::ZERO, |log| log.last)
+    }
+
+    /// The generation of an entry; zero before the first; none above the last.
+    pub fn generation_at(&self, partition: PartitionId, index: Index) -> Option<Generation> {
+        match self.partitions.get(&partition) {
+            Some(log) => log.generation_at(index),
+            None => (index == Index::ZERO).then_some(Generation::ZERO),
+        }
+    }
+
+    /// The number of this opening.
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether a write or a sync failed.
+    pub const fn is_fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// Whether no operation of this log is in flight any more.
+    pub fn is_drained(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// When the oldest batch in flight was submitted: a disk that stalls without an error shows here.
+    pub fn writing_since(&self) -> Option<Monotonic> {
+        self.in_flight.front().map(|b| b.submitted)
+    }
+
+    /// Counters and levels.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            segments: self.files.len(),
+            spares: self.segments.ready(),
+            in_flight: self.in_flight.len(),
+            reads: self.reads,
+            cache_bytes: self.cache.held(),
+            ..self.stats
+        }
+    }
+
+    /// Takes a completion of this log's; those of an earlier life are ignored.
+    pub fn complete(&mut self, io: &mut dyn Io, completion: Completion, events: &mut Vec<WalEvent>) {
+        self.clock = io.clock();
+        if let Some(pending) = self.ops.remove(&completion.token.value) {
+            match pending {
+                Pending::Batch(seq) => self.written(seq, completion.result.map(|_| ()), events),
+                Pending::Making => self.made(io, completion.result),
+                Pending::Read(job) => self.read_done(io, job, completion.result),
+                Pending::OpenForRead(job) => self.opened_for_read(io, job, completion.result),
+                Pending::Closing => {}
+            }
+        }
+        events.append(&mut self.events);
+    }
+
+    /// Lets time pass: seals, hints, retries.
+    pub fn tick(&mut self, io: &mut dyn Io, events: &mut Vec<WalEvent>) {
+        self.clock = io.clock();
+        if !self.fenced {
+            let hints = !self.dirty.is_empty() && self.clock.now >= self.hints_at;
+            let seal = !self.sealed && self.clock.now >= self.seal_at;
+            if self.is_idle() && (hints || seal) {
+                self.seal(io);
+            }
+            self.make_segments(io);
+        }
+        events.append(&mut self.events);
+    }
+
+    /// When [`Self::tick`] is wanted next.
+    pub fn deadline(&self) -> Option<Monotonic> {
+        if !self.events.is_empty() {
+            return Some(self.clock.now);
+        }
+        if self.fenced {
+            return None;
+        }
+        let idle = self.is_idle();
+        let seal = (idle && !self.sealed).then_some(self.seal_at);
+        let hints = (idle && !self.dirty.is_empty()).then_some(self.hints_at.max(self.seal_at));
+        [seal, hints, self.segments.retry_at()].into_iter().flatten().min()
+    }
+
+    /// Writes what is left, seals, and waits for everything in flight; a fenced log only waits.
+    pub fn close(&mut self, io: &mut dyn Io) -> Closed {
+        let mut closed = Closed { events: Vec::new(), others: Vec::new() };
+        loop {
+            self.clock = io.clock();
+            if !self.fenced {
+                if self.in_flight.is_empty() && !self.growing.is_empty() {
+                    self.add_hints();
+                    self.submit(io, 0);
+                } else if self.is_idle() && (!self.sealed || !self.dirty.is_empty()) && !self.seal(io) {
+                    break; // no place for it: the last batch stays unproven, which is only less comfortable
+                }
+            }
+            let busy = if self.fenced {
+                !self.ops.is_empty()
+            } else {
+                !self.in_flight.is_empty() || !self.growing.is_empty()
+            };
+            if !busy || !self.wait(io, &mut closed) {
+                break;
+            }
+        }
+        self.fenced = true; // whatever comes now is too late
+        while !self.ops.is_empty() && self.wait(io, &mut closed) {}
+        let files: Vec<_> = self.files.close_all().into_iter().chain(self.segments.files()).collect();
+        for file in files {
+            let token = self.op(Pending::Closing);
+            io.submit(token, Op::CloseFile { file });
+        }
+        while !self.ops.is_empty() && self.wait(io, &mut closed) {}
+        closed
+    }
+
+    fn wait(&mut self, io: &mut dyn Io, closed: &mut Closed) -> bool {
+        let mut got = Vec::new();
+        let mut spurious = 0;
+        while io.poll(Wait::Forever, &mut got) == 0 {
+            spurious += 1;
+            if spurious > SPURIOUS_MAX {
+                return false;
+            }
+        }
+        for completion in got {
+            if self.ops.contains_key(&completion.token.value)
+                && completion.token.class == tidelog_io::TokenClass::Wal
+            {
+                self.complete(io, completion, &mut closed.events);
+            } else {
+                closed.others.push(completion);
+            }
+        }
+        true
+    }
+
+    /// Nothing waits for the disk.
+    fn is_idle(&self) -> bool {
+        self.growing.is_empty() && self.in_flight.is_empty()
+    }
+
+    /// Moves on to the next segment, if it is ready.
+    pub(crate) fn roll(&mut self) -> bool {
+        let Some(next) = self.segments.roll() else { return false };
+        self.growing.place_at(next.base.plus(crate::format::BATCHES_START), 0);
+        self.activate(next);
+        true
+    }
+
+    /// Makes `segment` the one that is written.
+    pub(crate) fn activate(&mut self, segment: Segment) {
+        self.files.insert(segment.base, segment.end, segment.path.clone(), Some(segment.file));
+        self.active = segment;
+        self.retarget();
+    }
+
+    /// Tells the growing batch, which is empty, how long it may be.
+    pub(crate) fn retarget(&mut self) {
+        let lsn = self.growing.lsn;
+        let left = self.active.end.0 - lsn.0;
+        self.growing.place_at(lsn, (left as usize).min(self.options.batch_bytes_max));
+    }
+
+    /// Freezes the growing batch; returns it with its write.
+    pub(crate) fn freeze(&mut self, flags: u32) -> (Frozen, Op) {
+        let identity = Identity {
+            store: self.options.store,
+            segment_seq: self.active.seq,
+            epoch: self.epoch,
+            durable: self.durable,
+            wall: self.clock.wall,
+        };
+        for partition in self.growing.touched() {
+            if let Some(log) = self.partitions.get_mut(&partition) {
+                log.sequenced = log.last.index;
+            }
+        }
+        let frozen = self.growing.freeze(&identity, self.link, flags);
+        self.link = frozen.link;
+        self.cache.insert(&frozen, self.durable);
+        self.stats.batches += 1;
+        self.stats.records += u64::from(frozen.records);
+        self.stats.bytes += frozen.bytes;
+        self.stats.payload_bytes += frozen.payload_bytes;
+        self.stats.seals += u64::from(flags & FLAG_SEAL != 0);
+        let op = Op::WriteDurable {
+            file: self.active.file,
+            offset: frozen.link.lsn.0 - self.active.base.0,
+            data: frozen.pieces.iter().map(|p| p.1.clone()).collect(),
+        };
+        self.retarget();
+        (frozen, op)
+    }
+
+    fn submit(&mut self, io: &mut dyn Io, flags: u32) {
+        let (frozen, op) = self.freeze(flags);
+        self.in_flight.push_back(InFlight {
+            seq: frozen.link.seq,
+            end: frozen.end(),
+            lsn: frozen.link.lsn,
+            submitted: self.clock.now,
+            tickets: frozen.tickets,
+            done: false,
+        });
+        self.sealed = flags & FLAG_SEAL != 0;
+        let token = self.op(Pending::Batch(frozen.link.seq));
+        io.submit(token, op);
+    }
+
+    /// Writes an empty batch, or one of hints, that proves what lies before it. False: there is no place for it.
+    fn seal(&mut self, io: &mut dyn Io) -> bool {
+        self.add_hints();
+        if self.growing.is_empty() && !self.growing.takes_seal() && !self.roll() {
+            self.seal_at = self.clock.now.after(SEAL_RETRY);
+            return false;
+        }
+        self.submit(io, FLAG_SEAL);
+        true
+    }
+
+    pub(crate) fn op(&mut self, pending: Pending) -> Token {
+        let value = self.next_op;
+        self.next_op += 1;
+        self.ops.insert(value, pending);
+        Token::wal(value)
+    }
+
+    fn make_segments(&mut self, io: &mut dyn Io) {
+        if let Some(op) = self.segments.operation(self.clock.now) {
+            let token = self.op(Pending::Making);
+            io.submit(token, op);
+        }
+    }
+
+    fn made(&mut self, io: &mut dyn Io, result: Result<Output, tidelog_io::IoError>) {
+        if self.fenced {
+            return;
+        }
+        match self.segments.done(result, self.clock.now) {
+            Step::On => {}
+            Step::NoSpace(error) => {
+                if !self.no_space {
+                    tracing::warn!(dir = %self.options.dir.display(), %error, "no space for a spare segment");
+                }
+                self.no_space = true;
+            }
+            Step::Failed(error) => return self.fence(error),
+        }
+        self.weigh_space();
+        self.make_segments(io);
+    }
+
+    /// Compares what is ready with what control records need.
+    pub(crate) fn weigh_space(&mut self) {
+        let ready = self.segments.ready() >= 2;
+        if ready {
+            self.no_space = false;
+        }
+        if self.full && ready {
+            self.full = false;
+            self.events.push(WalEvent::SpaceBack);
+            tracing::info!(dir = %self.options.dir.display(), "there is space again");
+        } else if !self.full && self.no_space && !ready {
+            self.full = true;
+            self.events.push(WalEvent::Full);
+            tracing::warn!(dir = %self.options.dir.display(), "disk full: entries are refused");
+        }
+    }
+
+    /// Notes that a spare could not be made.
+    pub(crate) fn note_no_space(&mut self) {
+        self.no_space = true;
+        self.weigh_space();
+    }
+
+    fn written(&mut self, seq: u64, result: Result<(), tidelog_io::IoError>, events: &mut Vec<WalEvent>) {
+        if self.fenced {
+            return;
+        }
+        let Some(batch) = self.in_flight.iter_mut().find(|b| b.seq == seq) else { return };
+        if let Err(error) = result {
+            let lsn = batch.lsn;
+            let base = self.files.holding(lsn).map_or(lsn, |(base, _)| base);
+            let file = self.files.get(base).map(|f| f.path.clone()).unwrap_or_default();
+            return self.fence(WalError { file, offset: lsn.0 - base.0, what: "writing a batch", error });
+        }
+        batch.done = true;
+        self.stats.syncs += 1;
+        while self.in_flight.front().is_some_and(|b| b.done)
+            && let Some(batch) = self.in_flight.pop_front()
+        {
+            assert!(batch.end > self.durable, "batches become durable in order");
+            self.durable = batch.end;
+            events.extend(
+                batch.tickets.iter().map(|&(partition, ticket)| WalEvent::Durable { partition, ticket }),
+            );
+            self.growing.recycle(batch.tickets);
+        }
+        if self.is_idle() {
+            self.seal_at = self.clock.now.after(self.options.seal_after);
+        }
+    }
+
+    fn fence(&mut self, error: WalError) {
+        tracing::error!(%error, "the log is fenced");
+        self.fenced = true;
+        self.in_flight.clear();
+        self.events.push(WalEvent::Fenced { error });
+    }
+}

@@ -1,0 +1,405 @@
+//! Damage is told from torn tails, named, and never served; what is harmless is survived.
+
+mod common;
+
+use common::{DIR, NODE, Rig, tiny};
+use std::path::Path;
+use std::time::Duration;
+use tidelog_io::{Foreground, Op};
+use tidelog_sim::Random;
+use tidelog_types::{Incarnation, Index, Lsn, NodeId, PartitionId, RecordKind, ShardId};
+use tidelog_wal::inspect::{self, Item};
+use tidelog_wal::{OpenError, Options, ReadError, Verdict};
+
+/// A log with several batches of two partitions, a cut, a second life, closed.
+fn closed_log(seed: u64) -> Rig {
+    let mut rig = Rig::new(seed, tiny());
+    rig.open().unwrap();
+    for i in 0..6u8 {
+        rig.entry(0, &vec![i; 100 + 300 * i as usize]).unwrap();
+        rig.entry(1, &[i; 10]).unwrap();
+        rig.drain();
+    }
+    rig.promise(1, 5, 3).unwrap();
+    rig.cut(1, 4).unwrap();
+    rig.drain();
+    rig.mark(0, 3);
+    rig.rest(Duration::from_millis(130));
+    rig.close();
+    rig.open().unwrap();
+    for i in 0..3u8 {
+        rig.records(1, &[(2 + u64::from(i), vec![i; 3000]), (3 + u64::from(i), vec![i; 70])]).unwrap();
+        rig.drain();
+    }
+    rig.close();
+    rig
+}
+
+fn wal_files(rig: &Rig) -> Vec<(String, u64)> {
+    let mut files = rig.world.files(NODE);
+    files.retain(|f| f.0.starts_with(DIR) && f.0.ends_with(".wal") && !f.0.contains("free-"));
+    files
+}
+
+/// (file, offset, length, spans that matter) of every batch.
+fn batches(rig: &mut Rig) -> Vec<(String, u64, u64, usize)> {
+    let mut found = Vec::new();
+    let mut io = boot(rig);
+    inspect::walk(&mut io, Path::new(DIR), &mut |item| {
+        if let Item::Batch { file, offset, header, footer } = item {
+            let own = footer.map_or(0, |f| f.own.iter().filter(|s| s.kind != RecordKind::HighWater).count());
+            found.push((file.display().to_string(), offset, u64::from(header.total_len), own));
+        }
+    })
+    .unwrap();
+    found
+}
+
+fn boot(rig: &mut Rig) -> tidelog_sim::SimIo {
+    rig.io = None;
+    rig.world.node(NODE)
+}
+
+/// Damage done, does the node either open with everything, or refuse by name? And does `verify` say the same?
+fn refuses_or_has_it_all(rig: &mut Rig, what: &str) -> bool {
+    let before = rig.world.files(NODE);
+    let report = {
+        let mut io = boot(rig);
+        inspect::verify(&mut io, Path::new(DIR))
+    };
+    let result = rig.open(); // compares with the model if it opens
+    match &result {
+        Ok(_) => {
+            let report = report.unwrap_or_else(|e| panic!("{what}: opens, but verify says {e}"));
+            assert!(
+                !report.is_damaged(),
+                "{what}: opens, but verify says {:?} {:?}",
+                report.findings,
+                report.stopped
+            );
+            rig.check_all();
+            true
+        }
+        Err(e) => {
+            if let Ok(report) = report {
+                // What a cut made worthless is damage to an opening, which does not look ahead.
+                let superseded = report.findings.iter().any(|f| f.verdict == Verdict::Superseded);
+                assert!(report.is_damaged() || superseded, "{what}: {e}, but verify is content");
+            }
+            assert!(
+                matches!(e, OpenError::Damaged(_) | OpenError::Lost { .. } | OpenError::SegmentHeader { .. }),
+                "{what}: {e}"
+            );
+            assert!(e.to_string().contains(".wal"), "{e} names a file");
+            assert_eq!(before, rig.world.files(NODE), "{what}: nothing was changed");
+            false
+        }
+    }
+}
+
+/// Puts a file back as it was.
+fn restore(rig: &Rig, file: &str, bytes: &[u8]) {
+    assert!(rig.world.write_raw(NODE, file, 0, bytes));
+}
+
+#[test]
+fn flipped_bits_are_refused_by_name_or_harmless() {
+    let mut rig = closed_log(3);
+    let list = batches(&mut rig);
+    assert!(list.len() > 12);
+    let mut random = Random::new(1);
+    let (mut refused, mut harmless) = (0, 0);
+    for (at, (file, offset, len, records)) in list.iter().enumerate() {
+        // The epoch's last batches prove what lies before them; behind them nothing does.
+        let last = at + 1 == list.len();
+        for place in [0, 9, 70, 100, 130, 150, 194, 300, 512, 520, 580, 700, len - 1, random.below(*len)] {
+            let place = place.min(len - 1);
+            let mut rig = closed_log(3);
+            rig.world.flip(NODE, file, offset + place);
+            let what = format!("{file} batch {at} at {offset} byte {place} of {len} ({records} records)");
+            if refuses_or_has_it_all(&mut rig, &what) {
+                harmless += 1;
+                assert!(
+                    last || *records == 0 || place >= 194,
+                    "{what}: a header was damaged and nobody noticed"
+                );
+            } else {
+                refused += 1;
+                assert!(*records > 0, "{what}: nothing was in it");
+            }
+        }
+    }
+    assert!(refused > 50 && harmless > 50, "{refused} refused, {harmless} harmless");
+}
+
+#[test]
+fn a_damaged_entry_is_named() {
+    let mut rig = closed_log(4);
+    let list = batches(&mut rig);
+    let (file, offset, ..) = &list[3];
+    rig.world.flip(NODE, file, offset + 230);
+    let error = rig.open().unwrap_err();
+    let OpenError::Damaged(finding) = &error else { panic!("{error}") };
+    assert_eq!(finding.verdict, Verdict::Damaged);
+    assert_eq!((finding.file.display().to_string(), finding.offset), (file.clone(), *offset));
+    assert_eq!((finding.spans[0].partition, finding.spans[0].a), (PartitionId(0), Index(3)));
+    let text = error.to_string();
+    for word in
+        ["damaged", file, &format!("byte {offset}"), "partition 0 index 3..=3", "partition 1 index 3..=3"]
+    {
+        assert!(text.contains(word), "`{text}` lacks `{word}`");
+    }
+}
+
+#[test]
+fn lost_and_misdirected_batches_are_noticed() {
+    let mut rig = closed_log(5);
+    let list = batches(&mut rig);
+    let (mut damaged, mut unknown) = (0, 0);
+    for at in 1..list.len() - 1 {
+        let (file, offset, len, records) = &list[at];
+        for other in [None, Some(at - 1), Some(at + 1)] {
+            let original = rig.world.read_raw(NODE, file).unwrap();
+            let mut image = vec![0; *len as usize];
+            if let Some(other) = other {
+                let (file, offset, len, _) = &list[other];
+                let bytes = rig.world.read_raw(NODE, file).unwrap();
+                let from = &bytes[*offset as usize..][..(*len as usize).min(image.len())];
+                image[..from.len()].copy_from_slice(from);
+            }
+            rig.world.write_raw(NODE, file, *offset, &image);
+            let result = {
+                let mut io = boot(&mut rig);
+                inspect::verify(&mut io, Path::new(DIR)).unwrap()
+            };
+            let verdicts: Vec<_> = result.findings.iter().map(|f| f.verdict).collect();
+            if *records > 0 {
+                assert!(result.is_damaged() || verdicts == [Verdict::Superseded], "batch {at}: {verdicts:?}");
+                let error = rig.open().unwrap_err();
+                match &error {
+                    OpenError::Damaged(f) if f.verdict == Verdict::Damaged => damaged += 1,
+                    OpenError::Damaged(_) | OpenError::Lost { .. } => unknown += 1,
+                    e => panic!("batch {at}: {e}"),
+                }
+            }
+            restore(&rig, file, &original);
+        }
+    }
+    // The echo names what a lost batch held, except for the last one of the first epoch's proven part.
+    assert!(damaged > 20, "{damaged} damaged, {unknown} unknown");
+    rig.open().unwrap();
+    rig.check_all();
+}
+
+#[test]
+fn unreadable_pages_are_damage_and_never_an_end() {
+    let mut rig = closed_log(6);
+    let list = batches(&mut rig);
+    for (at, (file, offset, _, records)) in list.iter().enumerate() {
+        if *records == 0 {
+            continue;
+        }
+        let mut rig = closed_log(6);
+        rig.world.make_unreadable(NODE, file, *offset, 4096);
+        match rig.open() {
+            Err(OpenError::Damaged(f)) => assert!(f.verdict >= Verdict::Damaged, "batch {at}"),
+            other => panic!("batch {at}: {other:?}"),
+        }
+    }
+    // The tail: an unreadable page right behind the last batch may have held another one.
+    let (file, offset, len, _) = list.last().unwrap();
+    rig.world.make_unreadable(NODE, file, offset + len, 4096);
+    match rig.open() {
+        Err(OpenError::Damaged(f)) => assert_eq!(f.verdict, Verdict::Unknown),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn one_copy_of_a_segment_header_is_enough() {
+    let mut rig = closed_log(7);
+    let (file, _) = wal_files(&rig)[0].clone();
+    rig.world.flip(NODE, &file, 20);
+    assert!(refuses_or_has_it_all(&mut rig, "first copy"));
+    rig.close();
+    let (file, _) = wal_files(&rig)[0].clone();
+    rig.world.flip(NODE, &file, 20);
+    rig.world.flip(NODE, &file, 4096 + 20);
+    rig.world.flip(NODE, &file, 8);
+    assert!(matches!(rig.open(), Err(OpenError::SegmentHeader { .. })));
+}
+
+#[test]
+fn a_missing_segment_is_no_end() {
+    let mut rig = Rig::new(8, tiny());
+    rig.open().unwrap();
+    for i in 0..40u8 {
+        rig.entry(0, &[i; 20_000]).unwrap();
+        rig.drain();
+    }
+    rig.close();
+    let files = wal_files(&rig);
+    assert!(files.len() >= 4);
+    // All but the last two: the newest one, and the one prepared behind it.
+    for (file, _) in &files[..files.len() - 2] {
+        let mut rig = Rig::new(8, tiny());
+        rig.open().unwrap();
+        for i in 0..40u8 {
+            rig.entry(0, &[i; 20_000]).unwrap();
+            rig.drain();
+        }
+        rig.close();
+        let mut io = boot(&mut rig);
+        Foreground::new(&mut io).run(Op::Remove { path: file.into() }).unwrap();
+        drop(io);
+        let error = rig.open().unwrap_err();
+        assert!(
+            matches!(error, OpenError::Missing { .. } | OpenError::Lost { .. } | OpenError::Damaged(_)),
+            "{file}: {error}"
+        );
+    }
+}
+
+#[test]
+fn files_of_others_are_refused() {
+    let others = [
+        Options { node: NodeId(2), ..tiny() },
+        Options { shard: ShardId(1), ..tiny() },
+        Options { store: Incarnation(99), ..tiny() },
+    ];
+    for (options, word) in others.into_iter().zip(["node", "shard", "data directory"]) {
+        let mut rig = closed_log(9);
+        let mine = std::mem::replace(&mut rig.options, options);
+        let before = rig.world.files(NODE);
+        let error = rig.open().unwrap_err();
+        assert!(matches!(&error, OpenError::Foreign { .. }) && error.to_string().contains(word), "{error}");
+        assert_eq!(before, rig.world.files(NODE));
+        rig.options = mine;
+        rig.open().unwrap();
+    }
+}
+
+#[test]
+fn a_newer_version_is_neither_damage_nor_an_end() {
+    let mut rig = closed_log(10);
+    let list = batches(&mut rig);
+    let (file, offset, ..) = list.last().unwrap();
+    let mut header = rig.world.read_raw(NODE, file).unwrap()[*offset as usize..][..128].to_vec();
+    header[8] = 2;
+    let crc = crc32c::crc32c(&header[8..]);
+    header[4..8].copy_from_slice(&crc.to_le_bytes());
+    rig.world.write_raw(NODE, file, *offset, &header);
+    let error = rig.open().unwrap_err();
+    assert!(matches!(&error, OpenError::Newer { .. }), "{error}");
+}
+
+#[test]
+fn a_suspect_tail_is_set_aside_cut_and_reported() {
+    let mut rig = Rig::new(11, tiny());
+    rig.open().unwrap();
+    rig.entry(0, &[1; 500]).unwrap();
+    rig.drain();
+    rig.rest(Duration::from_millis(20)); // sealed
+    rig.entry(0, &[2; 5000]).unwrap();
+    rig.promise(1, 9, 2).unwrap();
+    rig.flush();
+    // The last write loses a sector in the middle, and is never acknowledged.
+    rig.poll(tidelog_io::Wait::Forever);
+    rig.acked = 2;
+    let (file, offset, _, _) = {
+        rig.world.kill(NODE);
+        batches(&mut rig).last().unwrap().clone()
+    };
+    rig.world.write_raw(NODE, &file, offset + 1024, &[0; 512]);
+    let torn = rig.world.read_raw(NODE, &file).unwrap()[offset as usize..][..8192].to_vec();
+    let report = rig.open().unwrap();
+    let [finding] = &report.findings[..] else { panic!("{:?}", report.findings) };
+    assert_eq!((finding.verdict, finding.offset), (Verdict::Suspect, offset));
+    let copy = finding.quarantined.as_ref().expect("set aside");
+    assert_eq!(rig.world.read_raw(NODE, copy).unwrap()[..8192], torn);
+    assert_eq!(report.adopted, 1);
+    assert_eq!(rig.now[&1].promise, (9, 2), "its promise is kept");
+    assert_eq!(rig.now[&0].entries.len(), 1, "its entry is cut");
+    rig.entry(0, &[3; 10]).unwrap();
+    rig.drain();
+    rig.close();
+    assert_eq!(rig.open().unwrap().findings, [], "judged once");
+}
+
+#[test]
+fn the_quarantine_is_bounded() {
+    let mut rig = Rig::new(12, tiny());
+    for round in 0..20u64 {
+        rig.open().unwrap();
+        rig.entry(0, &[1; 500]).unwrap();
+        rig.drain();
+        rig.rest(Duration::from_millis(20));
+        rig.entry(0, &[2; 5000]).unwrap();
+        rig.flush();
+        rig.poll(tidelog_io::Wait::Forever);
+        rig.acked = rig.acts.len() - 1;
+        rig.world.kill(NODE);
+        let (file, offset, _, _) = batches(&mut rig).last().unwrap().clone();
+        rig.world.write_raw(NODE, &file, offset + 1024, &[0; 512]);
+        let _ = round;
+    }
+    rig.open().unwrap();
+    let kept = rig.world.files(NODE).iter().filter(|f| f.0.contains("quarantine")).count();
+    assert_eq!(kept, 16);
+}
+
+#[test]
+fn a_read_never_serves_damage() {
+    let mut rig = closed_log(13);
+    rig.options.cache_bytes_max = 0;
+    rig.open().unwrap();
+    let list = batches(&mut closed_log(13));
+    let (file, offset, ..) = &list[4];
+    rig.world.flip(NODE, file, offset + 230);
+    let error = rig.read(0, 4, 4, 1 << 20).unwrap_err();
+    match &error {
+        ReadError::Damaged { file: named, partition, index, offset: at, .. } => {
+            assert_eq!(&named.display().to_string(), file);
+            assert_eq!((*partition, *index), (PartitionId(0), Index(4)));
+            assert!((*offset..offset + 8192).contains(at));
+        }
+        e => panic!("{e}"),
+    }
+    // Its neighbours are fine.
+    for index in [3, 5] {
+        let run = rig.read(0, index, index, 1 << 20).unwrap();
+        rig.check_run(0, &run);
+    }
+}
+
+#[test]
+fn a_walk_shows_what_is_there() {
+    let mut rig = closed_log(14);
+    let (mut segments, mut records, mut ends) = (0, Vec::new(), Vec::new());
+    let mut io = boot(&mut rig);
+    let report = inspect::walk(&mut io, Path::new(DIR), &mut |item| match item {
+        Item::Segment { .. } => segments += 1,
+        Item::Batch { header, footer, .. } => {
+            ends.push(header.end());
+            assert_eq!(footer.map(|f| f.batch_seq), Some(header.batch_seq));
+        }
+        Item::Record { header, payload, lsn, .. } => {
+            assert_eq!(header.payload_len as usize, payload.len());
+            records.push((lsn, header.partition, header.index));
+        }
+        Item::Bad(f) => panic!("{f}"),
+    })
+    .unwrap();
+    drop(io);
+    assert_eq!(report.segments, segments);
+    assert_eq!(report.epoch, 2);
+    assert!(ends.windows(2).all(|w| w[0] < w[1]) && records.windows(2).all(|w| w[0].0 < w[1].0));
+    assert!(!report.is_damaged());
+    for (&partition, part) in &rig.now {
+        let end = report.partitions[&PartitionId(partition)];
+        assert_eq!(end.last, part.last());
+        assert_eq!((end.generation.0, end.vote.map_or(0, |v| v.0)), part.promise);
+        assert_eq!(end.first, Index(1));
+    }
+    assert!(ends[0] > Lsn(0));
+}

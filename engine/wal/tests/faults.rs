@@ -1,0 +1,229 @@
+//! Disks that fail and disks that are full: nothing is acknowledged that is not there, and control records get through.
+
+mod common;
+
+use common::{DIR, NODE, Rig, tiny};
+use std::time::Duration;
+use tidelog_sim::{DiskFault, Random};
+use tidelog_wal::{BusyWhy, OpenError, Options};
+
+fn script(rig: &mut Rig) {
+    for i in 0..18u8 {
+        if !rig.alive() || rig.fenced.is_some() {
+            return;
+        }
+        let _ = rig.entry(u64::from(i % 2), &vec![i; 16_000]);
+        if i % 3 == 2 {
+            rig.drain();
+        }
+        if i == 5 {
+            rig.rest(Duration::from_millis(8));
+        }
+    }
+    rig.drain();
+}
+
+/// Every operation fails once, in each way. The log fences or does not open; opened again, in the same process or after
+/// a power loss, it has all that was acknowledged.
+#[test]
+fn a_fault_at_every_operation() {
+    let operations = {
+        let mut rig = Rig::new(1, tiny());
+        rig.open().unwrap();
+        script(&mut rig);
+        assert!(rig.wal().stats().segments >= 2, "a segment is among the operations");
+        rig.world.disk_ops(NODE)
+    };
+    let (mut fenced, mut refused) = (0, 0);
+    for number in 0..operations {
+        for fault in [
+            DiskFault::WriteError,
+            DiskFault::ShortWrite,
+            DiskFault::SyncError,
+            DiskFault::NoSpace,
+            DiskFault::NameError,
+        ] {
+            let mut rig = Rig::new(number, tiny());
+            rig.world.fail_at(NODE, number, fault);
+            match rig.open() {
+                Ok(_) => script(&mut rig),
+                Err(OpenError::Io(_) | OpenError::NoSpace { .. }) => refused += 1,
+                Err(e) => panic!("{fault:?} at {number}: {e}"),
+            }
+            if let Some(error) = &rig.fenced {
+                fenced += 1;
+                let text = error.to_string();
+                assert!(text.contains(DIR), "`{text}` names a file");
+                assert!(rig.entry(0, b"late").is_err());
+                assert_eq!(rig.wal().deadline(), None, "a fenced log asks for nothing");
+            }
+            if rig.wal.is_some() {
+                rig.close();
+            }
+            if number % 2 == 0 {
+                rig.world.crash(NODE);
+            }
+            rig.open().unwrap_or_else(|e| panic!("{fault:?} at {number}: {e}"));
+            assert!(rig.check_all());
+            script(&mut rig);
+            assert!(rig.fenced.is_none());
+            assert!(rig.check_all());
+        }
+    }
+    assert!(fenced > 20 && refused > 20, "{fenced} fenced, {refused} refused");
+}
+
+#[test]
+fn nothing_is_durable_after_a_failed_sync_and_the_tail_is_written_again() {
+    let mut rig = Rig::new(2, tiny());
+    rig.open().unwrap();
+    rig.entry(0, &[1; 100]).unwrap();
+    rig.drain();
+    rig.world.fail_next(NODE, DiskFault::SyncError);
+    rig.entry(0, &[2; 100]).unwrap();
+    rig.flush();
+    let told = rig.durable_events;
+    while rig.fenced.is_none() {
+        rig.poll(tidelog_io::Wait::Forever);
+        rig.tick();
+    }
+    rig.rest(Duration::from_millis(50));
+    assert_eq!(rig.durable_events, told);
+    rig.close();
+    // The same process opens it again: what it reads may be in memory only, so it is written again.
+    let report = rig.open().unwrap();
+    if rig.now[&0].entries.len() == 2 {
+        assert!(report.rewritten >= 1);
+    }
+    let kept = rig.now.clone();
+    rig.world.crash(NODE);
+    rig.open().unwrap();
+    assert_eq!(rig.now, kept, "what an opening accepted stays");
+}
+
+#[test]
+fn a_full_disk_refuses_entries_and_takes_promises() {
+    let mut rig = Rig::new(3, tiny());
+    rig.open().unwrap();
+    rig.entry(0, &[1; 100]).unwrap();
+    rig.promise(1, 1, 0).unwrap();
+    rig.drain();
+    let used = rig.world.disk_used(NODE);
+    rig.world.set_capacity(NODE, Some(used + 64 * 1024));
+    // Entries go on until the log must roll into its reserve.
+    let mut told = 0;
+    while !rig.full {
+        match rig.entry(0, &[2; 30_000]) {
+            Ok(()) => told += 1,
+            Err(e) => assert_ne!(e.why, BusyWhy::Fenced),
+        }
+        rig.drain();
+        rig.rest(Duration::from_millis(1));
+        assert!(told < 100, "it never filled up");
+    }
+    assert!(rig.fenced.is_none());
+    assert_eq!(rig.entry(0, &[3; 10]).unwrap_err().why, BusyWhy::Space);
+    assert_eq!(rig.wal().room(), 0);
+    for generation in 2..8 {
+        rig.promise(1, generation, 1).unwrap();
+        rig.drain();
+    }
+    let left = rig.world.files(NODE).into_iter().filter(|f| f.0.ends_with(".tmp")).count();
+    assert!(left <= 1, "what does not fit is removed");
+
+    // A restart on the full disk still votes.
+    rig.world.crash(NODE);
+    let report = rig.open().unwrap();
+    assert!(report.no_space);
+    rig.tick();
+    assert!(rig.full);
+    assert_eq!(rig.now[&1].promise, (7, 1));
+    rig.promise(1, 50, 2).unwrap();
+    rig.drain();
+    assert!(rig.check_all());
+
+    // Space comes back, and nobody has to do anything.
+    rig.world.set_capacity(NODE, None);
+    let mut waited = 0;
+    while rig.full {
+        rig.rest(Duration::from_millis(500));
+        waited += 1;
+        assert!(waited < 40, "writing never resumed");
+    }
+    rig.entry(0, &[4; 30_000]).unwrap();
+    rig.drain();
+    rig.close();
+    rig.open().unwrap();
+    assert!(rig.check_all());
+}
+
+#[test]
+fn a_disk_too_small_for_a_log_says_so() {
+    let mut rig = Rig::new(4, tiny());
+    rig.world.set_capacity(NODE, Some(100 << 10));
+    let error = rig.open().unwrap_err();
+    assert!(matches!(&error, OpenError::NoSpace { .. }), "{error}");
+    rig.world.set_capacity(NODE, None);
+    rig.open().unwrap();
+}
+
+#[test]
+fn control_records_fit_beside_any_bulk() {
+    let mut rig = Rig::new(5, tiny());
+    rig.open().unwrap();
+    rig.promise(0, 1, 0).unwrap();
+    rig.promise(1, 1, 0).unwrap();
+    let mut random = Random::new(5);
+    let mut batches = 0;
+    while batches < 40 {
+        let len = random.below(9000) as usize;
+        match rig.entry(0, &vec![7; len]) {
+            Ok(()) => {}
+            Err(busy) => {
+                assert!(busy.room < len + 1 || busy.why != BusyWhy::Batch);
+                let generation = rig.part(1).promise.0 + 1;
+                rig.promise(1, generation, 0).expect("there is room for a promise");
+                rig.flush();
+                rig.drain();
+                batches += 1;
+            }
+        }
+    }
+    assert!(rig.wal().stats().segments > 5);
+    let stats = rig.wal().stats();
+    assert_eq!(stats.copied_bytes, stats.payload_bytes, "each payload byte is copied once");
+}
+
+#[test]
+fn rolls_never_wait_in_the_steady_state() {
+    let mut rig = Rig::new(6, Options { spares: 2, ..tiny() });
+    rig.open().unwrap();
+    for i in 0..200u32 {
+        rig.entry(0, &vec![i as u8; 9000]).expect("the next segment is ready");
+        rig.drain();
+    }
+    assert!(rig.wal().stats().segments > 10);
+    let spares = rig.wal().stats().spares;
+    assert!(spares >= 1, "{spares}");
+}
+
+#[test]
+fn an_idle_log_is_sealed_and_then_quiet() {
+    let mut rig = Rig::new(7, tiny());
+    rig.open().unwrap();
+    rig.entry(0, &[1; 10]).unwrap();
+    rig.drain();
+    rig.rest(Duration::from_millis(20));
+    assert_eq!(rig.wal().stats().seals, 1);
+    assert_eq!(rig.wal().deadline(), None);
+    rig.mark(0, 1);
+    rig.rest(Duration::from_millis(300));
+    let stats = rig.wal().stats();
+    assert_eq!(stats.seals, 2, "a hint is written in an idle log, too");
+    rig.rest(Duration::from_secs(5));
+    assert_eq!(rig.wal().stats(), stats, "and then nothing more");
+    rig.world.crash(NODE);
+    let report = rig.open().unwrap();
+    assert_eq!(rig.marks.get(&0), Some(&1));
+    assert_eq!(report.rewritten, 1, "only the hint was not proven");
+}
