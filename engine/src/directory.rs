@@ -1,0 +1,152 @@
+//! The data directory: `identity`, `LOCK`, `shard-0000/` with the WAL of shard 0.
+
+use crate::error::Error;
+use crate::identity::Identity;
+use crate::options::Options;
+use std::path::{Path, PathBuf};
+use tidelog_io::{Foreground, Io, IoErrorKind, Op, Output};
+use tidelog_types::{Incarnation, ShardId};
+
+/// How keys find their replicas: the version of the key hash in the low half, of the placement in the high half.
+/// Fixed when a cluster is created.
+pub const MAP_VERSION: u32 = tidelog_cluster::KEY_HASH_VERSION | tidelog_cluster::PLACEMENT_VERSION << 16;
+
+/// Where the WAL of a shard lies.
+pub fn wal_dir(data_dir: &Path, shard: ShardId) -> PathBuf {
+    data_dir.join(format!("shard-{:04}", shard.get()))
+}
+
+/// Reads the identity of the configured data directory and checks that it is this node's; an empty directory gets
+/// a new one.
+///
+/// # Errors
+/// If the directory belongs to another node or cluster, is not empty but has no identity, or cannot be used.
+pub(crate) fn open(io: &mut dyn Io, options: &Options) -> Result<Identity, Error> {
+    let incarnation = Incarnation(io.random().max(1));
+    let mut fg = Foreground::new(io);
+    let identity = match Identity::load(&mut fg, &options.data_dir)? {
+        Some(identity) => {
+            check(&identity, options)?;
+            identity
+        }
+        None => create(&mut fg, options, incarnation)?,
+    };
+    // The transport has not started: nobody else has operations in flight.
+    drop(fg.finish());
+    Ok(identity)
+}
+
+fn refuse<T>(options: &Options, why: String) -> Result<T, Error> {
+    Err(Error::Directory { path: options.data_dir.clone(), why })
+}
+
+fn check(identity: &Identity, options: &Options) -> Result<(), Error> {
+    if identity.cluster_name != options.cluster_name {
+        return refuse(
+            options,
+            format!(
+                "it belongs to the cluster named {:?}, the configuration says {:?}: use another [node] data_dir, or correct [cluster] name",
+                identity.cluster_name, options.cluster_name
+            ),
+        );
+    }
+    if identity.node != options.node {
+        return refuse(
+            options,
+            format!(
+                "it belongs to node {}, the configuration says node {}: use that node's own directory, or correct [node] id",
+                identity.node, options.node
+            ),
+        );
+    }
+    for (what, directory, configured) in [
+        ("[cluster] partitions", identity.partitions, options.partitions),
+        ("[cluster] replication", u64::from(identity.replication), options.replication as u64),
+        ("version of key hash and placement", u64::from(identity.key_hash), u64::from(MAP_VERSION)),
+        ("[node] shards", u64::from(identity.shard_count), 1),
+    ] {
+        if directory != configured {
+            return refuse(
+                options,
+                format!(
+                    "it was created with {what} = {directory}, now it is {configured}: this is fixed at creation, correct the configuration"
+                ),
+            );
+        }
+    }
+    if let Some(formed) = &identity.formed {
+        let members: Vec<u64> = formed.members.iter().map(|m| m.node.get()).collect();
+        let configured: Vec<u64> = options.nodes.iter().map(|(n, _)| n.get()).collect();
+        if members != configured {
+            return refuse(
+                options,
+                format!(
+                    "its cluster was formed by the nodes {members:?}, the configuration lists {configured:?}: [cluster] nodes are the founding members, correct the list"
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Makes the directory and its parents, each name durable, where they are missing.
+///
+/// # Errors
+/// If one cannot be made.
+pub(crate) fn make(io: &mut dyn Io, dir: &Path) -> Result<(), Error> {
+    let mut fg = Foreground::new(io);
+    make_in(&mut fg, dir)?;
+    drop(fg.finish());
+    Ok(())
+}
+
+fn make_in(fg: &mut Foreground<'_>, dir: &Path) -> Result<(), Error> {
+    let mut missing = Vec::new();
+    let mut at = Some(dir);
+    while let Some(path) = at.filter(|p| !p.as_os_str().is_empty()) {
+        match fg.run(Op::List { path: path.to_owned() }) {
+            Err(e) if e.kind == IoErrorKind::NotFound => missing.push(path.to_owned()),
+            Err(e) => return Err(e.into()),
+            Ok(_) => break,
+        }
+        at = path.parent();
+    }
+    for path in missing.into_iter().rev() {
+        fg.run(Op::CreateDir { path: path.clone() })?;
+        if let Some(parent) = path.parent() {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            fg.run(Op::SyncDir { path: parent.to_owned() })?;
+        }
+    }
+    Ok(())
+}
+
+fn create(fg: &mut Foreground<'_>, options: &Options, incarnation: Incarnation) -> Result<Identity, Error> {
+    let dir = &options.data_dir;
+    make_in(fg, dir)?;
+    if let Output::Names(names) = fg.run(Op::List { path: dir.clone() })? {
+        let known = |n: &str| n == "LOCK" || n == "identity.tmp" || n == "lost+found";
+        if let Some(foreign) = names.iter().find(|n| !known(n)) {
+            return refuse(
+                options,
+                format!(
+                    "it has no identity file, but is not empty (it holds {foreign:?}): restore the identity file if this was a node's directory, or name an empty one"
+                ),
+            );
+        }
+    }
+    let identity = Identity {
+        cluster_name: options.cluster_name.clone(),
+        node: options.node,
+        incarnation,
+        shard_count: 1,
+        partitions: options.partitions,
+        replication: u32::try_from(options.replication).unwrap_or(u32::MAX),
+        key_hash: MAP_VERSION,
+        formed: None,
+        has_log: false,
+    };
+    identity.store(fg, dir)?;
+    tracing::info!(directory = %dir.display(), incarnation = format!("{:016x}", incarnation.get()), "data directory created");
+    Ok(identity)
+}

@@ -1,0 +1,292 @@
+//! The identity file of a data directory: `docs/formats/identity.md`.
+//!
+//! One page, written whole to `identity.tmp`, made durable, renamed to `identity`, directory synced: a reader
+//! sees the old one or the new one. It is one of the three things that are not in the log (the others are the
+//! lock and snapshots). A damaged one stops the node: an identity is never guessed.
+
+use crate::error::Error;
+use crate::formation::{Formed, Member};
+use std::path::Path;
+use tidelog_io::{Foreground, IoError, IoErrorKind, Op, OpenMode, Output};
+use tidelog_types::limits::{PAGE_BYTES, PAYLOAD_BYTES_MAX};
+use tidelog_types::{ClusterId, Incarnation, NodeId};
+
+const MAGIC: &[u8; 8] = b"TIDELOGI";
+const VERSION: u32 = 1;
+const MEMBERS_AT: usize = 512;
+const MEMBER_BYTES: usize = 16;
+const MEMBERS_MAX: usize = (PAGE_BYTES - MEMBERS_AT) / MEMBER_BYTES;
+const NAME_AT: usize = 128;
+/// Longest cluster name in bytes.
+pub const NAME_BYTES_MAX: usize = MEMBERS_AT - NAME_AT;
+
+/// What a data directory is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// Name of the cluster.
+    pub cluster_name: String,
+    /// The node that it belongs to.
+    pub node: NodeId,
+    /// Its random name, minted when it was created.
+    pub incarnation: Incarnation,
+    /// Number of WALs in it: fixed at creation.
+    pub shard_count: u32,
+    /// Partitions of the cluster: fixed at creation.
+    pub partitions: u64,
+    /// Replicas of each partition.
+    pub replication: u32,
+    /// Version of key hash and placement ([`crate::MAP_VERSION`]).
+    pub key_hash: u32,
+    /// Set once the cluster is formed.
+    pub formed: Option<Formed>,
+    /// Set once the log has been opened: from then on a directory without one has lost it.
+    pub has_log: bool,
+}
+
+/// Why a page is not an identity.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Not a page.
+    #[error("it has {0} bytes instead of {PAGE_BYTES}")]
+    Size(usize),
+    /// Something else.
+    #[error("it does not begin with the identity file's magic")]
+    Magic,
+    /// Damaged.
+    #[error("its checksum is {found:#010x}, computed {computed:#010x}: the file is damaged")]
+    Checksum {
+        /// As stored.
+        found: u32,
+        /// Over the bytes.
+        computed: u32,
+    },
+    /// From another version.
+    #[error("it has version {0}, which this program does not know")]
+    Version(u32),
+    /// A field out of its bounds.
+    #[error("its {0} is out of bounds")]
+    Field(&'static str),
+}
+
+fn u32_at(page: &[u8; PAGE_BYTES], at: usize) -> u32 {
+    page.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u32::from_le_bytes(*b))
+}
+
+fn u64_at(page: &[u8; PAGE_BYTES], at: usize) -> u64 {
+    page.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_le_bytes(*b))
+}
+
+impl Identity {
+    /// The page to write.
+    ///
+    /// # Panics
+    /// If the name or the member list is over its limit: the configuration's check comes first.
+    pub fn encode(&self) -> [u8; PAGE_BYTES] {
+        let mut page = [0u8; PAGE_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
+        let members = self.formed.as_ref().map_or(&[][..], |f| &f.members);
+        assert!(self.cluster_name.len() <= NAME_BYTES_MAX, "the configuration bounds the cluster's name");
+        assert!(members.len() <= MEMBERS_MAX, "the configuration bounds the number of nodes");
+        put(0, MAGIC);
+        put(12, &VERSION.to_le_bytes());
+        put(16, &self.node.get().to_le_bytes());
+        put(24, &self.incarnation.get().to_le_bytes());
+        put(32, &self.formed.as_ref().map_or(0, |f| f.cluster.get()).to_le_bytes());
+        put(40, &self.partitions.to_le_bytes());
+        put(48, &self.replication.to_le_bytes());
+        put(52, &self.shard_count.to_le_bytes());
+        put(56, &self.key_hash.to_le_bytes());
+        put(60, &(PAYLOAD_BYTES_MAX as u32).to_le_bytes());
+        put(64, &(self.cluster_name.len() as u32).to_le_bytes());
+        put(68, &(members.len() as u32).to_le_bytes());
+        put(72, &u32::from(self.has_log).to_le_bytes());
+        put(NAME_AT, self.cluster_name.as_bytes());
+        for (i, m) in members.iter().enumerate() {
+            put(MEMBERS_AT + i * MEMBER_BYTES, &m.node.get().to_le_bytes());
+            put(MEMBERS_AT + i * MEMBER_BYTES + 8, &m.incarnation.get().to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&page[12..]);
+        page[8..12].copy_from_slice(&crc.to_le_bytes());
+        page
+    }
+
+    /// Reads a page, whatever is in it.
+    ///
+    /// # Errors
+    /// Says in which way it is not an identity.
+    pub fn decode(bytes: &[u8]) -> Result<Identity, IdentityError> {
+        let page: &[u8; PAGE_BYTES] = bytes.try_into().map_err(|_| IdentityError::Size(bytes.len()))?;
+        if !page.starts_with(MAGIC) {
+            return Err(IdentityError::Magic);
+        }
+        let (found, computed) = (u32_at(page, 8), crc32c::crc32c(&page[12..]));
+        if found != computed {
+            return Err(IdentityError::Checksum { found, computed });
+        }
+        if u32_at(page, 12) != VERSION {
+            return Err(IdentityError::Version(u32_at(page, 12)));
+        }
+        if u32_at(page, 60) as usize != PAYLOAD_BYTES_MAX {
+            return Err(IdentityError::Field("payload limit"));
+        }
+        let name_len = u32_at(page, 64) as usize;
+        let name = page
+            .get(NAME_AT..MEMBERS_AT)
+            .and_then(|area| area.get(..name_len))
+            .and_then(|name| core::str::from_utf8(name).ok())
+            .ok_or(IdentityError::Field("cluster name"))?;
+        let member_count = u32_at(page, 68) as usize;
+        if member_count > MEMBERS_MAX {
+            return Err(IdentityError::Field("member count"));
+        }
+        let members: Vec<Member> = (0..member_count)
+            .map(|i| MEMBERS_AT + i * MEMBER_BYTES)
+            .map(|at| Member {
+                node: NodeId(u64_at(page, at)),
+                incarnation: Incarnation(u64_at(page, at + 8)),
+            })
+            .collect();
+        let cluster = ClusterId(u64_at(page, 32));
+        let formed = match (cluster.get(), members.is_empty()) {
+            (0, true) => None,
+            (1.., false) => Some(Formed { cluster, members }),
+            _ => return Err(IdentityError::Field("cluster id")),
+        };
+        let has_log = match (u32_at(page, 72), formed.is_some()) {
+            (0, _) => false,
+            (1, true) => true,
+            _ => return Err(IdentityError::Field("log flag")),
+        };
+        let identity = Identity {
+            cluster_name: name.to_owned(),
+            node: NodeId(u64_at(page, 16)),
+            incarnation: Incarnation(u64_at(page, 24)),
+            shard_count: u32_at(page, 52),
+            partitions: u64_at(page, 40),
+            replication: u32_at(page, 48),
+            key_hash: u32_at(page, 56),
+            formed,
+            has_log,
+        };
+        if identity.node.get() == 0 || identity.incarnation.get() == 0 {
+            return Err(IdentityError::Field("node id or incarnation"));
+        }
+        Ok(identity)
+    }
+
+    /// Reads the identity of `directory`; none if it has no identity file.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is not a valid identity.
+    pub fn load(fg: &mut Foreground<'_>, directory: &Path) -> Result<Option<Identity>, Error> {
+        let path = directory.join("identity");
+        let (file, bytes) = match fg.run(Op::Open { path: path.clone(), mode: OpenMode::Read }) {
+            Ok(Output::Opened { file, bytes }) => (file, bytes),
+            Err(e) if e.kind == IoErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e.into()),
+            Ok(_) => return Err(unexpected("open", &path)),
+        };
+        let refuse = |why: IdentityError| Error::Directory {
+            path: directory.to_owned(),
+            why: format!(
+                "the file `identity` is not valid: {why}. Restore it from a backup of this directory; do not create a new one, the node would no longer be the member that it was"
+            ),
+        };
+        if bytes != PAGE_BYTES as u64 {
+            return Err(refuse(IdentityError::Size(usize::try_from(bytes).unwrap_or(usize::MAX))));
+        }
+        let buffer = fg.io().buffers().take(PAGE_BYTES);
+        let read = fg.run(Op::Read { file, offset: 0, buffer });
+        fg.run(Op::CloseFile { file })?;
+        match read? {
+            Output::Read { buffer, bytes } if bytes == PAGE_BYTES => {
+                Identity::decode(&buffer).map(Some).map_err(refuse)
+            }
+            Output::Read { bytes, .. } => Err(refuse(IdentityError::Size(bytes))),
+            _ => Err(unexpected("read", &path)),
+        }
+    }
+
+    /// Makes it the identity of `directory`, durably.
+    ///
+    /// # Errors
+    /// If any step fails; the old identity, or none, is then still in place.
+    pub fn store(&self, fg: &mut Foreground<'_>, directory: &Path) -> Result<(), Error> {
+        let (tmp, path) = (directory.join("identity.tmp"), directory.join("identity"));
+        match fg.run(Op::Remove { path: tmp.clone() }) {
+            Err(e) if e.kind != IoErrorKind::NotFound => return Err(e.into()),
+            _ => {}
+        }
+        let Output::Opened { file, .. } = fg.run(Op::Open { path: tmp.clone(), mode: OpenMode::Create })?
+        else {
+            return Err(unexpected("open", &tmp));
+        };
+        let mut page = fg.io().buffers().take(PAGE_BYTES);
+        page.copy_from_slice(&self.encode());
+        let written = fg
+            .run(Op::WriteDurable { file, offset: 0, data: vec![page.freeze()] })
+            .and_then(|_| fg.run(Op::Sync { file }));
+        fg.run(Op::CloseFile { file })?;
+        written?;
+        fg.run(Op::Rename { from: tmp, to: path })?;
+        fg.run(Op::SyncDir { path: directory.to_owned() })?;
+        Ok(())
+    }
+}
+
+fn unexpected(operation: &'static str, path: &Path) -> Error {
+    Error::Io(IoError {
+        kind: IoErrorKind::Other,
+        operation,
+        subject: path.display().to_string(),
+        message: "unexpected result".into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Identity {
+        Identity {
+            cluster_name: "demo".into(),
+            node: NodeId(2),
+            incarnation: Incarnation(77),
+            shard_count: 1,
+            partitions: 8,
+            replication: 3,
+            key_hash: 1,
+            formed: Some(Formed {
+                cluster: ClusterId(5),
+                members: (1..=3)
+                    .map(|n| Member { node: NodeId(n), incarnation: Incarnation(n + 75) })
+                    .collect(),
+            }),
+            has_log: true,
+        }
+    }
+
+    #[test]
+    fn round_trip() {
+        let unformed = Identity { formed: None, has_log: false, ..sample() };
+        assert_eq!(Identity::decode(&sample().encode()), Ok(sample()));
+        assert_eq!(Identity::decode(&unformed.encode()), Ok(unformed));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let good = sample().encode();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Identity::decode(&bad).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn sizes_other_than_a_page_are_refused() {
+        assert_eq!(Identity::decode(&[]), Err(IdentityError::Size(0)));
+        assert_eq!(Identity::decode(&[0; 4095]), Err(IdentityError::Size(4095)));
+        assert_eq!(Identity::decode(&[0; PAGE_BYTES]), Err(IdentityError::Magic));
+    }
+}

@@ -1,0 +1,45 @@
+//! A partition's marks, readable from any thread.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use tidelog_types::Index;
+
+/// `low_water - 1 <= applied <= min(high_water, durable)`, always.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Marks {
+    /// First index still kept.
+    pub low_water: Index,
+    /// Highest index applied here.
+    pub applied: Index,
+    /// Highest index durable here.
+    pub durable: Index,
+    /// Highest index known committed, inclusive.
+    pub high_water: Index,
+}
+
+/// Written by the owning shard at the end of a turn, read by handles. Each mark is exact as of some recent
+/// turn; the four are not read at one instant.
+#[derive(Debug, Default)]
+pub(crate) struct SharedMarks {
+    low_water: AtomicU64,
+    applied: AtomicU64,
+    durable: AtomicU64,
+    high_water: AtomicU64,
+}
+
+impl SharedMarks {
+    pub(crate) fn publish(&self, marks: Marks) {
+        self.high_water.store(marks.high_water.0, Ordering::Release);
+        self.durable.store(marks.durable.0, Ordering::Release);
+        self.applied.store(marks.applied.0, Ordering::Release);
+        self.low_water.store(marks.low_water.0, Ordering::Release);
+    }
+
+    pub(crate) fn load(&self) -> Marks {
+        Marks {
+            low_water: Index(self.low_water.load(Ordering::Acquire)),
+            applied: Index(self.applied.load(Ordering::Acquire)),
+            durable: Index(self.durable.load(Ordering::Acquire)),
+            high_water: Index(self.high_water.load(Ordering::Acquire)),
+        }
+    }
+}

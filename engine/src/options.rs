@@ -1,0 +1,82 @@
+//! What a shard is told at its start, in the units that it works with.
+
+use crate::config::Config;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tidelog_types::{NodeId, ShardId};
+
+/// Settings of one node's shard. [`crate::config::Config`] is where they come from.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// This node.
+    pub node: NodeId,
+    /// Its data directory.
+    pub data_dir: PathBuf,
+    /// Name of the cluster.
+    pub cluster_name: String,
+    /// The founding nodes and where their shard 0 listens. Sorted by id, this node among them.
+    pub nodes: Vec<(NodeId, SocketAddr)>,
+    /// Partitions of the cluster.
+    pub partitions: u64,
+    /// Replicas of each.
+    pub replication: usize,
+    /// Size of a WAL segment.
+    pub segment_bytes: u64,
+    /// Largest batch.
+    pub batch_bytes_max: usize,
+    /// Batches in flight per log.
+    pub batches_in_flight_max: usize,
+    /// Prepared segments kept ready.
+    pub spares: usize,
+    /// Idle time after which the log is sealed.
+    pub seal_after: Duration,
+    /// Bytes of recent entries kept in memory.
+    pub cache_bytes_max: usize,
+    /// Heartbeat interval.
+    pub heartbeat: Duration,
+    /// Shortest election time-out.
+    pub election_timeout: Duration,
+    /// Append messages in flight to a peer.
+    pub in_flight_messages_max: usize,
+    /// Bytes of entries in flight to a peer.
+    pub in_flight_bytes_max: u64,
+    /// Entries of a partition proposed and not committed.
+    pub uncommitted_entries_max: u64,
+    /// Bytes of the same.
+    pub uncommitted_bytes_max: u64,
+    /// Commands of this process waiting for the shard.
+    pub inbox_max: usize,
+}
+
+impl From<&Config> for Options {
+    fn from(config: &Config) -> Options {
+        let (wal, replication) = (&config.wal, &config.replication);
+        Options {
+            node: config.node.id,
+            data_dir: config.node.data_dir.clone(),
+            cluster_name: config.cluster.name.clone(),
+            nodes: config
+                .cluster
+                .nodes
+                .iter()
+                .filter_map(|founder| Some((founder.id, founder.address(ShardId(0))?)))
+                .collect(),
+            partitions: config.cluster.partitions,
+            replication: config.cluster.replication,
+            segment_bytes: wal.segment_size,
+            batch_bytes_max: wal.batch_max,
+            batches_in_flight_max: wal.in_flight,
+            spares: wal.spare_segments,
+            seal_after: wal.seal_after,
+            cache_bytes_max: wal.cache,
+            heartbeat: replication.heartbeat,
+            election_timeout: replication.election_timeout,
+            in_flight_messages_max: replication.in_flight_messages,
+            in_flight_bytes_max: replication.in_flight_bytes,
+            uncommitted_entries_max: replication.uncommitted_entries,
+            uncommitted_bytes_max: replication.uncommitted_bytes,
+            inbox_max: config.limits.inbox,
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Disk reads in flight on a shard: what each is for. Bounded; a read that is refused is tried again by its
+//! asker's next turn, or answered with *busy*.
+
+use crate::partition::Wanted;
+use std::collections::BTreeMap;
+use tidelog_types::{NodeId, PartitionId};
+use tidelog_wal::ReadId;
+
+/// Most disk reads in flight.
+const READS_MAX: usize = 64;
+/// Of these, most for clients: peers and state machines always find room.
+const CLIENT_READS_MAX: usize = 32;
+
+/// What a read is for.
+#[derive(Debug)]
+pub(crate) enum ReadFor {
+    /// A client's read.
+    Client { partition: PartitionId, wanted: Wanted },
+    /// Entries for a peer that is behind.
+    Peer { partition: PartitionId, peer: NodeId },
+    /// Entries for the state machine.
+    Apply { partition: PartitionId },
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    next: u64,
+    clients: usize,
+    in_flight: BTreeMap<ReadId, ReadFor>,
+    refused: Option<Wanted>,
+}
+
+impl Reads {
+    /// Registers a read; none if there are too many.
+    pub(crate) fn start(&mut self, what: ReadFor) -> Option<ReadId> {
+        let for_client = matches!(what, ReadFor::Client { .. });
+        if self.in_flight.len() >= READS_MAX || (for_client && self.clients >= CLIENT_READS_MAX) {
+            if let ReadFor::Client { wanted, .. } = what {
+                self.refused = Some(wanted);
+            }
+            return None;
+        }
+        self.clients += usize::from(for_client);
+        self.next += 1;
+        self.in_flight.insert(ReadId(self.next), what);
+        Some(ReadId(self.next))
+    }
+
+    /// The client's read that [`Self::start`] just refused.
+    pub(crate) fn refused(&mut self) -> Option<Wanted> {
+        self.refused.take()
+    }
+
+    /// The read is over.
+    pub(crate) fn finish(&mut self, read: ReadId) -> Option<ReadFor> {
+        let what = self.in_flight.remove(&read)?;
+        self.clients -= usize::from(matches!(what, ReadFor::Client { .. }));
+        Some(what)
+    }
+
+    /// Forgets everything in flight (the log is being reopened) and hands out the clients' reads.
+    pub(crate) fn abandon(&mut self) -> Vec<Wanted> {
+        self.clients = 0;
+        std::mem::take(&mut self.in_flight)
+            .into_values()
+            .filter_map(|what| match what {
+                ReadFor::Client { wanted, .. } => Some(wanted),
+                _ => None,
+            })
+            .collect()
+    }
+}

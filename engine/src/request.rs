@@ -1,0 +1,230 @@
+//! What clients ask, in process and over the network, and what they are answered.
+
+use bytes::Bytes;
+use std::time::Duration;
+use tidelog_types::{
+    Generation, Index, NodeId, PartitionId, Position, ReplicatedMs, Sequence, SessionId, SessionKey,
+    SessionRef,
+};
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Level {
+    /// Reflects everything acknowledged before the read began; served by the leader after a quorum round.
+    #[default]
+    Linearizable,
+    /// This node's own log up to its own high-water mark, without asking anyone.
+    Local,
+}
+
+/// A request of a client.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Append one record.
+    Append {
+        /// To which partition.
+        partition: PartitionId,
+        /// At most once under this (session, sequence).
+        session: Option<SessionRef>,
+        /// The record's payload.
+        payload: Bytes,
+        /// Its CRC32C, as the client computed it.
+        payload_crc: u32,
+    },
+    /// Open a session, or find the one that is open under the same key.
+    OpenSession {
+        /// In which partition.
+        partition: PartitionId,
+        /// The client's name for it.
+        key: SessionKey,
+    },
+    /// Read committed records.
+    Read {
+        /// Of which partition.
+        partition: PartitionId,
+        /// First index wanted.
+        from: Index,
+        /// Last index wanted; none: the high-water mark.
+        to: Option<Index>,
+        /// Most record bytes in the answer; at least one record is returned whatever it says.
+        bytes_max: u32,
+        /// How fresh.
+        level: Level,
+    },
+    /// State of this node and of its partitions.
+    Status,
+}
+
+/// An answer.
+pub type Response = Result<Reply, RequestError>;
+
+/// A good answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reply {
+    /// The record is durable on a quorum.
+    Appended {
+        /// Where.
+        position: Position,
+    },
+    /// The session is open.
+    SessionOpened {
+        /// Its id.
+        session: SessionId,
+        /// The entry that opened it.
+        position: Position,
+    },
+    /// Committed records.
+    Records(Records),
+    /// State.
+    Status(Box<NodeStatus>),
+}
+
+/// Records of a read: those of one piece of the log, no-ops and session openings included, back to back in
+/// their one encoding.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Records {
+    /// Index behind the last record of this answer: where to go on.
+    pub next: Index,
+    /// The answering node's high-water mark (at a linearizable read: the mark that the read is valid for, or higher).
+    pub high_water: Index,
+    /// First index still kept.
+    pub low_water: Index,
+    /// The records' bytes, whole records only.
+    pub records: Vec<Bytes>,
+}
+
+/// State of a node.
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct NodeStatus {
+    /// Configured id.
+    pub node: u64,
+    /// Where clients and peers reach it.
+    pub address: String,
+    /// Shards.
+    pub shards: u32,
+    /// Since the process started.
+    pub uptime_ms: u64,
+    /// Of the program.
+    pub version: String,
+    /// Random id of the cluster in hex; empty before formation.
+    pub cluster: String,
+    /// Random id of the data directory in hex.
+    pub incarnation: String,
+    /// Peers whose channel is established.
+    pub connected: Vec<u64>,
+    /// Its replicas.
+    pub partitions: Vec<PartitionStatus>,
+}
+
+/// State of one replica.
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct PartitionStatus {
+    /// Which partition.
+    pub partition: u64,
+    /// leader, follower, candidate, learner.
+    pub role: String,
+    /// The leader it knows.
+    pub leader: Option<u64>,
+    /// Its generation.
+    pub generation: u64,
+    /// Highest index known committed, inclusive.
+    pub high_water: u64,
+    /// First index still kept.
+    pub low_water: u64,
+    /// Highest index durable here.
+    pub durable: u64,
+    /// Highest index applied here.
+    pub applied: u64,
+    /// Highest index appended here.
+    pub last: u64,
+    /// Voters.
+    pub voters: Vec<u64>,
+    /// Learners.
+    pub learners: Vec<u64>,
+    /// Damaged ranges.
+    pub damaged: u64,
+}
+
+/// Why a request was not done. [`RequestError::Unknown`] is not a failure: the record may be in the log.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RequestError {
+    /// Ask the leader.
+    #[error("not the leader{}", match .hint { Some(n) => format!(", ask node {n}"), None => "; no leader is known yet".into() })]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        hint: Option<NodeId>,
+        /// Where it is reached.
+        address: Option<String>,
+    },
+    /// Too much is in flight, or there is no space: try again later. Nothing was appended.
+    #[error("busy, try again in {} ms", .retry_after.as_millis())]
+    Busy {
+        /// When.
+        retry_after: Duration,
+    },
+    /// A newer holder of the lease has appended: this token is void.
+    #[error("fenced: the partition has seen a higher token")]
+    Fenced,
+    /// The records before `first` are gone.
+    #[error("truncated: the log begins at index {first}")]
+    Truncated {
+        /// First index still kept.
+        first: Index,
+    },
+    /// It was not learned whether the record entered the log: a retry under the same (session, sequence) tells.
+    #[error("outcome unknown: it may or may not be in the log")]
+    Unknown,
+    /// There is no such session (any more).
+    #[error("no such session: it never existed here or has expired")]
+    SessionExpired,
+    /// Sequences of a session are dense.
+    #[error("sequence gap: the session's next sequence is {expected}")]
+    SequenceGap {
+        /// What comes next.
+        expected: Sequence,
+    },
+    /// Already in the log, too long ago to say where.
+    #[error("the sequence is in the log, too long ago to say at which index")]
+    SequenceTooOld,
+    /// The payload is over the limit.
+    #[error("payload of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The payload does not match its checksum.
+    #[error("payload does not match its checksum: it was changed on the way")]
+    Checksum,
+    /// No such partition, or no replica of it here.
+    #[error("partition {0} has no replica on this node")]
+    NoSuchPartition(PartitionId),
+    /// The index asked for is above the high-water mark.
+    #[error("index {asked} is above the high-water mark {high_water}")]
+    Ahead {
+        /// Wanted.
+        asked: Index,
+        /// What there is.
+        high_water: Index,
+    },
+    /// The node is not part of a formed cluster yet, or is shutting down, or its shard is being recovered.
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    /// The request itself is wrong.
+    #[error("invalid request: {0}")]
+    Invalid(String),
+}
+
+/// One committed record, decoded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// Its index.
+    pub index: Index,
+    /// Its generation.
+    pub generation: Generation,
+    /// Replicated time.
+    pub timestamp: ReplicatedMs,
+    /// Payload.
+    pub payload: Bytes,
+}

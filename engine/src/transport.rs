@@ -1,0 +1,114 @@
+//! How a shard reaches its peers and its clients. The network crate implements it; a single embedded node uses
+//! [`NoTransport`].
+
+use crate::formation::{Formed, Hello};
+use bytes::Bytes;
+use std::net::SocketAddr;
+use tidelog_consensus::Message;
+use tidelog_io::{Completion, Io};
+use tidelog_types::{Monotonic, NodeId, PartitionId};
+
+use crate::request::{Request, Response};
+
+/// A message between replicas of one partition, with the bytes of the entries that an append carries.
+#[derive(Clone, Debug)]
+pub struct PeerMessage {
+    /// The partition.
+    pub partition: PartitionId,
+    /// What is said.
+    pub message: Message,
+    /// For an append: its records back to back, in one or more pieces (received: exactly one). Otherwise empty.
+    pub records: Vec<Bytes>,
+}
+
+/// A request of a client, by the transport's own number. Answered exactly once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ClientRef {
+    /// The client's connection.
+    pub connection: u64,
+    /// The request on that connection.
+    pub request: u64,
+}
+
+/// What a transport reports to its shard.
+#[derive(Debug)]
+pub enum Event {
+    /// A peer said hello, or said it again with something new. `Shard` decides about formation.
+    Hello {
+        /// What it said.
+        hello: Hello,
+    },
+    /// The channel to a peer is established: identities agreed.
+    Up(NodeId),
+    /// The channel to a peer is gone, or silent for its time-out.
+    Down(NodeId),
+    /// A message of a peer.
+    Peer {
+        /// From whom.
+        from: NodeId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// A client asks.
+    Request {
+        /// To be answered to.
+        client: ClientRef,
+        /// What it asks.
+        request: Request,
+    },
+    /// A client's connection is gone: what it asked need not be answered.
+    ClientGone {
+        /// The connection.
+        connection: u64,
+    },
+}
+
+/// The shard's way to the outside, on the shard's own ring. All calls come from the shard's turn.
+pub trait Transport {
+    /// Listens and begins to dial; `hello` is what this node says of itself. Returns where it listens, if anywhere.
+    ///
+    /// # Errors
+    /// If it cannot listen.
+    fn start(&mut self, io: &mut dyn Io, hello: Hello) -> Result<Option<SocketAddr>, crate::Error>;
+    /// The cluster is formed, or this node joined it: say the new hello on every connection.
+    fn formed(&mut self, io: &mut dyn Io, formed: &Formed);
+    /// A completion of this transport's.
+    fn complete(&mut self, io: &mut dyn Io, completion: Completion, events: &mut Vec<Event>);
+    /// Time passed.
+    fn tick(&mut self, io: &mut dyn Io, events: &mut Vec<Event>);
+    /// When `tick` is wanted next.
+    fn deadline(&self) -> Option<Monotonic>;
+    /// Queues a message. False: the channel is down or its budget is used up, and the message is dropped; the
+    /// replica's progress sends again what matters.
+    fn send(&mut self, to: NodeId, message: PeerMessage) -> bool;
+    /// Bytes that may still be queued to a peer before `send` refuses bulk data.
+    fn room(&self, to: NodeId) -> usize;
+    /// Queues an answer.
+    fn respond(&mut self, client: ClientRef, response: Response);
+    /// End of the turn: everything queued leaves, gathered into one send a connection.
+    fn flush(&mut self, io: &mut dyn Io);
+}
+
+/// The transport of a single node without a network.
+#[derive(Clone, Copy, Debug)]
+pub struct NoTransport;
+
+impl Transport for NoTransport {
+    fn start(&mut self, _: &mut dyn Io, _: Hello) -> Result<Option<SocketAddr>, crate::Error> {
+        Ok(None)
+    }
+    fn formed(&mut self, _: &mut dyn Io, _: &Formed) {}
+    fn complete(&mut self, _: &mut dyn Io, _: Completion, _: &mut Vec<Event>) {}
+    fn tick(&mut self, _: &mut dyn Io, _: &mut Vec<Event>) {}
+    fn deadline(&self) -> Option<Monotonic> {
+        None
+    }
+    fn send(&mut self, _: NodeId, _: PeerMessage) -> bool {
+        false
+    }
+    fn room(&self, _: NodeId) -> usize {
+        0
+    }
+    fn respond(&mut self, _: ClientRef, _: Response) {}
+    fn flush(&mut self, _: &mut dyn Io) {}
+}
