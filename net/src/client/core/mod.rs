@@ -1,0 +1,372 @@
+//! The client without a thread: see the module above for what it promises.
+
+mod links;
+mod outcomes;
+
+use super::link::{Link, State};
+use super::route::{Route, RouteKey, Site};
+use super::{ClientError, ClientOptions, ClientRequest, Target};
+use crate::gather::Gather;
+use crate::pipe::{NetOp, SEND_BYTES_MAX, SEND_PIECES_MAX, token};
+use crate::slab::{Key, Slab};
+use crate::wire;
+use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use tidelog::request::{Reply, Request, RequestError};
+use tidelog_io::{Io, Op};
+use tidelog_types::limits::PAYLOAD_BYTES_MAX;
+use tidelog_types::{ClusterId, Monotonic, NodeId, PartitionId, Sequence, SessionId};
+
+/// Most connects in flight.
+const DIALS_MAX: usize = 64;
+/// Requests' time is looked at this often.
+const SWEEP: Duration = Duration::from_millis(10);
+/// Connections are looked at this often.
+const CHECK: Duration = Duration::from_millis(250);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// In its route.
+    Waiting,
+    /// In a connection's queue.
+    Queued(Key),
+    /// Sent, not answered.
+    Sent(Key),
+}
+
+#[derive(Debug)]
+struct Asked {
+    tag: u64,
+    request: Request,
+    route: RouteKey,
+    lane: u32,
+    order: u64,
+    deadline: Monotonic,
+    place: Place,
+    /// Sent once, and it was not learned what became of it.
+    ambiguous: bool,
+    redirects: u32,
+}
+
+impl Asked {
+    fn is_write(&self) -> bool {
+        matches!(self.request, Request::Append { .. } | Request::OpenSession { .. })
+    }
+
+    /// Sending it twice may put it into the log twice.
+    fn is_plain_append(&self) -> bool {
+        matches!(self.request, Request::Append { session: None, .. })
+    }
+
+    fn session(&self) -> Option<((PartitionId, SessionId), Sequence)> {
+        match &self.request {
+            Request::Append { partition, session: Some(s), .. } => {
+                Some(((*partition, s.session), s.sequence))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A request's end.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Done {
+    /// As submitted.
+    pub tag: u64,
+    /// How it went.
+    pub result: Result<Reply, ClientError>,
+}
+
+/// A client over a back-end that its caller drives: `submit`, `flush`; completions of the network into
+/// `complete`; `tick` at `deadline`; results out of `drain`.
+#[derive(Debug)]
+pub struct ClientCore {
+    options: ClientOptions,
+    cluster: Option<ClusterId>,
+    addresses: Vec<SocketAddr>,
+    sites: BTreeMap<SocketAddr, Site>,
+    nodes: BTreeMap<NodeId, SocketAddr>,
+    routes: BTreeMap<RouteKey, Route>,
+    /// Routes with requests waiting.
+    waiting: BTreeSet<RouteKey>,
+    links: Slab<Link>,
+    by_place: BTreeMap<(SocketAddr, u32), Key>,
+    to_dial: VecDeque<Key>,
+    dials: BTreeMap<u64, Key>,
+    attempts: u64,
+    dirty: Vec<Key>,
+    requests: Slab<Asked>,
+    request_bytes: usize,
+    /// Sequences in flight of each session.
+    sessions: BTreeMap<(PartitionId, SessionId), BTreeSet<Sequence>>,
+    orders: u64,
+    done: Vec<Done>,
+    sweep_at: Option<Monotonic>,
+    last_check: Monotonic,
+    last_error: String,
+}
+
+impl ClientCore {
+    /// A client that has not dialled anyone yet.
+    pub fn new(options: ClientOptions) -> ClientCore {
+        ClientCore {
+            cluster: None,
+            addresses: options.addresses.clone(),
+            sites: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            links: Slab::new(),
+            by_place: BTreeMap::new(),
+            to_dial: VecDeque::new(),
+            dials: BTreeMap::new(),
+            attempts: 0,
+            dirty: Vec::new(),
+            requests: Slab::new(),
+            request_bytes: 0,
+            sessions: BTreeMap::new(),
+            orders: 0,
+            done: Vec::new(),
+            sweep_at: None,
+            last_check: Monotonic(0),
+            last_error: "no node was reached".into(),
+            options,
+        }
+    }
+
+    /// Requests submitted and not done.
+    pub fn in_flight(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether a request with this payload would be taken now.
+    pub fn has_room(&self, payload_bytes: usize) -> bool {
+        self.requests.len() < self.options.in_flight_max
+            && (self.request_bytes == 0
+                || self.request_bytes + payload_bytes <= self.options.in_flight_bytes_max)
+    }
+
+    /// Nodes met so far and where.
+    pub fn nodes(&self) -> &BTreeMap<NodeId, SocketAddr> {
+        &self.nodes
+    }
+
+    /// Takes a request. Its end comes out of [`Self::drain`] under `tag`, exactly once.
+    ///
+    /// # Errors
+    /// Gives it back if as much is in flight as the options allow.
+    #[allow(clippy::result_large_err)] // the request itself, given back
+    pub fn submit(&mut self, io: &mut dyn Io, asked: ClientRequest, tag: u64) -> Result<(), ClientRequest> {
+        let bytes = asked.bytes();
+        if !self.has_room(bytes) {
+            return Err(asked);
+        }
+        let now = io.clock().now;
+        let partition = asked.partition();
+        let route = match (asked.target, &asked.request) {
+            (Target::Leader, Request::Status) => {
+                let error = RequestError::Invalid("a status is of a node or an address".into());
+                self.done.push(Done { tag, result: Err(ClientError::Refused(error)) });
+                return Ok(());
+            }
+            (Target::Leader, _) => RouteKey::Leader(partition),
+            (Target::Node(node), _) => RouteKey::Node(node),
+            (Target::Address(address), _) => RouteKey::Address(address),
+        };
+        if bytes > PAYLOAD_BYTES_MAX {
+            let error = RequestError::TooLarge { bytes: bytes as u64, limit: PAYLOAD_BYTES_MAX as u64 };
+            self.done.push(Done { tag, result: Err(ClientError::Refused(error)) });
+            return Ok(());
+        }
+        let lanes = u64::from(self.options.connections_per_node.max(1));
+        let lane = asked.lane.map_or(partition.0, u64::from) % lanes;
+        let deadline = now.after(asked.timeout.unwrap_or(self.options.timeout));
+        self.orders += 1;
+        let asked = Asked {
+            tag,
+            request: asked.request,
+            route,
+            lane: u32::try_from(lane).unwrap_or(0),
+            order: self.orders,
+            deadline,
+            place: Place::Waiting,
+            ambiguous: false,
+            redirects: 0,
+        };
+        if let Some((session, sequence)) = asked.session() {
+            self.sessions.entry(session).or_default().insert(sequence);
+        }
+        self.request_bytes += bytes;
+        self.sweep_at = Some(self.sweep_at.map_or(deadline, |at| at.min(deadline)));
+        let key = self.requests.insert(asked);
+        let open = self.routes.entry(route).or_default().is_open(now);
+        if !open || !self.place(io, key, now) {
+            self.wait(key);
+        }
+        Ok(())
+    }
+
+    /// Moves the results at hand to `out`.
+    pub fn drain(&mut self, out: &mut Vec<Done>) {
+        out.append(&mut self.done);
+    }
+
+    /// Ends everything in flight: what was sent is unknown, the rest was not done.
+    pub fn abandon(&mut self, why: &str) {
+        for key in self.requests.keys() {
+            self.give_up(key, why);
+        }
+    }
+
+    // --- placing -----------------------------------------------------------------------------------------
+
+    /// Puts a request into its route, in the order submitted.
+    fn wait(&mut self, key: Key) {
+        if let Some(asked) = self.requests.get_mut(key) {
+            asked.place = Place::Waiting;
+            self.routes.entry(asked.route).or_default().waiting.insert(asked.order, key);
+            self.waiting.insert(asked.route);
+        }
+    }
+
+    /// Gives a request to a connection; false: its route has to wait.
+    fn place(&mut self, io: &mut dyn Io, key: Key, now: Monotonic) -> bool {
+        let Some((route, lane)) = self.requests.get(key).map(|a| (a.route, a.lane)) else { return true };
+        let Some(address) = self.choose(io, route, now) else { return false };
+        let link = self.link(io, address, lane, now);
+        if let (Some(found), Some(asked)) = (self.links.get_mut(link), self.requests.get_mut(key)) {
+            found.queue.push_back(key);
+            asked.place = Place::Queued(link);
+        }
+        self.mark(link);
+        true
+    }
+
+    /// The address to try for a route now; none: it is held.
+    fn choose(&mut self, io: &mut dyn Io, key: RouteKey, now: Monotonic) -> Option<SocketAddr> {
+        let route = self.routes.entry(key).or_default();
+        let retry_at = |a: &SocketAddr| self.sites.get(a).map_or(Monotonic(0), |s| s.retry_at);
+        if let Some(leader) = route.leader
+            && retry_at(&leader) <= now
+        {
+            return Some(leader);
+        }
+        let named = match key {
+            RouteKey::Leader(_) => None,
+            RouteKey::Address(address) => Some(address),
+            RouteKey::Node(node) => self.nodes.get(&node).copied(),
+        };
+        let candidates: Vec<SocketAddr> = match named {
+            Some(address) => vec![address],
+            None => route.candidates(&self.addresses).collect(),
+        };
+        let Some(found) = candidates.iter().copied().find(|a| retry_at(a) <= now) else {
+            let soonest = candidates.iter().map(retry_at).min().unwrap_or(now);
+            route.hold_until = route.hold_until.max(soonest).max(now.after(Duration::from_millis(1)));
+            return None;
+        };
+        if let (RouteKey::Node(node), None) = (key, named) {
+            // Any node that is there names all of them in its hello.
+            let asked = self.by_place.get(&(found, 0)).and_then(|k| self.links.get(*k));
+            if asked.is_some_and(|l| l.state == State::Up) {
+                self.last_error = format!("{found} does not know a node {node}");
+                route.not_there(found, &self.addresses);
+            }
+            route.hold(now, self.options.back_off, Duration::ZERO, io.random());
+            self.link(io, found, 0, now);
+            return None;
+        }
+        Some(found)
+    }
+
+    /// The connection of a lane to an address; dialled if there is none.
+    fn link(&mut self, io: &mut dyn Io, address: SocketAddr, lane: u32, now: Monotonic) -> Key {
+        if let Some(key) = self.by_place.get(&(address, lane)) {
+            return *key;
+        }
+        let key = self.links.insert(Link::new(address, lane, now));
+        self.by_place.insert((address, lane), key);
+        self.to_dial.push_back(key);
+        self.dial(io);
+        key
+    }
+
+    fn dial(&mut self, io: &mut dyn Io) {
+        while self.dials.len() < DIALS_MAX {
+            let Some(key) = self.to_dial.pop_front() else { return };
+            let Some(link) = self.links.get_mut(key).filter(|l| l.state == State::Idle) else { continue };
+            self.attempts += 1;
+            link.state = State::Dialling;
+            link.since = io.clock().now;
+            self.dials.insert(self.attempts, key);
+            io.submit(token(NetOp::Connect, Key(self.attempts)), Op::Connect { address: link.address });
+        }
+    }
+
+    fn mark(&mut self, key: Key) {
+        if let Some(link) = self.links.get_mut(key)
+            && !std::mem::replace(&mut link.dirty, true)
+        {
+            self.dirty.push(key);
+        }
+    }
+
+    /// Places what waits on routes that need not wait any more.
+    fn pump(&mut self, io: &mut dyn Io) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let now = io.clock().now;
+        for key in self.waiting.clone() {
+            while let Some(route) = self.routes.get_mut(&key) {
+                if route.hold_until > now {
+                    break;
+                }
+                let Some((order, request)) = route.waiting.pop_first() else {
+                    self.waiting.remove(&key);
+                    break;
+                };
+                if !self.place(io, request, now) {
+                    if let Some(route) = self.routes.get_mut(&key) {
+                        route.waiting.insert(order, request);
+                    }
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Sends what is queued, gathered into one send a connection.
+    pub fn flush(&mut self, io: &mut dyn Io) {
+        self.pump(io);
+        for key in std::mem::take(&mut self.dirty) {
+            let Some(link) = self.links.get_mut(key) else { continue };
+            link.dirty = false;
+            if !link.is_ready() {
+                continue; // what makes it ready marks it again
+            }
+            let mut gather = Gather::new();
+            while gather.bytes() < SEND_BYTES_MAX
+                && gather.pieces() < SEND_PIECES_MAX
+                && link.in_flight < link.in_flight_max
+            {
+                let Some(request) = link.queue.pop_front() else { break };
+                let Some(asked) = self.requests.get_mut(request).filter(|a| a.place == Place::Queued(key))
+                else {
+                    continue; // its time was up
+                };
+                asked.place = Place::Sent(key);
+                link.in_flight += 1;
+                let (kind, fields) = wire::request_head(request.0, &asked.request);
+                match &asked.request {
+                    Request::Append { payload, .. } => gather.frame_copying(kind, fields, payload),
+                    _ => gather.frame(kind, fields, &[]),
+                }
+            }
+            if let Some(pipe) = &mut link.pipe {
+                pipe.send(io, gather.finish());
+            }
+        }
+    }
+}

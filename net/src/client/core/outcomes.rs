@@ -1,0 +1,170 @@
+//! How requests end: answered, refused, tried again, unknown.
+
+use super::{ClientCore, Done, Place};
+use crate::client::ClientError;
+use crate::client::link::State;
+use crate::client::route::RouteKey;
+use crate::slab::Key;
+use crate::wire::Answer;
+use core::time::Duration;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use tidelog::request::{Reply, Request, RequestError};
+use tidelog_io::Io;
+
+/// Redirects that are followed at once; later ones wait.
+const REDIRECTS_MAX: u32 = 3;
+
+impl ClientCore {
+    pub(super) fn finish(&mut self, key: Key, result: Result<Reply, ClientError>) {
+        let Some(asked) = self.requests.remove(key) else { return };
+        if let Request::Append { payload, .. } = &asked.request {
+            self.request_bytes -= payload.len();
+        }
+        if let Some((session, sequence)) = asked.session()
+            && let Some(sequences) = self.sessions.get_mut(&session)
+        {
+            sequences.remove(&sequence);
+            if sequences.is_empty() {
+                self.sessions.remove(&session);
+            }
+        }
+        if asked.place == Place::Waiting
+            && let Some(route) = self.routes.get_mut(&asked.route)
+        {
+            route.waiting.remove(&asked.order);
+            if route.waiting.is_empty() {
+                self.waiting.remove(&asked.route);
+            }
+        }
+        self.done.push(Done { tag: asked.tag, result });
+    }
+
+    /// Ends a request that was not answered.
+    pub(super) fn give_up(&mut self, key: Key, why: &str) {
+        let Some(asked) = self.requests.get(key) else { return };
+        let sent = asked.ambiguous || matches!(asked.place, Place::Sent(_));
+        let why = why.to_owned();
+        let error = if asked.is_write() && sent {
+            ClientError::Unknown { why }
+        } else {
+            ClientError::Unavailable { why }
+        };
+        self.finish(key, Err(error));
+    }
+
+    pub(super) fn answered(&mut self, io: &mut dyn Io, link: Key, answer: Answer) {
+        let key = Key(answer.number);
+        let Some(from) = self.links.get_mut(link) else { return };
+        from.in_flight = from.in_flight.saturating_sub(1);
+        let address = from.address;
+        // Late answers, of requests whose time was up, are dropped.
+        let Some(asked) = self.requests.get_mut(key).filter(|a| a.place == Place::Sent(link)) else { return };
+        let (now, random) = (io.clock().now, io.random());
+        let back_off = self.options.back_off;
+        let leads = matches!(asked.route, RouteKey::Leader(_));
+        let route = self.routes.entry(asked.route).or_default();
+        match answer.response {
+            Ok(reply) => {
+                route.worked();
+                if leads && route.leader.is_none() {
+                    route.leader = Some(address);
+                }
+                self.finish(key, Ok(reply));
+            }
+            Err(RequestError::NotLeader { hint, address: at }) if leads => {
+                let leader = at
+                    .and_then(|a| a.parse::<SocketAddr>().ok())
+                    .or_else(|| hint.and_then(|n| self.nodes.get(&n).copied()))
+                    .filter(|a| *a != address);
+                self.last_error = format!("{address} does not lead, and names {leader:?}");
+                match leader {
+                    Some(leader) => {
+                        route.redirected(address, leader);
+                        asked.redirects += 1;
+                        if asked.redirects > REDIRECTS_MAX {
+                            route.hold(now, back_off, Duration::ZERO, random);
+                        }
+                    }
+                    None => {
+                        route.not_there(address, &self.addresses);
+                        route.hold(now, back_off, Duration::ZERO, random);
+                    }
+                }
+                self.wait(key);
+            }
+            Err(error @ (RequestError::Busy { .. } | RequestError::Unavailable(_))) => {
+                let at_least = match &error {
+                    RequestError::Busy { retry_after } => *retry_after,
+                    _ => {
+                        route.not_there(address, &self.addresses);
+                        Duration::ZERO
+                    }
+                };
+                self.last_error = format!("{address}: {error}");
+                route.hold(now, back_off, at_least.min(back_off.1), random);
+                self.wait(key);
+            }
+            Err(RequestError::Unknown) => {
+                if asked.is_plain_append() {
+                    let why = format!("{address} stopped leading before it was committed");
+                    return self.give_up(key, &why);
+                }
+                asked.ambiguous = true;
+                self.last_error = format!("{address} stopped leading");
+                route.not_there(address, &self.addresses);
+                route.hold(now, back_off, Duration::ZERO, random);
+                self.wait(key);
+            }
+            Err(error @ RequestError::SequenceGap { .. }) => {
+                let earlier = asked.session().is_some_and(|(session, sequence)| {
+                    self.sessions.get(&session).and_then(BTreeSet::first).is_some_and(|s| *s < sequence)
+                });
+                if !earlier {
+                    return self.finish(key, Err(ClientError::Refused(error)));
+                }
+                // What comes before it was refused for a time and is on its way again.
+                self.last_error = format!("{address}: {error}");
+                route.hold(now, back_off, Duration::ZERO, random);
+                self.wait(key);
+            }
+            Err(error) => self.finish(key, Err(ClientError::Refused(error))),
+        }
+    }
+
+    /// A connection is gone, or never came to be: what it held is placed again or unknown.
+    pub(super) fn lost(&mut self, io: &mut dyn Io, key: Key, why: &str) {
+        let Some(link) = self.links.get_mut(key).filter(|l| l.state != State::Closed) else { return };
+        let (address, lane) = (link.address, link.lane);
+        link.state = State::Closed;
+        link.queue.clear();
+        match &mut link.pipe {
+            Some(pipe) => pipe.close(io),
+            None => {
+                self.links.remove(key);
+            }
+        }
+        self.by_place.remove(&(address, lane));
+        self.last_error = format!("{address}: {why}");
+        let (now, random) = (io.clock().now, io.random());
+        self.sites.entry(address).or_default().failed(now, self.options.back_off, random);
+        let held: Vec<Key> = self
+            .requests
+            .iter()
+            .filter(|(_, a)| matches!(a.place, Place::Queued(l) | Place::Sent(l) if l == key))
+            .map(|(k, _)| k)
+            .collect();
+        let why = self.last_error.clone();
+        for request in held {
+            let Some(asked) = self.requests.get_mut(request) else { continue };
+            let sent = matches!(asked.place, Place::Sent(_));
+            self.routes.entry(asked.route).or_default().not_there(address, &self.addresses);
+            if sent && asked.is_plain_append() {
+                self.give_up(request, &why);
+            } else {
+                asked.ambiguous |= sent;
+                self.wait(request);
+            }
+        }
+    }
+}

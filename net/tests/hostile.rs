@@ -1,0 +1,317 @@
+//! Connections that send garbage, too much, too slowly or nothing are closed, within bounds, and nobody else notices.
+
+mod common;
+
+use bytes::Bytes;
+use common::*;
+use proptest::prelude::*;
+use std::time::Duration;
+use tidelog::request::Request;
+use tidelog_net::client::{ClientOptions, ClientRequest};
+use tidelog_net::wire::{self, FrameHeader, FrameKind, PeerHello, Refusal, RefusalCode};
+use tidelog_types::limits::PAYLOAD_BYTES_MAX;
+use tidelog_types::{Index, PartitionId};
+
+const STRANGER: u64 = 9;
+const CLIENT: u64 = 8;
+
+/// Three nodes, the first leads, a client that has been answered, and a stranger with connections.
+fn cluster_with(stranger_connections: u64, limits: tidelog_net::Limits) -> Cluster {
+    let mut cluster = Cluster::new(1);
+    cluster.limits = limits;
+    for node in 1..=3 {
+        cluster.start(hello(node));
+    }
+    cluster.node(1).mood = Mood::Leads;
+    cluster.plain_client(CLIENT);
+    assert!(cluster.run_until(2 * SECOND, Cluster::all_up));
+    works(&mut cluster);
+    cluster.stranger(STRANGER, stranger_connections);
+    cluster
+}
+
+/// The client is answered and the channels stand.
+fn works(cluster: &mut Cluster) {
+    let before = cluster.done(CLIENT).len();
+    cluster.ask(CLIENT, 1, ClientRequest::append(PartitionId(0), Bytes::from_static(b"fine")));
+    assert!(cluster.run_until(SECOND, |c| c.done(CLIENT).len() == before + 1));
+    assert!(cluster.done(CLIENT).last().unwrap().result.is_ok());
+    assert!(cluster.all_up() && cluster.nodes.values().all(|n| n.downs == n.ups - 2));
+}
+
+/// Ends within `within`, having been told `code`, or nothing.
+fn is_ended(cluster: &mut Cluster, n: u64, within: Duration, code: Option<RefusalCode>) {
+    let ns = within.as_nanos() as u64;
+    assert!(cluster.run_until(ns, |c| c.ended(STRANGER, n)), "closed within {within:?}");
+    let said = &cluster.strangers[&STRANGER].conns[&n].1;
+    let mut last = None;
+    let mut rest = &said[..];
+    while let Some(header) = FrameHeader::decode(rest).unwrap() {
+        let meta = &rest[64..64 + header.meta_len as usize];
+        last = (header.kind == FrameKind::Refused).then(|| Refusal::decode(&header, meta).unwrap());
+        rest = &rest[header.frame_bytes()..];
+    }
+    assert_eq!(last.and_then(|r| r.code), code, "connection {n}");
+    works(cluster);
+    cluster.run(50 * MS);
+    let node = &cluster.nodes[&1];
+    assert!(node.net.connections() <= 3 + cluster.strangers[&STRANGER].conns.len(), "nothing is left of it");
+}
+
+fn client_hello() -> Vec<u8> {
+    FrameHeader::new(FrameKind::ClientHello, [0; 5]).encode().to_vec()
+}
+
+/// A header with any lengths and a right checksum.
+fn forged(kind: FrameKind, meta_len: u32, payload_len: u32) -> Vec<u8> {
+    let mut header = FrameHeader::new(kind, [0; 5]).encode();
+    header[12..16].copy_from_slice(&meta_len.to_le_bytes());
+    header[20..24].copy_from_slice(&payload_len.to_le_bytes());
+    let crc = crc32c::crc32c(&header[4..]);
+    header[..4].copy_from_slice(&crc.to_le_bytes());
+    header.to_vec()
+}
+
+#[test]
+fn silence_is_closed_after_its_time() {
+    let limits = tidelog_net::Limits::default();
+    let mut cluster = cluster_with(1, limits.clone());
+    cluster.run((limits.first_frame_timeout - Duration::from_millis(300)).as_nanos() as u64);
+    assert!(!cluster.ended(STRANGER, 1));
+    is_ended(&mut cluster, 1, Duration::from_secs(1), None);
+}
+
+#[test]
+fn garbage_is_told_so_and_closed() {
+    let mut cluster = cluster_with(3, tidelog_net::Limits::default());
+    cluster
+        .stranger_mut(STRANGER)
+        .say(1, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: */*\r\nUser-Agent: x\r\n\r\n");
+    is_ended(&mut cluster, 1, Duration::from_secs(1), Some(RefusalCode::Protocol));
+    let mut later = client_hello();
+    later[8] = 2;
+    cluster.stranger_mut(STRANGER).say(2, &later);
+    is_ended(&mut cluster, 2, Duration::from_secs(1), Some(RefusalCode::Protocol));
+    // Once a client, still held to the format.
+    cluster.stranger_mut(STRANGER).say(3, &client_hello());
+    cluster.run(100 * MS);
+    cluster.stranger_mut(STRANGER).say(3, &[0x5a; 64]);
+    is_ended(&mut cluster, 3, Duration::from_secs(1), Some(RefusalCode::Protocol));
+    assert_eq!(cluster.nodes[&1].gone, 1, "the shard was told that the client is gone");
+}
+
+#[test]
+fn lengths_over_the_limit_are_closed_without_waiting_for_them() {
+    let mut cluster = cluster_with(4, tidelog_net::Limits::default());
+    for (n, first) in [
+        forged(FrameKind::ClientHello, u32::MAX, 0),
+        forged(FrameKind::AppendRequest, 0, u32::MAX),
+        forged(FrameKind::Append, 64, u32::MAX),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        cluster.stranger_mut(STRANGER).say(n as u64 + 1, &first);
+        is_ended(&mut cluster, n as u64 + 1, Duration::from_secs(1), Some(RefusalCode::Protocol));
+    }
+    let over = forged(FrameKind::AppendRequest, 0, PAYLOAD_BYTES_MAX as u32 + 1);
+    cluster.stranger_mut(STRANGER).say(4, &[client_hello(), over].concat());
+    is_ended(&mut cluster, 4, Duration::from_secs(1), Some(RefusalCode::Protocol));
+}
+
+#[test]
+fn half_a_frame_and_one_byte_a_second_are_closed_after_their_time() {
+    let mut cluster = cluster_with(3, tidelog_net::Limits::default());
+    // Half a header; half a payload; a header a byte at a time.
+    cluster.stranger_mut(STRANGER).say(1, &client_hello()[..30]);
+    let half = [client_hello(), forged(FrameKind::AppendRequest, 0, 1 << 20), vec![1; 1000]].concat();
+    cluster.stranger_mut(STRANGER).say(2, &half);
+    cluster.stranger_mut(STRANGER).say(3, &client_hello());
+    cluster.run(100 * MS);
+    let slow = forged(FrameKind::AppendRequest, 0, 3);
+    for byte in &slow[..20] {
+        if cluster.ended(STRANGER, 3) {
+            break;
+        }
+        cluster.stranger_mut(STRANGER).say(3, &[*byte]);
+        cluster.run(SECOND);
+    }
+    for n in 1..=3 {
+        assert!(cluster.ended(STRANGER, n), "connection {n}");
+    }
+    works(&mut cluster);
+    assert_eq!(cluster.nodes[&1].net.connections(), 3);
+    assert_eq!(cluster.nodes[&1].net.client_bytes(), 0);
+}
+
+#[test]
+fn frames_that_do_not_belong_are_closed() {
+    let mut cluster = cluster_with(5, tidelog_net::Limits::default());
+    let keepalive = FrameHeader::new(FrameKind::Keepalive, [0; 5]).encode().to_vec();
+    let answers = FrameHeader::new(FrameKind::Answers, [0; 5]).encode().to_vec();
+    let mut messages = forged(FrameKind::Messages, 64, 0);
+    messages.extend_from_slice(&[0; 64]);
+    let crc = crc32c::crc32c(&messages[64..]);
+    messages[16..20].copy_from_slice(&crc.to_le_bytes());
+    let crc = crc32c::crc32c(&messages[4..64]);
+    messages[..4].copy_from_slice(&crc.to_le_bytes());
+    let firsts = [
+        keepalive,
+        answers.clone(),
+        messages,
+        [client_hello(), answers].concat(),
+        [client_hello(), client_hello()].concat(),
+    ];
+    for (n, first) in firsts.into_iter().enumerate() {
+        cluster.stranger_mut(STRANGER).say(n as u64 + 1, &first);
+        is_ended(&mut cluster, n as u64 + 1, Duration::from_secs(1), Some(RefusalCode::Protocol));
+    }
+}
+
+#[test]
+fn messages_before_the_channel_is_up_reach_nobody() {
+    let mut cluster = cluster_with(1, tidelog_net::Limits::default());
+    // A stranger that knows how to say hello, as a node that is not formed.
+    let mut bytes = Vec::new();
+    let unformed = tidelog::formation::Hello { formed: None, process: 5, ..hello(3) };
+    cluster.kill(3);
+    assert!(cluster.run_until(2 * SECOND, |c| c.nodes[&1].up == [2]));
+    PeerHello { hello: unformed, attempt: 1, to_shard: 0 }.put(&mut bytes);
+    cluster.stranger_mut(STRANGER).say(1, &bytes);
+    cluster.run(100 * MS);
+    let slot = wire::encode_message(PartitionId(0), &heartbeat(1).message);
+    let mut frame = forged(FrameKind::Messages, 64, 0);
+    frame.extend_from_slice(&slot);
+    let crc = crc32c::crc32c(&slot);
+    frame[16..20].copy_from_slice(&crc.to_le_bytes());
+    let crc = crc32c::crc32c(&frame[4..64]);
+    frame[..4].copy_from_slice(&crc.to_le_bytes());
+    cluster.stranger_mut(STRANGER).say(1, &frame);
+    assert!(cluster.run_until(SECOND, |c| c.ended(STRANGER, 1)));
+    assert!(cluster.nodes[&1].heard.is_empty() && cluster.nodes[&1].up == [2]);
+}
+
+#[test]
+fn a_flood_of_silent_connections_does_not_keep_others_out() {
+    let limits = tidelog_net::Limits { fresh_connections_max: 20, ..tidelog_net::Limits::default() };
+    let mut cluster = cluster_with(0, limits);
+    for round in 1..=5u64 {
+        let address = cluster.address(1);
+        for _ in 0..30 {
+            cluster.stranger_mut(STRANGER).dial(address);
+        }
+        assert!(cluster.run_until(SECOND, |c| c.strangers[&STRANGER].conns.len() as u64 == 30 * round));
+        cluster.run(100 * MS);
+        assert!(cluster.nodes[&1].net.connections() <= 3 + 20, "{}", cluster.nodes[&1].net.connections());
+        let id = 20 + round;
+        cluster.plain_client(id);
+        cluster.ask(id, 1, ClientRequest::append(PartitionId(0), Bytes::from_static(b"x")));
+        assert!(cluster.run_until(SECOND, |c| c.done(id).len() == 1));
+        assert!(cluster.done(id)[0].result.is_ok());
+        cluster.world.kill(id);
+        cluster.clients.remove(&id);
+    }
+    works(&mut cluster);
+}
+
+#[test]
+fn one_client_too_many_is_told_so() {
+    let limits = tidelog_net::Limits { client_connections_max: 4, ..tidelog_net::Limits::default() };
+    let mut cluster = cluster_with(6, limits);
+    for n in 1..=6 {
+        cluster.stranger_mut(STRANGER).say(n, &client_hello());
+        cluster.run(20 * MS);
+    }
+    cluster.run(2 * SECOND);
+    let ended: Vec<u64> = (1..=6).filter(|n| cluster.ended(STRANGER, *n)).collect();
+    assert_eq!(ended, [4, 5, 6], "one client was there before");
+    is_ended(&mut cluster, 6, Duration::from_secs(1), Some(RefusalCode::TooMany));
+}
+
+#[test]
+fn a_client_that_asks_and_does_not_read_costs_flat_memory() {
+    let mut cluster = cluster_with(1, tidelog_net::Limits::default());
+    cluster.stranger_mut(STRANGER).reads = false;
+    let mut requests = client_hello();
+    for number in 0..20_000 {
+        let (partition, from) = (PartitionId(0), Index(1));
+        let request =
+            Request::Read { partition, from, to: None, bytes_max: 1 << 20, level: Default::default() };
+        requests.extend_from_slice(&wire::encode_request(number, &request).0.encode());
+    }
+    cluster.stranger_mut(STRANGER).say(1, &requests);
+    for _ in 0..20 {
+        cluster.run(500 * MS);
+        let limit = cluster.limits.request_bytes_in_flight_max + (2 << 20);
+        assert!(cluster.nodes[&1].net.client_bytes() <= limit);
+    }
+    assert!(cluster.nodes[&1].asked < 50, "{} requests were read", cluster.nodes[&1].asked);
+    works(&mut cluster);
+    // In the end it is given up.
+    cluster.run(70 * SECOND);
+    assert_eq!(cluster.nodes[&1].net.client_bytes(), 0);
+    assert_eq!(cluster.nodes[&1].net.connections(), 3);
+    works(&mut cluster);
+}
+
+#[test]
+fn all_clients_together_stay_within_the_total() {
+    let limits = tidelog_net::Limits { client_bytes_max: 4 << 20, ..tidelog_net::Limits::default() };
+    let mut cluster = cluster_with(0, limits);
+    cluster.node(1).mood = Mood::Silent;
+    for id in 20..30 {
+        let address = cluster.address(1);
+        cluster.client(
+            id,
+            ClientOptions { timeout: Duration::from_secs(60), ..ClientOptions::new(vec![address]) },
+        );
+        for tag in 0..100 {
+            let payload = Bytes::from(vec![0u8; 60 << 10]);
+            cluster.ask(id, tag, ClientRequest::append(PartitionId(0), payload));
+        }
+    }
+    cluster.run(SECOND);
+    let held = cluster.nodes[&1].net.client_bytes();
+    assert!((3 << 20..=5 << 20).contains(&held), "{held}");
+    // As answers leave, the others have their turn, and all are answered.
+    for _ in 0..2000 {
+        cluster.node(1).answer_all();
+        cluster.run(20 * MS);
+        if (20..30).all(|id| cluster.done(id).len() == 100) {
+            break;
+        }
+    }
+    assert!(
+        (20..30).all(|id| cluster.done(id).len() == 100 && cluster.done(id).iter().all(|d| d.result.is_ok()))
+    );
+    assert_eq!(cluster.nodes[&1].net.client_bytes(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn no_bytes_do_harm(
+        says in prop::collection::vec((0u8..6, prop::collection::vec(any::<u8>(), 0..500)), 1..8),
+    ) {
+        let mut cluster = cluster_with(1, tidelog_net::Limits::default());
+        for (prefix, bytes) in says {
+            let mut said = match prefix {
+                0 => client_hello(),
+                1 => forged(FrameKind::AppendRequest, 0, bytes.len() as u32),
+                2 => forged(FrameKind::Read, 0, 0),
+                3 => [client_hello(), forged(FrameKind::OpenSession, 0, 0)].concat(),
+                4 => forged(FrameKind::Hello, bytes.len() as u32, 0),
+                _ => vec![],
+            };
+            said.extend_from_slice(&bytes);
+            if !cluster.ended(STRANGER, 1) && !said.is_empty() {
+                cluster.stranger_mut(STRANGER).say(1, &said);
+            }
+            cluster.run(50 * MS);
+        }
+        cluster.run(12 * SECOND);
+        works(&mut cluster);
+        prop_assert!(cluster.nodes[&1].net.connections() <= 4);
+    }
+}
