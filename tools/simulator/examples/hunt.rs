@@ -1,0 +1,42 @@
+//! `hunt MAX_SEEDS [SECONDS]`: runs seeds from 1 until a checker notices something, and says how many it took. What only
+//! an assertion of the product noticed is counted and passed over. Exit 0 if a checker did.
+
+use std::process::ExitCode;
+use tidelog_simulator::{NoticedBy, SimOptions, run_campaign};
+
+fn main() -> ExitCode {
+    let words: Vec<u64> = std::env::args().skip(1).filter_map(|word| word.parse().ok()).collect();
+    let at = |n: usize, default: u64| words.get(n).copied().unwrap_or(default);
+    let options = SimOptions { seconds: at(1, 20), ..SimOptions::default() };
+    let (mut seeds, mut assertions) = (0, 0);
+    let mut first_assertion = String::new();
+    let mut found = None;
+    run_campaign(&options, 1..=at(0, 200), 2, |report| {
+        seeds += 1;
+        let Some(failure) = report.failure.clone() else { return true };
+        match failure.noticed_by {
+            NoticedBy::Checker => {
+                found = Some((report.seed, failure));
+                false
+            }
+            NoticedBy::Panic => {
+                assertions += 1;
+                if first_assertion.is_empty() {
+                    first_assertion = failure.message;
+                }
+                true
+            }
+        }
+    });
+    let line = match &found {
+        Some((seed, failure)) => serde_json::json!({
+            "caught": true, "seed": seed, "seeds": seeds, "invariant": failure.invariant, "message": failure.message,
+            "assertions": assertions, "first_assertion": first_assertion,
+        }),
+        None => serde_json::json!({
+            "caught": false, "seeds": seeds, "assertions": assertions, "first_assertion": first_assertion,
+        }),
+    };
+    println!("{line}");
+    if found.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,288 @@
+//! The simulator's own model of one node's disk: the logs and promises that a power loss could not take, read from
+//! bytes that became durable, whatever the node believes.
+//!
+//! Batches count in their order: one behind a gap may be cut by recovery. When a node opens its log again, what lies
+//! before `prev_epoch_end` stays and the batches of the opening follow; at the opening's last batch, everything that was
+//! durable before must still be there.
+
+use super::content::Contents;
+use super::violation::{Verdict, broken, ensure};
+use crate::platter::{Batch, Record, kind};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// No batch: `prev` of none.
+const NONE: u64 = u64::MAX;
+
+/// A promise: generation, vote (0: none).
+pub(crate) type Promise = (u64, u64);
+
+/// One partition's durable state on a disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DurableLog {
+    /// Generation and bytes of entry `i + 1`.
+    entries: Vec<(u64, u64)>,
+    pub(crate) promise: Promise,
+}
+
+impl DurableLog {
+    pub(crate) fn last(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    /// The generation of an entry; 0 for index 0.
+    pub(crate) fn generation_at(&self, index: u64) -> Option<u64> {
+        if index == 0 {
+            return Some(0);
+        }
+        self.entries.get(usize::try_from(index - 1).ok()?).map(|(generation, _)| *generation)
+    }
+
+    /// Hash of the first `count` entries.
+    pub(crate) fn hash(&self, count: u64) -> u64 {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        self.entries.iter().take(count).fold(0, |hash, (generation, bytes)| {
+            (hash.rotate_left(7) ^ bytes).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ generation
+        })
+    }
+
+    fn apply(&mut self, node: u64, record: &Record) -> Verdict {
+        match record.kind {
+            kind::PROMISE => {
+                ensure(2, record.generation >= self.promise.0, || {
+                    format!(
+                        "node {node} partition {}: promise of generation {} behind one of {}",
+                        record.partition, record.generation, self.promise.0
+                    )
+                })?;
+                self.promise = (record.generation, record.index);
+                Ok(())
+            }
+            kind::CUT => {
+                let keep = usize::try_from(record.index).unwrap_or(usize::MAX);
+                self.entries.truncate(keep);
+                Ok(())
+            }
+            k if k < kind::ENTRIES => {
+                let last = self.last();
+                let fits =
+                    record.index == last + 1 && Some(record.prev_generation) == self.generation_at(last);
+                ensure(3, fits, || {
+                    format!(
+                        "node {node} partition {}: entry {} (generation {}, behind one of {}) follows entry {last} of generation {:?}",
+                        record.partition,
+                        record.index,
+                        record.generation,
+                        record.prev_generation,
+                        self.generation_at(last)
+                    )
+                })?;
+                ensure(2, record.generation <= self.promise.0, || {
+                    format!(
+                        "node {node} partition {}: entry {} of generation {} before its promise (R10); promised is {}",
+                        record.partition, record.index, record.generation, self.promise.0
+                    )
+                })?;
+                self.entries.push((record.generation, record.hash));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Written {
+    epoch: u64,
+    lsn: u64,
+    record: Record,
+}
+
+/// What a cut removed, for whoever judges it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Removed {
+    pub(crate) partition: u64,
+    /// The first entry removed.
+    pub(crate) index: u64,
+    pub(crate) generation: u64,
+}
+
+/// One node's disk.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    node: u64,
+    epoch: u64,
+    /// The last batch of the epoch, and where the next one begins if it is in the same segment.
+    last: u64,
+    expected: u64,
+    /// Durable, but behind one that is not: by LSN.
+    early: BTreeMap<u64, Batch>,
+    written: Vec<Written>,
+    logs: BTreeMap<u64, DurableLog>,
+    /// What was durable before the opening that is under way.
+    before: Option<BTreeMap<u64, DurableLog>>,
+    /// Of older epochs, what lies before this counts.
+    retain_before: u64,
+    /// Cuts that this opening found and that were not known to be durable: by partition, the lowest index kept.
+    cuts: BTreeMap<u64, u64>,
+    /// Cuts behind `retain_before` that were known to be durable.
+    known_cuts: BTreeSet<u64>,
+    /// Votes that were ever durable: (partition, generation).
+    votes: BTreeMap<(u64, u64), u64>,
+    pub(crate) removed: Vec<Removed>,
+    /// Openings that came to their end.
+    pub(crate) openings: u64,
+}
+
+static EMPTY: DurableLog = DurableLog { entries: Vec::new(), promise: (0, 0) };
+
+impl Disk {
+    pub(crate) fn new(node: u64) -> Disk {
+        Disk { node, ..Disk::default() }
+    }
+
+    pub(crate) fn log(&self, partition: u64) -> &DurableLog {
+        self.logs.get(&partition).unwrap_or(&EMPTY)
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The vote that was ever durable in a generation; 0: a promise without a vote.
+    pub(crate) fn vote(&self, partition: u64, generation: u64) -> Option<u64> {
+        self.votes.get(&(partition, generation)).copied()
+    }
+
+    /// A batch became durable. `prev_epoch_end`: what its segment's header says.
+    pub(crate) fn durable(&mut self, batch: Batch, prev_epoch_end: u64, contents: &mut Contents) -> Verdict {
+        if batch.epoch < self.epoch {
+            return broken(
+                3,
+                format!("node {} writes batches of epoch {} in epoch {}", self.node, batch.epoch, self.epoch),
+            );
+        }
+        if batch.epoch > self.epoch {
+            self.begin(batch.epoch, batch.lsn, prev_epoch_end)?;
+        }
+        if batch.lsn < self.expected && self.last != NONE {
+            // Told before: a range may be looked at when more of it is durable than it was told for.
+            return Ok(());
+        }
+        self.early.insert(batch.lsn, batch);
+        while let Some(entry) = self.early.first_entry() {
+            let batch = entry.get();
+            if batch.lsn != self.expected && batch.prev != self.last {
+                break;
+            }
+            let batch = entry.remove();
+            (self.last, self.expected) = (batch.lsn, batch.end);
+            for record in batch.records {
+                if record.kind < kind::ENTRIES {
+                    contents.durable(self.node, &record)?;
+                }
+                if record.kind == kind::PROMISE {
+                    self.voted(&record)?;
+                }
+                self.apply(&record)?;
+                self.written.push(Written { epoch: batch.epoch, lsn: batch.lsn, record });
+            }
+            if batch.done {
+                self.opened()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, record: &Record) -> Verdict {
+        let Record { partition, index, .. } = *record;
+        let log = self.logs.entry(partition).or_default();
+        if record.kind == kind::CUT {
+            // A cut that was under way at a crash shows only when the log is opened again.
+            let found = self.before.as_ref().filter(|_| !self.known_cuts.contains(&record.hash));
+            if let Some(before) = found {
+                let kept = self.cuts.entry(partition).or_insert(index);
+                *kept = index.min(*kept);
+                if let Some(generation) = before.get(&partition).and_then(|old| old.generation_at(index + 1))
+                {
+                    self.removed.push(Removed { partition, index: index + 1, generation });
+                }
+            }
+            if let Some(generation) = log.generation_at(index + 1) {
+                self.removed.push(Removed { partition, index: index + 1, generation });
+            }
+        }
+        log.apply(self.node, record)
+    }
+
+    fn voted(&mut self, record: &Record) -> Verdict {
+        let vote = self.votes.entry((record.partition, record.generation)).or_insert(record.index);
+        if *vote == 0 {
+            *vote = record.index;
+        }
+        ensure(1, record.index == 0 || *vote == record.index, || {
+            format!(
+                "node {} voted for {} and for {} in partition {} generation {}",
+                self.node, vote, record.index, record.partition, record.generation
+            )
+        })
+    }
+
+    /// A new epoch's first batch.
+    fn begin(&mut self, epoch: u64, lsn: u64, prev_epoch_end: u64) -> Verdict {
+        let logs = std::mem::take(&mut self.logs);
+        if self.before.is_none() {
+            self.before = Some(logs);
+        } else {
+            // The opening before this one did not come to its end: it does not count.
+            let discarded = self.epoch;
+            self.written.retain(|w| w.epoch != discarded);
+        }
+        self.epoch = epoch;
+        self.early.clear();
+        (self.last, self.expected) = (NONE, lsn);
+        let kept: Vec<Record> =
+            self.written.iter().filter(|w| w.lsn < prev_epoch_end).map(|w| w.record.clone()).collect();
+        for record in &kept {
+            self.logs.entry(record.partition).or_default().apply(self.node, record)?;
+        }
+        self.retain_before = prev_epoch_end;
+        self.cuts.clear();
+        let behind = self.written.iter().filter(|w| w.lsn >= prev_epoch_end && w.record.kind == kind::CUT);
+        self.known_cuts = behind.map(|w| w.record.hash).collect();
+        Ok(())
+    }
+
+    /// An opening's last batch: what was durable before must still be there.
+    fn opened(&mut self) -> Verdict {
+        let (epoch, end) = (self.epoch, self.retain_before);
+        self.written.retain(|w| w.epoch == epoch || w.lsn < end);
+        self.openings += 1;
+        let Some(before) = self.before.take() else { return Ok(()) };
+        for (partition, old) in &before {
+            let new = self.log(*partition);
+            ensure(2, new.promise.0 >= old.promise.0, || {
+                format!(
+                    "node {} partition {partition}: recovery forgot generation {}",
+                    self.node, old.promise.0
+                )
+            })?;
+            let voted = new.promise.0 > old.promise.0 || old.promise.1 == 0 || new.promise.1 == old.promise.1;
+            ensure(1, voted, || {
+                format!(
+                    "node {} partition {partition}: recovery forgot the vote in generation {}",
+                    self.node, old.promise.0
+                )
+            })?;
+            let must = self.cuts.get(partition).map_or(old.last(), |kept| old.last().min(*kept));
+            let kept = new.last() >= must && new.hash(must) == old.hash(must);
+            ensure(8, kept, || {
+                format!(
+                    "node {} partition {partition}: recovery lost durable entries: {must} were there, now {}",
+                    self.node,
+                    new.last()
+                )
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,309 @@
+//! Checkers: what must be true of a run, judged from the simulated disks, from what nodes send to each other, from what
+//! clients are told, and only where nothing else can tell from what a replica says of itself. The numbers are
+//! those of `docs/INVARIANTS.md`.
+//!
+//! They run after every turn of a node and are incremental: a turn that changed nothing costs next to nothing.
+
+mod commit;
+mod content;
+mod disk;
+mod election;
+mod history;
+mod violation;
+
+use history::History;
+pub(crate) use history::{Appending, Reading};
+pub(crate) use violation::{Verdict, Violation, broken, ensure};
+
+use crate::cluster::Node;
+use crate::machine::Step;
+use crate::platter::{self, Item, Segment};
+use crate::profile::Profile;
+use commit::Commits;
+use disk::Disk;
+use election::Elections;
+use std::collections::BTreeMap;
+use tidelog_sim::World;
+use tidelog_types::PartitionId;
+
+/// Operations of one node that may be under way at once.
+const OPS_IN_FLIGHT_MAX: usize = 2_000;
+/// Bytes of the same.
+const BYTES_IN_FLIGHT_MAX: u64 = 256 << 20;
+
+/// All checkers of a run.
+pub(crate) struct Checkers {
+    world: World,
+    partitions: u64,
+    uncommitted_max: u64,
+    disks: BTreeMap<u64, Disk>,
+    elections: Elections,
+    commits: Commits,
+    pub(crate) history: History,
+    /// Last entry applied, by node and partition, in one process.
+    applied: BTreeMap<(u64, u64), (u64, u64)>,
+    /// The life of each node's log when it was seen last.
+    lives: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Checkers {
+    pub(crate) fn new(world: &World, profile: &Profile) -> Checkers {
+        Checkers {
+            world: world.clone(),
+            partitions: profile.partitions,
+            uncommitted_max: profile.uncommitted_entries_max(),
+            disks: profile.nodes.iter().map(|node| (*node, Disk::new(*node))).collect(),
+            elections: Elections::default(),
+            commits: Commits::new(profile.replication),
+            history: History::default(),
+            applied: BTreeMap::new(),
+            lives: BTreeMap::new(),
+        }
+    }
+
+    /// Entries committed in all partitions.
+    pub(crate) fn commits(&self) -> u64 {
+        self.commits.total()
+    }
+
+    /// The committed log, for clients' histories.
+    pub(crate) fn clients(&mut self) -> (&mut History, &mut Commits) {
+        (&mut self.history, &mut self.commits)
+    }
+
+    /// A client was told that nothing was appended: it must stay so (R4).
+    pub(crate) fn denied(&mut self, append: &Appending, why: &str) -> Verdict {
+        self.commits.denied(append.partition, append.ident, why)
+    }
+
+    /// The node that led a partition last.
+    pub(crate) fn leader(&self, partition: u64) -> Option<u64> {
+        self.elections.newest(partition).map(|(_, node)| node)
+    }
+
+    /// Elections won.
+    pub(crate) fn elections(&self) -> u64 {
+        self.elections.elected
+    }
+
+    /// Logs opened again after the first time.
+    pub(crate) fn recoveries(&self) -> u64 {
+        self.disks.values().map(|disk| disk.openings.saturating_sub(1)).sum()
+    }
+
+    /// After a node's turn, whatever became of it.
+    pub(crate) fn after_turn(&mut self, node: &mut Node) -> Verdict {
+        let id = node.id;
+        self.read_disk(id)?;
+        let Checkers { disks, commits, elections, .. } = self;
+        let Some(disk) = disks.get_mut(&id) else { return Ok(()) };
+        for cut in std::mem::take(&mut disk.removed) {
+            commits.removed(id, cut.partition, cut.index, cut.generation)?;
+        }
+        let life = node.life();
+        if let Some(process) = &node.process {
+            for partition in 0..self.partitions {
+                if let Some(replica) = process.shard.replica(PartitionId(partition)) {
+                    elections.observe(id, life, partition, replica, disk, commits)?;
+                    let marks = replica.marks();
+                    let open = marks.last.0.saturating_sub(marks.high_water.0);
+                    ensure(17, !replica.is_leader() || open <= 2 * self.uncommitted_max + 1, || {
+                        format!("node {id} partition {partition}: {open} entries proposed and not committed")
+                    })?;
+                }
+            }
+        }
+        for (to, message) in node.take_sent() {
+            elections.sent(id, to.0, &message, disk)?;
+        }
+        self.failures(node, life)?;
+        self.applied(node, life)?;
+        self.bounds(node)
+    }
+
+    /// A process is about to start, or was just started: what its opening made durable.
+    pub(crate) fn read_disk(&mut self, id: u64) -> Verdict {
+        for range in self.world.take_durable(id) {
+            let name = range.path.rsplit('/').next().unwrap_or_default();
+            let is_segment = name.strip_suffix(".wal").is_some_and(|stem| !stem.starts_with("free-"));
+            if !is_segment {
+                continue;
+            }
+            // A name that may be lost takes the bytes with it: not durable.
+            let Some(bytes) = self.world.durable_range(id, &range.path, range.offset, range.len) else {
+                continue;
+            };
+            for item in platter::items(&bytes) {
+                match item {
+                    Item::Segment(_) => {}
+                    Item::Broken(why) => {
+                        return broken(
+                            3,
+                            format!("node {id}: what became durable in {} is not a batch: {why}", range.path),
+                        );
+                    }
+                    Item::Batch(batch) => {
+                        let Some(disk) = self.disks.get_mut(&id) else { continue };
+                        let mut prev_epoch_end = 0;
+                        if batch.epoch != disk.epoch() {
+                            match segment(&self.world, id, &range.path) {
+                                Some(header) if header.epoch == batch.epoch && header.base <= batch.lsn => {
+                                    prev_epoch_end = header.prev_epoch_end;
+                                }
+                                other => {
+                                    return broken(
+                                        8,
+                                        format!(
+                                            "node {id}: a batch of epoch {} under the segment header {other:?}",
+                                            batch.epoch
+                                        ),
+                                    );
+                                }
+                            }
+                        }
+                        disk.durable(batch, prev_epoch_end, self.commits.contents())?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Invariant 16: a failed write or sync of a batch is followed by another opening of the log, or by the end.
+    fn failures(&mut self, node: &mut Node, life: (u64, u64)) -> Verdict {
+        let before = self.lives.insert(node.id, life);
+        let Some(process) = &mut node.process else { return Ok(()) };
+        let Some(failure) = process.io.take_failure() else { return Ok(()) };
+        ensure(16, before != Some(life) || process.shard.wal().is_none(), || {
+            format!("node {} goes on with its log after: {failure}", node.id)
+        })
+    }
+
+    /// Invariant 5, from what state machines are given.
+    fn applied(&mut self, node: &Node, life: (u64, u64)) -> Verdict {
+        for step in node.take_applied() {
+            let Step { partition, index, generation, payload_crc } = step;
+            let key = (node.id, partition);
+            let previous =
+                self.applied.get(&key).filter(|(boot, _)| *boot == life.0).map_or(0, |(_, last)| *last);
+            self.commits.applied(node.id, partition, previous, index, generation, payload_crc)?;
+            self.applied.insert(key, (life.0, index));
+        }
+        Ok(())
+    }
+
+    /// Invariant 17, as far as it shows at the seam.
+    fn bounds(&self, node: &Node) -> Verdict {
+        let Some(process) = &node.process else { return Ok(()) };
+        let (ops, bytes) = process.io.load();
+        ensure(17, ops <= OPS_IN_FLIGHT_MAX && bytes <= BYTES_IN_FLIGHT_MAX, || {
+            format!("node {} has {ops} operations of {bytes} bytes in flight", node.id)
+        })
+    }
+
+    /// Whether every partition has a leader that all its replicas follow.
+    pub(crate) fn led<'a>(&self, nodes: impl Iterator<Item = &'a Node> + Clone) -> Result<(), String> {
+        for partition in 0..self.partitions {
+            let id = PartitionId(partition);
+            let replicas =
+                nodes.clone().filter_map(|n| n.process.as_ref()?.shard.replica(id).map(|r| (n.id, r)));
+            let leader = replicas.clone().filter(|(_, r)| r.is_leader()).max_by_key(|(_, r)| r.generation());
+            let Some((leader, of)) = leader else {
+                return Err(format!("partition {partition} has no leader"));
+            };
+            for (node, replica) in replicas {
+                if replica.generation() != of.generation() || replica.leader().map(|n| n.0) != Some(leader) {
+                    return Err(format!(
+                        "partition {partition}: node {node} (generation {}) does not follow leader {leader} (generation {})",
+                        replica.generation(),
+                        of.generation()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all replicas are the same, on disk and in what they believe committed.
+    pub(crate) fn converged<'a>(&self, nodes: impl Iterator<Item = &'a Node> + Clone) -> Result<(), String> {
+        for partition in 0..self.partitions {
+            let committed = self.commits.len(partition);
+            let mut hashes = BTreeMap::new();
+            for node in nodes.clone() {
+                let Some(replica) =
+                    node.process.as_ref().and_then(|p| p.shard.replica(PartitionId(partition)))
+                else {
+                    continue;
+                };
+                let Some(disk) = self.disks.get(&node.id) else { continue };
+                let (marks, log) = (replica.marks(), disk.log(partition));
+                if marks.high_water.0 != committed || marks.last.0 != committed || log.last() != committed {
+                    return Err(format!(
+                        "partition {partition}: {committed} entries are committed; node {} has {} on disk, its last is {}, its mark {}",
+                        node.id,
+                        log.last(),
+                        marks.last,
+                        marks.high_water
+                    ));
+                }
+                hashes.entry(log.hash(committed)).or_insert(node.id);
+            }
+            if hashes.len() > 1 {
+                return Err(format!("partition {partition}: nodes {:?} differ by hash", hashes.values()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of a run: everything acknowledged is there, and a reader that begins from nothing finds on each disk what
+    /// the checkers followed as it was written.
+    pub(crate) fn finish(&self) -> Verdict {
+        self.history.all_there(&self.commits)?;
+        for (id, disk) in &self.disks {
+            let mut again = Disk::new(*id);
+            let mut contents = content::Contents::default();
+            for (path, _) in self.world.files(*id) {
+                let name = path.rsplit('/').next().unwrap_or_default();
+                let is_segment = name.len() == 20 && name.ends_with(".wal");
+                let Some(header) = is_segment.then(|| segment(&self.world, *id, &path)).flatten() else {
+                    continue;
+                };
+                let Some(bytes) = self.world.durable_contents(*id, &path) else { continue };
+                let mut expected = header.base + 8192;
+                for item in platter::items(&bytes) {
+                    if let Item::Batch(batch) = item
+                        && batch.epoch == header.epoch
+                        && batch.lsn == expected
+                    {
+                        expected = batch.end;
+                        again.durable(batch, header.prev_epoch_end, &mut contents)?;
+                    }
+                }
+            }
+            for partition in 0..self.partitions {
+                let (followed, found) = (disk.log(partition), again.log(partition));
+                let same = followed.last() == found.last()
+                    && followed.hash(followed.last()) == found.hash(found.last())
+                    && followed.promise == found.promise;
+                ensure(8, same, || {
+                    format!(
+                        "node {id} partition {partition}: its files hold {} entries and promise {:?}, {} and {:?} became durable",
+                        found.last(),
+                        found.promise,
+                        followed.last(),
+                        followed.promise
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The header of the segment in a file.
+fn segment(world: &World, node: u64, path: &str) -> Option<Segment> {
+    let bytes = world.durable_range(node, path, 0, 8192)?;
+    platter::items(&bytes)
+        .into_iter()
+        .find_map(|item| if let Item::Segment(s) = item { Some(s) } else { None })
+}

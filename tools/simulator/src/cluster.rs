@@ -1,0 +1,174 @@
+//! The nodes: production shards over production transports in a simulated world, started, driven and ended.
+
+use crate::machine::{Journal, Step};
+use crate::profile::Profile;
+use crate::tap::{Sent, TapIo, TapTransport};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tidelog::Commands;
+use tidelog::shard::{Shard, Turn};
+use tidelog::transport::PeerMessage;
+use tidelog_io::Wait;
+use tidelog_net::{NetOptions, NetTransport};
+use tidelog_sim::World;
+use tidelog_types::NodeId;
+
+/// How a node's process came to its end by itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum End {
+    /// A clean stop.
+    Stopped,
+    /// It gave up: what it would print, with exit code 1.
+    Failed(String),
+}
+
+/// A process.
+pub(crate) struct Process {
+    pub(crate) io: TapIo,
+    pub(crate) shard: Shard,
+}
+
+/// One machine of the cluster.
+pub(crate) struct Node {
+    pub(crate) id: u64,
+    pub(crate) process: Option<Process>,
+    /// Processes so far.
+    pub(crate) boots: u64,
+    sent: Sent,
+    journal: Journal,
+}
+
+impl Node {
+    /// What its shard sent to peers since the last look.
+    pub(crate) fn take_sent(&self) -> Vec<(NodeId, PeerMessage)> {
+        std::mem::take(&mut self.sent.borrow_mut())
+    }
+
+    /// What its state machines applied since the last look.
+    pub(crate) fn take_applied(&self) -> Vec<Step> {
+        self.journal.take()
+    }
+
+    /// The life of its log: process and opening.
+    pub(crate) fn life(&self) -> (u64, u64) {
+        let opened = self.process.as_ref().and_then(|p| p.shard.recovery()).map_or(0, |report| report.epoch);
+        (self.boots, opened)
+    }
+}
+
+/// The cluster.
+pub(crate) struct Cluster {
+    world: World,
+    profile: Profile,
+    pub(crate) nodes: BTreeMap<u64, Node>,
+}
+
+impl Cluster {
+    pub(crate) fn new(world: &World, profile: &Profile) -> Cluster {
+        let nodes = profile.nodes.iter().map(|id| {
+            world.watch_durable(*id);
+            let node =
+                Node { id: *id, process: None, boots: 0, sent: Sent::default(), journal: Journal::default() };
+            (*id, node)
+        });
+        Cluster { nodes: nodes.collect(), world: world.clone(), profile: profile.clone() }
+    }
+
+    /// Starts a node's process; how it ended if it did not get to its feet.
+    pub(crate) fn boot(&mut self, id: u64) -> Option<End> {
+        let node = self.nodes.get_mut(&id)?;
+        let options = self.profile.options(id, &self.world);
+        let net = NetOptions::new(options.node, options.nodes.clone(), options.heartbeat);
+        node.sent.borrow_mut().clear();
+        node.journal = Journal::default();
+        node.boots += 1;
+        let transport = TapTransport::new(Box::new(NetTransport::new(net)), node.sent.clone());
+        let mut io = TapIo::new(self.world.node(id));
+        let (machines, journal) = (self.profile.machines, node.journal.clone());
+        let factory = Box::new(move |partition| machines.then(|| journal.machine(partition)));
+        let opened = Shard::open(&mut io, options, Box::new(transport), Commands::none(), factory);
+        match opened {
+            Ok(shard) => {
+                let deadline = io_now(&io);
+                node.process = Some(Process { io, shard });
+                self.world.sleep_until(id, Some(deadline));
+                None
+            }
+            Err(error) => {
+                drop(io);
+                Some(End::Failed(error.to_string()))
+            }
+        }
+    }
+
+    /// A node's turn.
+    pub(crate) fn turn(&mut self, id: u64) -> Option<End> {
+        let node = self.nodes.get_mut(&id)?;
+        let process = node.process.as_mut()?;
+        let end = match process.shard.turn(&mut process.io, Wait::No) {
+            Ok(Turn::Until(deadline)) => {
+                self.world.sleep_until(id, Some(deadline));
+                return None;
+            }
+            Ok(Turn::Stopped) => End::Stopped,
+            Err(error) => End::Failed(error.to_string()),
+        };
+        Some(end)
+    }
+
+    /// Takes a process that ended, or whose machine is gone, out of the cluster.
+    pub(crate) fn bury(&mut self, id: u64) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.process = None;
+        }
+    }
+
+    /// Begins a clean stop.
+    pub(crate) fn stop(&mut self, id: u64) {
+        if let Some(process) = self.nodes.get_mut(&id).and_then(|n| n.process.as_mut()) {
+            process.shard.stop();
+            self.world.wake(id);
+        }
+    }
+
+    /// Nodes whose process runs.
+    pub(crate) fn up(&self) -> Vec<u64> {
+        self.nodes.values().filter(|n| n.process.is_some()).map(|n| n.id).collect()
+    }
+
+    /// Every node and replica, a line each.
+    pub(crate) fn describe(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        for node in self.nodes.values() {
+            let Some(process) = &node.process else {
+                out.push(format!("node {}: down", node.id));
+                continue;
+            };
+            let status = process.shard.status();
+            let (ops, bytes) = process.io.load();
+            out.push(format!(
+                "node {}: up {} ms, connected to {:?}, {ops} operations of {bytes} bytes in flight, log {:?}",
+                node.id,
+                status.uptime_ms,
+                status.connected,
+                process.shard.wal().map(|wal| wal.stats())
+            ));
+            for p in status.partitions {
+                out.push(format!(
+                    "  partition {}: {} of {:?} in generation {}, mark {}, applied {}, durable {}, last {}",
+                    p.partition, p.role, p.leader, p.generation, p.high_water, p.applied, p.durable, p.last
+                ));
+            }
+        }
+        out
+    }
+
+    /// Longest time without a leader that is not a failure once everything works.
+    pub(crate) fn patience(&self) -> Duration {
+        self.profile.election_timeout * 10
+    }
+}
+
+fn io_now(io: &TapIo) -> tidelog_types::Monotonic {
+    tidelog_io::Io::clock(io).now
+}

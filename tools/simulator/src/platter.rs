@@ -1,0 +1,176 @@
+//! A small reader of the log's format, written from `docs/formats` and not from the log's own code: what the
+//! checkers know of disks, they know through it.
+//!
+//! It is given bytes that became durable and says which batches and segment headers lie in them. Bytes that are
+//! neither are passed over; a batch that is not whole is reported as such, because nothing but a whole batch
+//! should ever become durable.
+
+use crate::payload::Ident;
+
+const PAGE: usize = 4096;
+const HEAD: usize = 64;
+const BATCH_HEAD: usize = 128;
+const EXTENDED: u16 = 1;
+
+/// Kinds of records that the checkers tell apart (`docs/formats/record.md`).
+pub(crate) mod kind {
+    pub(crate) const DATA: u8 = 2;
+    pub(crate) const SESSION_OPEN: u8 = 3;
+    pub(crate) const PROMISE: u8 = 64;
+    pub(crate) const CUT: u8 = 65;
+    /// Entries are below.
+    pub(crate) const ENTRIES: u8 = 64;
+}
+
+/// A record's facts.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) kind: u8,
+    pub(crate) partition: u64,
+    pub(crate) index: u64,
+    pub(crate) generation: u64,
+    pub(crate) prev_generation: u64,
+    /// (session, sequence) of a data entry.
+    pub(crate) session: Option<(u64, u64)>,
+    /// Stands for all bytes of the record.
+    pub(crate) hash: u64,
+    /// Who wrote the payload, if it is one of the simulated clients'.
+    pub(crate) ident: Option<Ident>,
+}
+
+/// A whole batch.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    pub(crate) epoch: u64,
+    pub(crate) lsn: u64,
+    pub(crate) prev: u64,
+    pub(crate) end: u64,
+    /// The last one of an opening.
+    pub(crate) done: bool,
+    pub(crate) records: Vec<Record>,
+}
+
+/// A segment's header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Segment {
+    pub(crate) base: u64,
+    pub(crate) epoch: u64,
+    pub(crate) prev_epoch_end: u64,
+}
+
+/// What lies at some page.
+#[derive(Clone, Debug)]
+pub(crate) enum Item {
+    Batch(Batch),
+    Segment(Segment),
+    /// It begins like a batch and is not a whole one.
+    Broken(String),
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u16::from_le_bytes(*b))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u32::from_le_bytes(*b))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_le_bytes(*b))
+}
+
+/// Everything in a range of pages.
+pub(crate) fn items(bytes: &[u8]) -> Vec<Item> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= PAGE) {
+        match &rest[..4] {
+            b"TLba" => match batch(rest) {
+                Ok(batch) => {
+                    at += usize::try_from(batch.end - batch.lsn).unwrap_or(PAGE);
+                    out.push(Item::Batch(batch));
+                    continue;
+                }
+                Err(why) => out.push(Item::Broken(why)),
+            },
+            b"TLsg" if u32_at(rest, 4) == crc32c::crc32c(&rest[8..PAGE]) => {
+                out.push(Item::Segment(Segment {
+                    base: u64_at(rest, 40),
+                    epoch: u64_at(rest, 56),
+                    prev_epoch_end: u64_at(rest, 64),
+                }));
+            }
+            _ => {}
+        }
+        at += PAGE;
+    }
+    out
+}
+
+fn batch(bytes: &[u8]) -> Result<Batch, String> {
+    if u32_at(bytes, 4) != crc32c::crc32c(&bytes[8..BATCH_HEAD]) {
+        return Err("batch header checksum".into());
+    }
+    let (flags, lsn) = (u32_at(bytes, 12), u64_at(bytes, 40));
+    let (total, footer, count) = (u32_at(bytes, 80) as usize, u32_at(bytes, 84) as usize, u32_at(bytes, 88));
+    let body = bytes.get(..total).ok_or_else(|| format!("batch at LSN {lsn} is cut short"))?;
+    let mut records = Vec::new();
+    let mut at = BATCH_HEAD;
+    for _ in 0..count {
+        let rest = body.get(at..footer).ok_or_else(|| format!("batch at LSN {lsn} overruns its footer"))?;
+        let (record, len) = record(rest).map_err(|why| format!("batch at LSN {lsn}, byte {at}: {why}"))?;
+        records.push(record);
+        at += len;
+    }
+    Ok(Batch {
+        epoch: u64_at(bytes, 32),
+        lsn,
+        prev: u64_at(bytes, 56),
+        end: lsn + total as u64,
+        done: flags & 2 != 0,
+        records,
+    })
+}
+
+/// The record at the start of `bytes`, and its length.
+pub(crate) fn record(bytes: &[u8]) -> Result<(Record, usize), String> {
+    let extended = u16_at(bytes, 14) & EXTENDED != 0;
+    let head_len = if extended { 2 * HEAD } else { HEAD };
+    let head = bytes.get(..head_len).ok_or("record header is cut short")?;
+    if u32_at(head, 0) != crc32c::crc32c(&head[4..]) {
+        return Err("record header checksum".into());
+    }
+    let payload_len = u32_at(head, 8) as usize;
+    let payload = bytes.get(head_len..head_len + payload_len).ok_or("payload is cut short")?;
+    let payload_crc = crc32c::crc32c(payload);
+    let kind = head[12];
+    // The payload of filler is whatever lies there.
+    if payload_crc != u32_at(head, 4) && kind < kind::ENTRIES {
+        return Err("payload checksum".into());
+    }
+    let session = (kind == kind::DATA && extended && u64_at(head, 64) != 0)
+        .then(|| (u64_at(head, 64), u64_at(head, 72)));
+    let record = Record {
+        kind,
+        partition: u64_at(head, 16),
+        index: u64_at(head, 24),
+        generation: u64_at(head, 32),
+        prev_generation: u64_at(head, 40),
+        session,
+        hash: u64::from(crc32c::crc32c(head)) << 32 | u64::from(payload_crc),
+        ident: if kind == kind::DATA { Ident::of(payload) } else { None },
+    };
+    Ok((record, (head_len + payload_len).next_multiple_of(HEAD)))
+}
+
+/// All records that lie back to back in `bytes`.
+pub(crate) fn records(bytes: &[u8]) -> Result<Vec<Record>, String> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let (record, len) = record(&bytes[at..])?;
+        out.push(record);
+        at += len;
+    }
+    Ok(out)
+}

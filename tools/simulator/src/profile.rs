@@ -1,0 +1,95 @@
+//! The shape of a run's cluster and clients, drawn from the seed: small limits, so that rare paths are common.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tidelog::options::Options;
+use tidelog_sim::{Random, World};
+use tidelog_types::NodeId;
+
+/// Where nodes listen.
+pub(crate) const PORT: u16 = 7101;
+/// The first client's id in the world.
+pub(crate) const CLIENTS_FROM: u64 = 101;
+
+/// What a seed's cluster is like.
+#[derive(Clone, Debug)]
+pub(crate) struct Profile {
+    pub(crate) nodes: Vec<u64>,
+    pub(crate) partitions: u64,
+    pub(crate) replication: usize,
+    pub(crate) election_timeout: Duration,
+    pub(crate) heartbeat: Duration,
+    /// Whether replicas have state machines.
+    pub(crate) machines: bool,
+    pub(crate) payload_max: usize,
+    batches_in_flight: usize,
+    large: bool,
+    cache_bytes: usize,
+    spares: usize,
+    in_flight_bytes: u64,
+    uncommitted_entries: u64,
+    pub(crate) clients: u64,
+}
+
+impl Profile {
+    /// Draws one.
+    pub(crate) fn draw(random: &mut Random) -> Profile {
+        let five = random.below(5) == 0;
+        let nodes: Vec<u64> = (1..=if five { 5 } else { 3 }).collect();
+        let large = random.below(8) == 0;
+        let election_ms = random.between((150, 500));
+        Profile {
+            partitions: random.between((1, 4)),
+            replication: nodes.len(),
+            election_timeout: Duration::from_millis(election_ms),
+            heartbeat: Duration::from_millis(election_ms / random.between((5, 10))),
+            machines: random.below(4) != 0,
+            payload_max: if large { 1 << 20 } else { 80 << 10 },
+            batches_in_flight: if random.below(4) == 0 { 2 } else { 1 },
+            large,
+            cache_bytes: usize::try_from(random.between((64 << 10, 2 << 20))).unwrap_or(1 << 20),
+            spares: usize::try_from(random.between((1, 2))).unwrap_or(1),
+            in_flight_bytes: random.between((32 << 10, 256 << 10)),
+            uncommitted_entries: random.between((64, 1024)),
+            clients: random.between((2, 4)),
+            nodes,
+        }
+    }
+
+    /// Where each node of the cluster listens.
+    pub(crate) fn addresses(&self, world: &World) -> Vec<(NodeId, SocketAddr)> {
+        self.nodes.iter().map(|node| (NodeId(*node), world.address(*node, PORT))).collect()
+    }
+
+    /// Most entries proposed and not committed.
+    pub(crate) const fn uncommitted_entries_max(&self) -> u64 {
+        self.uncommitted_entries
+    }
+
+    /// A node's settings.
+    pub(crate) fn options(&self, node: u64, world: &World) -> Options {
+        let batch_bytes_max = if self.large { 4 << 20 } else { 512 << 10 };
+        Options {
+            node: NodeId(node),
+            data_dir: PathBuf::from("/data/node"),
+            cluster_name: "simulated".into(),
+            nodes: self.addresses(world),
+            partitions: self.partitions,
+            replication: self.replication,
+            segment_bytes: 8192 + if self.large { 12 << 20 } else { 5 * (batch_bytes_max as u64) / 2 },
+            batch_bytes_max,
+            batches_in_flight_max: self.batches_in_flight,
+            spares: self.spares,
+            seal_after: Duration::from_millis(5),
+            cache_bytes_max: self.cache_bytes,
+            heartbeat: self.heartbeat,
+            election_timeout: self.election_timeout,
+            in_flight_messages_max: 16,
+            in_flight_bytes_max: self.in_flight_bytes,
+            uncommitted_entries_max: self.uncommitted_entries,
+            uncommitted_bytes_max: 8 << 20,
+            inbox_max: 16,
+        }
+    }
+}

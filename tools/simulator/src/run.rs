@@ -1,0 +1,341 @@
+//! One seed: a cluster and its clients under faults, then calm, then the proof that everything is there again.
+
+use crate::SimOptions;
+use crate::checkers::{Checkers, Verdict, Violation, broken, ensure};
+use crate::cluster::{Cluster, End};
+use crate::faults::{Blow, Schedule};
+use crate::panics;
+use crate::profile::Profile;
+use crate::report::{COMMITS_MIN, Failure, NoticedBy, Outcome, RECOVERIES_MIN, SeedReport};
+use crate::wire;
+use crate::workload::Workload;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tidelog_sim::{Random, Step, World};
+
+const SECOND: u64 = 1_000_000_000;
+/// Alarms: a number below this is a blow's.
+const BOOT: u64 = 1 << 20;
+const HEAL: u64 = 2 << 20;
+const PLAN: u64 = 3 << 20;
+/// Longest a clean stop may take: what is in flight drains for a bounded time.
+const STOP_MAX: Duration = Duration::from_secs(8);
+/// Longest that a node may still be opening its log when faults end.
+const OPENING_MAX_NS: u64 = 600 * SECOND;
+/// Faults that explain that a process gives up.
+const DISK_TROUBLE: [&str; 8] = [
+    "write error",
+    "short write",
+    "no space",
+    "sync error, data kept",
+    "sync error, data doomed",
+    "sync error, data dropped",
+    "read error",
+    "name error",
+];
+
+/// A run under way.
+struct Run {
+    world: World,
+    profile: Profile,
+    schedule: Schedule,
+    random: Random,
+    cluster: Cluster,
+    workload: Workload,
+    checkers: Checkers,
+    /// Blows dealt, by name.
+    dealt: BTreeMap<&'static str, u64>,
+    /// Ends of processes that nobody asked for.
+    crashes: u64,
+    /// Nodes that had a turn since this was emptied.
+    turned: BTreeSet<u64>,
+    /// Faults are over: nothing explains a failure any more.
+    calm: bool,
+}
+
+/// Runs one seed from its beginning to its end.
+pub fn run_seed(options: &SimOptions) -> SeedReport {
+    let world = World::new(options.seed);
+    world.keep_log(options.trace_lines);
+    let mut random = Random::new(options.seed ^ 0x5EED_0F7E_5713_0001);
+    let profile = Profile::draw(&mut random);
+    let schedule = Schedule::draw(options.seed, options.seconds, &profile.nodes, &mut random);
+    world.frames(&profile.nodes, wire::frame_length);
+    let cluster = Cluster::new(&world, &profile);
+    let checkers = Checkers::new(&world, &profile);
+    let workload = Workload::new(&world, &profile, &mut random);
+    let mut run = Run {
+        world,
+        profile,
+        schedule,
+        random,
+        cluster,
+        workload,
+        checkers,
+        dealt: Blow::names().map(|name| (name, 0)).collect(),
+        crashes: 0,
+        turned: BTreeSet::new(),
+        calm: false,
+    };
+    let failure = match panics::catch(|| run.all(options.seconds)) {
+        Ok(Ok(())) => None,
+        Ok(Err(violation)) => Some((violation.invariant, NoticedBy::Checker, violation.message)),
+        Err(panic) => Some((17, NoticedBy::Panic, panic)),
+    };
+    let failure = failure.map(|(invariant, noticed_by, message)| Failure {
+        invariant,
+        noticed_by,
+        event: run.world.events(),
+        at_ms: run.world.now() / 1_000_000,
+        message,
+        replay: format!("tidelog sim --seed {} --seconds {}", options.seed, options.seconds),
+        state: panics::catch(|| run.cluster.describe()).unwrap_or_default(),
+        trace: run.world.log(),
+    });
+    let report = run.report(options, failure);
+    // A product that panicked may panic again as it is taken down.
+    drop(panics::catch(move || drop(run)));
+    report
+}
+
+impl Run {
+    fn report(&self, options: &SimOptions, failure: Option<Failure>) -> SeedReport {
+        let (commits, recoveries) = (self.checkers.commits(), self.checkers.recoveries());
+        let outcome = match &failure {
+            Some(_) => Outcome::Failed,
+            None if commits < COMMITS_MIN || recoveries < RECOVERIES_MIN => Outcome::Thin,
+            None => Outcome::Ok,
+        };
+        let mut faults: BTreeMap<String, u64> =
+            self.world.fault_counts().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+        faults.extend(self.dealt.iter().map(|(name, count)| ((*name).to_owned(), *count)));
+        let clients = self.checkers.history.outcomes;
+        SeedReport {
+            seed: options.seed,
+            outcome,
+            trace_hash: format!("{:016x}", self.world.trace_hash()),
+            events: self.world.events(),
+            simulated_ms: self.world.now() / 1_000_000,
+            nodes: self.profile.nodes.len() as u64,
+            partitions: self.profile.partitions,
+            commits,
+            elections: self.checkers.elections(),
+            crashes: self.crashes,
+            recoveries,
+            acked: clients.acked,
+            unknown: clients.unknown,
+            refused: clients.refused,
+            reads: clients.reads,
+            faults,
+            failure,
+        }
+    }
+
+    fn all(&mut self, seconds: u64) -> Verdict {
+        self.world.alarm(self.schedule.plan_from_ns, PLAN);
+        self.schedule.arm(&self.world);
+        for id in self.profile.nodes.clone() {
+            self.boot(id)?;
+        }
+        self.workload.start();
+        self.until(seconds * SECOND, |_| false)?;
+        self.settle_down()?;
+        self.progress()?;
+        self.converge()?;
+        self.stop_all()?;
+        self.checkers.finish()
+    }
+
+    /// Runs the world to `limit`, or until `done`. Whether `done` was the reason.
+    fn until(&mut self, limit: u64, mut done: impl FnMut(&mut Run) -> bool) -> Result<bool, Violation> {
+        while let Some(step) = self.world.step_until(limit) {
+            self.step(step)?;
+            if done(self) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn step(&mut self, step: Step) -> Verdict {
+        match step {
+            Step::Node(id) if self.workload.is_client(id) => self.workload.turn(id, &mut self.checkers),
+            Step::Node(id) => {
+                self.turned.insert(id);
+                let end = self.cluster.turn(id);
+                self.check(id)?;
+                end.map_or(Ok(()), |end| self.ended(id, end))
+            }
+            Step::Down(id) => {
+                self.lost(id);
+                Ok(())
+            }
+            Step::Alarm(PLAN) if !self.calm => {
+                self.world.set_plan(self.schedule.plan.clone());
+                Ok(())
+            }
+            Step::Alarm(tag) if tag >= HEAL && tag < PLAN => {
+                let id = tag - HEAL;
+                for other in self.profile.nodes.iter().filter(|other| **other != id) {
+                    self.world.heal(id, *other);
+                }
+                Ok(())
+            }
+            Step::Alarm(tag) if tag >= BOOT && tag < HEAL => self.boot(tag - BOOT),
+            Step::Alarm(n) if !self.calm => self.strike(n),
+            Step::Alarm(_) => Ok(()),
+        }
+    }
+
+    fn check(&mut self, id: u64) -> Verdict {
+        self.cluster.nodes.get_mut(&id).map_or(Ok(()), |node| self.checkers.after_turn(node))
+    }
+
+    // Lives.
+
+    fn boot(&mut self, id: u64) -> Verdict {
+        if self.world.is_up(id) {
+            return Ok(());
+        }
+        // What a crash made durable on its way down belongs to the life before.
+        self.checkers.read_disk(id)?;
+        let end = self.cluster.boot(id);
+        self.check(id)?;
+        end.map_or(Ok(()), |end| self.ended(id, end))
+    }
+
+    /// The process is gone without a word.
+    fn lost(&mut self, id: u64) {
+        self.crashes += 1;
+        self.cluster.bury(id);
+        let after = self.random.between(self.schedule.down_ns);
+        self.world.alarm(self.world.now() + after, BOOT + id);
+    }
+
+    /// The process ended by itself.
+    fn ended(&mut self, id: u64, end: End) -> Verdict {
+        let trouble: u64 = {
+            let counts = self.world.fault_counts();
+            DISK_TROUBLE.iter().filter_map(|name| counts.get(name)).sum()
+        };
+        self.cluster.bury(id);
+        if let End::Failed(why) = end {
+            ensure(17, trouble > 0 && !self.calm, || {
+                format!("node {id} gave up, though nothing explains it: {why}")
+            })?;
+        }
+        if !self.calm {
+            let after = self.random.between(self.schedule.down_ns);
+            self.world.alarm(self.world.now() + after, BOOT + id);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, id: u64, power_lost: bool) {
+        if power_lost {
+            self.world.crash(id)
+        } else {
+            self.world.kill(id)
+        }
+        self.lost(id);
+    }
+
+    // Blows.
+
+    fn strike(&mut self, n: u64) -> Verdict {
+        let Some((_, blow)) = usize::try_from(n).ok().and_then(|n| self.schedule.blows.get(n)).copied()
+        else {
+            return Ok(());
+        };
+        let up = self.cluster.up();
+        let Some(any) = self.random.pick(&up).copied() else { return Ok(()) };
+        let partition = self.random.below(self.profile.partitions);
+        let leader = self.checkers.leader(partition).filter(|id| up.contains(id)).unwrap_or(any);
+        *self.dealt.entry(blow.name()).or_insert(0) += 1;
+        match blow {
+            Blow::Crash => self.end(any, true),
+            Blow::Kill => self.end(any, false),
+            Blow::CrashLeader => self.end(leader, true),
+            Blow::CrashAll => up.iter().for_each(|id| self.end(*id, true)),
+            Blow::KillAll => up.iter().for_each(|id| self.end(*id, false)),
+            Blow::PauseLeader => {
+                let pause = Schedule::pause(&mut self.random, self.profile.election_timeout);
+                self.world.pause(leader, pause);
+            }
+            Blow::IsolateLeader => {
+                for other in self.profile.nodes.iter().filter(|other| **other != leader) {
+                    self.world.partition(leader, *other);
+                }
+                let pause = Schedule::pause(&mut self.random, self.profile.election_timeout);
+                let until = self.world.now() + u64::try_from(pause.as_nanos()).unwrap_or(SECOND);
+                self.world.alarm(until, HEAL + leader);
+            }
+            Blow::Stop => self.cluster.stop(any),
+        }
+        Ok(())
+    }
+
+    // The end.
+
+    /// Heals everything; every node comes back, and soon every partition has a leader (invariant 18).
+    fn settle_down(&mut self) -> Verdict {
+        self.calm = true;
+        self.world.calm();
+        for id in self.profile.nodes.clone() {
+            self.boot(id)?;
+        }
+        // A node that was opening its log on a slow disk comes when it is done.
+        self.turned.clear();
+        let limit = self.world.now() + OPENING_MAX_NS;
+        let nodes = self.profile.nodes.len();
+        let back = self.until(limit, move |run| run.turned.len() == nodes)?;
+        ensure(18, back, || format!("only nodes {:?} came back", self.turned))?;
+        let patience = u64::try_from(self.cluster.patience().as_nanos()).unwrap_or(SECOND);
+        let limit = self.world.now() + patience;
+        let led = self.until(limit, |run| run.checkers.led(run.cluster.nodes.values()).is_ok())?;
+        match self.checkers.led(self.cluster.nodes.values()) {
+            Err(why) if !led => {
+                broken(18, format!("ten election time-outs after everything was healed: {why}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// New appends are acknowledged in every partition.
+    fn progress(&mut self) -> Verdict {
+        let goal: Vec<u64> = self.workload.acked().iter().map(|acked| acked + 3).collect();
+        let patience = u64::try_from(self.cluster.patience().as_nanos()).unwrap_or(SECOND);
+        let limit = self.world.now() + patience + 10 * SECOND;
+        let reached =
+            move |run: &mut Run| run.workload.acked().iter().zip(&goal).all(|(now, goal)| now >= goal);
+        let done = self.until(limit, reached)?;
+        ensure(18, done, || {
+            format!("no progress after healing: acknowledged by partition {:?}", self.workload.acked())
+        })
+    }
+
+    /// Without new requests, all replicas become the same.
+    fn converge(&mut self) -> Verdict {
+        self.workload.stop();
+        let patience = u64::try_from(self.cluster.patience().as_nanos()).unwrap_or(SECOND);
+        let limit = self.world.now() + patience + 30 * SECOND;
+        let quiet = self.until(limit, |run| run.workload.is_idle())?;
+        ensure(18, quiet, || "requests without an answer, though everything works".into())?;
+        let limit = self.world.now() + patience;
+        let same = self.until(limit, |run| run.checkers.converged(run.cluster.nodes.values()).is_ok())?;
+        match self.checkers.converged(self.cluster.nodes.values()) {
+            Err(why) if !same => broken(18, why),
+            _ => Ok(()),
+        }
+    }
+
+    /// Every node stops cleanly within its bound.
+    fn stop_all(&mut self) -> Verdict {
+        for id in self.cluster.up() {
+            self.cluster.stop(id);
+        }
+        let limit = self.world.now() + u64::try_from(STOP_MAX.as_nanos()).unwrap_or(SECOND);
+        let stopped = self.until(limit, |run| run.cluster.up().is_empty())?;
+        ensure(18, stopped, || format!("nodes {:?} do not stop", self.cluster.up()))
+    }
+}

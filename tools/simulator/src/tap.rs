@@ -1,0 +1,162 @@
+//! Where the checkers listen: between a node's code and the seam, and between its shard and its transport. Both taps
+//! pass everything on unchanged.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use tidelog::formation::{Formed, Hello};
+use tidelog::request::Response;
+use tidelog::transport::{ClientRef, Event, PeerMessage, Transport};
+use tidelog_io::{BufferPool, Completion, FileId, Io, Op, Token, TokenClass, Wait, Waker};
+use tidelog_sim::SimIo;
+use tidelog_types::{Clock, Monotonic, NodeId};
+
+/// Operations in flight, and what became of batches.
+#[derive(Debug)]
+pub(crate) struct TapIo {
+    inner: SimIo,
+    in_flight: BTreeMap<Token, InFlight>,
+    bytes_in_flight: u64,
+    /// Files that batches were written to.
+    logs: BTreeSet<FileId>,
+    /// A batch's write or sync failed since the last look.
+    failed: Option<String>,
+    out: Vec<Completion>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    bytes: u64,
+    batch: bool,
+}
+
+impl TapIo {
+    pub(crate) fn new(inner: SimIo) -> TapIo {
+        TapIo {
+            inner,
+            in_flight: BTreeMap::new(),
+            bytes_in_flight: 0,
+            logs: BTreeSet::new(),
+            failed: None,
+            out: Vec::new(),
+        }
+    }
+
+    /// Operations and their bytes that are under way.
+    pub(crate) fn load(&self) -> (usize, u64) {
+        (self.in_flight.len(), self.bytes_in_flight)
+    }
+
+    /// The failure of a batch that the node was told of since the last look.
+    pub(crate) fn take_failure(&mut self) -> Option<String> {
+        self.failed.take()
+    }
+
+    fn note(&mut self, token: Token, op: &Op) {
+        let of_log = token.class == TokenClass::Wal;
+        let (bytes, batch) = match op {
+            Op::Write { file, data, .. } | Op::WriteDurable { file, data, .. } => {
+                let batch = of_log && data.first().is_some_and(|piece| piece.starts_with(b"TLba"));
+                if batch {
+                    self.logs.insert(*file);
+                }
+                (data.iter().map(|piece| piece.len() as u64).sum(), batch)
+            }
+            Op::Sync { file } => (0, of_log && self.logs.contains(file)),
+            Op::Send { data, .. } => (data.iter().map(|piece| piece.len() as u64).sum(), false),
+            Op::Read { buffer, .. } | Op::Recv { buffer, .. } => (buffer.len() as u64, false),
+            _ => (0, false),
+        };
+        self.bytes_in_flight += bytes;
+        if let Some(old) = self.in_flight.insert(token, InFlight { bytes, batch }) {
+            self.bytes_in_flight -= old.bytes;
+        }
+    }
+}
+
+impl Io for TapIo {
+    fn submit(&mut self, token: Token, op: Op) {
+        self.note(token, &op);
+        self.inner.submit(token, op);
+    }
+
+    fn poll(&mut self, wait: Wait, out: &mut Vec<Completion>) -> usize {
+        let count = self.inner.poll(wait, &mut self.out);
+        for completion in &self.out {
+            if let Some(op) = self.in_flight.remove(&completion.token) {
+                self.bytes_in_flight -= op.bytes;
+                if op.batch
+                    && let Err(error) = &completion.result
+                {
+                    self.failed.get_or_insert_with(|| error.to_string());
+                }
+            }
+        }
+        out.append(&mut self.out);
+        count
+    }
+
+    fn clock(&self) -> Clock {
+        self.inner.clock()
+    }
+    fn random(&mut self) -> u64 {
+        self.inner.random()
+    }
+    fn buffers(&self) -> BufferPool {
+        self.inner.buffers()
+    }
+    fn waker(&self) -> Waker {
+        self.inner.waker()
+    }
+}
+
+/// Peer messages that a shard handed to its transport, in order.
+pub(crate) type Sent = Rc<RefCell<Vec<(NodeId, PeerMessage)>>>;
+
+/// A transport that remembers what was sent by it.
+pub(crate) struct TapTransport {
+    inner: Box<dyn Transport>,
+    sent: Sent,
+}
+
+impl TapTransport {
+    pub(crate) fn new(inner: Box<dyn Transport>, sent: Sent) -> TapTransport {
+        TapTransport { inner, sent }
+    }
+}
+
+impl Transport for TapTransport {
+    fn start(&mut self, io: &mut dyn Io, hello: Hello) -> Result<Option<SocketAddr>, tidelog::Error> {
+        self.inner.start(io, hello)
+    }
+    fn formed(&mut self, io: &mut dyn Io, formed: &Formed) {
+        self.inner.formed(io, formed);
+    }
+    fn complete(&mut self, io: &mut dyn Io, completion: Completion, events: &mut Vec<Event>) {
+        self.inner.complete(io, completion, events);
+    }
+    fn tick(&mut self, io: &mut dyn Io, events: &mut Vec<Event>) {
+        self.inner.tick(io, events);
+    }
+    fn deadline(&self) -> Option<Monotonic> {
+        self.inner.deadline()
+    }
+    fn send(&mut self, to: NodeId, message: PeerMessage) -> bool {
+        let told = PeerMessage { records: Vec::new(), ..message.clone() };
+        let taken = self.inner.send(to, message);
+        if taken {
+            self.sent.borrow_mut().push((to, told));
+        }
+        taken
+    }
+    fn room(&self, to: NodeId) -> usize {
+        self.inner.room(to)
+    }
+    fn respond(&mut self, client: ClientRef, response: Response) {
+        self.inner.respond(client, response);
+    }
+    fn flush(&mut self, io: &mut dyn Io) {
+        self.inner.flush(io);
+    }
+}

@@ -1,0 +1,200 @@
+//! `tidelog read`: committed records.
+
+use super::{ClusterArgs, Framing};
+use crate::failure::{Exit, Failure};
+use crate::flag;
+use crate::framing;
+use crate::output::{Output, OutputArgs, Printer};
+use base64::Engine as _;
+use serde::Serialize;
+use std::io::Write;
+use std::time::Duration;
+use tidelog::request::{Level as EngineLevel, Record, Reply};
+use tidelog_net::{Client, ClientOptions, ClientRequest, Target};
+use tidelog_types::{Index, NodeId, PartitionId};
+
+pub(crate) const READ_EXAMPLES: &str = "Examples:
+  tidelog read --cluster 127.0.0.1:7101 --partition 0 --from 1 --output json
+  tidelog read --cluster 127.0.0.1:7101,127.0.0.1:7102 --node 2 --framing length > copy";
+pub(crate) const TAIL_EXAMPLES: &str = "Examples:
+  tidelog tail --cluster 127.0.0.1:7101 --from 1000 --output json";
+
+/// Most bytes asked for at a time.
+const PIECE_BYTES: u32 = 2 << 20;
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(crate) enum Level {
+    /// Reflects everything that was acknowledged before it began
+    Linearizable,
+    /// (not there yet) The same, without asking a quorum while the leader's lease holds
+    Lease,
+    /// (not there yet) Reflects at least what --token says
+    Session,
+    /// (not there yet) At most --max-staleness old, from any node
+    Stale,
+    /// What one node has, up to its own high-water mark
+    Local,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// Partition to read
+    #[arg(long, value_name = "P", default_value_t = 0)]
+    pub(crate) partition: u64,
+    /// First index; the first that is kept without it
+    #[arg(long, value_name = "I", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) from: Option<u64>,
+    /// Last index, inclusive; the high-water mark without it
+    #[arg(long, value_name = "I", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) to: Option<u64>,
+    /// How fresh; linearizable without it, or local with --node
+    #[arg(long, value_enum)]
+    pub(crate) level: Option<Level>,
+    /// With --level stale: how old it may be
+    #[arg(long, value_name = "D", value_parser = flag::duration)]
+    pub(crate) max_staleness: Option<Duration>,
+    /// With --level session: what the read must reflect
+    #[arg(long, value_name = "T")]
+    pub(crate) token: Option<String>,
+    /// Read from this node
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) node: Option<u64>,
+    /// How records are written to stdout, without --output json
+    #[arg(long, value_enum, default_value_t = Framing::Lines)]
+    pub(crate) framing: Framing,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Serialize)]
+struct Line {
+    index: u64,
+    generation: u64,
+    timestamp_ms: u64,
+    payload: String,
+}
+
+#[derive(Serialize)]
+struct End {
+    event: &'static str,
+    high_water: u64,
+    /// Only a linearizable read can say.
+    staleness_ms: Option<u64>,
+}
+
+/// What to read, and from whom.
+pub(crate) struct Reading {
+    pub(crate) partition: PartitionId,
+    pub(crate) from: Index,
+    pub(crate) to: Option<Index>,
+    pub(crate) level: EngineLevel,
+    pub(crate) target: Target,
+    /// Time for one piece, retries included.
+    pub(crate) timeout: Duration,
+}
+
+/// Reads piece by piece up to `to`, or to the high-water mark of the first answer, and gives each data record to
+/// `each`. Returns that mark.
+pub(crate) fn read_all(
+    client: &Client,
+    reading: &Reading,
+    mut each: impl FnMut(Record) -> Result<(), Failure>,
+) -> Result<Index, Failure> {
+    let mut from = reading.from;
+    let mut mark = None;
+    loop {
+        let request = ClientRequest::new(tidelog::request::Request::Read {
+            partition: reading.partition,
+            from,
+            to: reading.to.or(mark),
+            bytes_max: PIECE_BYTES,
+            level: reading.level,
+        });
+        let answer = client.request(request.at(reading.target).within(reading.timeout)).wait();
+        let records = match answer {
+            Ok(Reply::Records(records)) => records,
+            Ok(_) => return Err(Failure::failed("the read was answered with something else")),
+            Err(e) => {
+                return Err(Failure::failed(format!(
+                    "partition {} from index {from}: {e}",
+                    reading.partition
+                )));
+            }
+        };
+        let mark = *mark.get_or_insert(records.high_water);
+        let last = reading.to.map_or(mark, |to| to.min(mark));
+        let piece = tidelog::engine::decode(&records).map_err(Failure::failed)?;
+        let stuck = piece.next <= from;
+        from = piece.next;
+        for record in piece {
+            each(record)?;
+        }
+        if from > last {
+            return Ok(mark);
+        }
+        if stuck {
+            return Err(Failure::failed(format!(
+                "the node gave nothing from index {from} on, below its mark {mark}"
+            )));
+        }
+    }
+}
+
+pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
+    let level = match (args.level, args.node) {
+        (None, None) | (Some(Level::Linearizable), _) => EngineLevel::Linearizable,
+        (None, Some(_)) | (Some(Level::Local), _) => EngineLevel::Local,
+        (Some(Level::Lease | Level::Session | Level::Stale), _) => {
+            return Err(Failure::usage("this read level is not there yet")
+                .advise("use --level linearizable, or --node ID for what one node has"));
+        }
+    };
+    if args.token.is_some() || args.max_staleness.is_some() {
+        return Err(Failure::usage("--token and --max-staleness go with read levels that are not there yet"));
+    }
+    if let (Some(from), Some(to)) = (args.from, args.to)
+        && from > to
+    {
+        return Err(Failure::usage(format!("--from {from} is behind --to {to}")));
+    }
+    let client =
+        Client::connect(ClientOptions::new(args.cluster.cluster.clone())).map_err(Failure::failed)?;
+    let reading = Reading {
+        partition: PartitionId(args.partition),
+        from: Index(args.from.unwrap_or(1)),
+        to: args.to.map(Index),
+        level,
+        target: args.node.map_or(Target::Leader, |n| Target::Node(NodeId(n))),
+        timeout: Duration::from_secs(10),
+    };
+    let mut out = Printer::new();
+    let json = args.output.output == Output::Json;
+    let high_water = read_all(&client, &reading, |record| {
+        if json {
+            let payload = base64::engine::general_purpose::STANDARD.encode(&record.payload);
+            out.object(&Line {
+                index: record.index.get(),
+                generation: record.generation.get(),
+                timestamp_ms: record.timestamp.get(),
+                payload,
+            })?;
+        } else {
+            framing::write(out.writer(), args.framing, &record.payload)?;
+        }
+        Ok(())
+    })?;
+    if json {
+        let staleness_ms = (level == EngineLevel::Linearizable).then_some(0);
+        out.object(&End { event: "end", high_water: high_water.get(), staleness_ms })?;
+    }
+    out.flush()?;
+    std::io::stdout().flush()?;
+    Ok(Exit::Done)
+}
+
+pub(crate) fn tail(_: Args) -> Result<Exit, Failure> {
+    Err(Failure::later("tail"))
+}

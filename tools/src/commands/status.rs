@@ -1,0 +1,107 @@
+//! `tidelog status`: every node and every partition.
+
+use super::ClusterArgs;
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, OutputArgs, Printer};
+use serde::Serialize;
+use std::time::Duration;
+use tidelog::request::NodeStatus;
+use tidelog_net::{Client, ClientOptions, ClientRequest, Target};
+
+pub(crate) const EXAMPLES: &str = "Examples:
+  tidelog status --cluster 127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103
+  tidelog status --cluster 127.0.0.1:7101 --output json
+
+Exit code 1 if a node could not be reached.";
+
+/// How long a node has to answer.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Serialize)]
+struct Line {
+    reachable: bool,
+    #[serde(flatten)]
+    status: NodeStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
+    let client =
+        Client::connect(ClientOptions::new(args.cluster.cluster.clone())).map_err(Failure::failed)?;
+    let asked: Vec<_> = args
+        .cluster
+        .cluster
+        .iter()
+        .map(|address| {
+            let request = ClientRequest::status(Target::Address(*address)).within(TIMEOUT);
+            (*address, client.request(request))
+        })
+        .collect();
+    let mut out = Printer::new();
+    let mut all = true;
+    for (address, answer) in asked {
+        let line = match answer.wait() {
+            Ok(tidelog::request::Reply::Status(status)) => {
+                Line { reachable: true, status: *status, error: None }
+            }
+            Ok(_) => return Err(Failure::failed(format!("{address} answered something else than a status"))),
+            Err(error) => {
+                let status = NodeStatus { address: address.to_string(), ..NodeStatus::default() };
+                Line { reachable: false, status, error: Some(error.to_string()) }
+            }
+        };
+        all &= line.reachable;
+        match args.output.output {
+            Output::Json => out.object(&line)?,
+            Output::Text => print(&mut out, &line)?,
+        }
+    }
+    out.flush()?;
+    Ok(if all { Exit::Done } else { Exit::Failed })
+}
+
+fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
+    let s = &line.status;
+    if let Some(error) = &line.error {
+        return out.line(format!("{}: not reachable: {error}", s.address));
+    }
+    let cluster = if s.cluster.is_empty() { "not formed yet" } else { &s.cluster };
+    out.line(format!(
+        "node {} at {}: version {}, up {:.1} s, cluster {cluster}, connected to {:?}",
+        s.node,
+        s.address,
+        s.version,
+        s.uptime_ms as f64 / 1000.0,
+        s.connected
+    ))?;
+    if !s.partitions.is_empty() {
+        out.line(
+            "  partition  role       leader  generation  low-water  applied    durable    high-water  last",
+        )?;
+    }
+    for p in &s.partitions {
+        let leader = p.leader.map_or("-".to_owned(), |n| n.to_string());
+        out.line(format!(
+            "  {:<9}  {:<9}  {:<6}  {:<10}  {:<9}  {:<9}  {:<9}  {:<10}  {}",
+            p.partition,
+            p.role,
+            leader,
+            p.generation,
+            p.low_water,
+            p.applied,
+            p.durable,
+            p.high_water,
+            p.last
+        ))?;
+    }
+    Ok(())
+}

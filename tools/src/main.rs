@@ -1,0 +1,37 @@
+//! The one program of Tidelog: runs a node, talks to a cluster, reads data directories, measures, simulates.
+//!
+//! What it promises: results on stdout and nothing else there, logs and errors on stderr, exit code 0 for done, 1 for failed, 2 for
+//! wrong usage or configuration. What it does not know: how anything is done; each command is a thin caller of the crate
+//! that does.
+
+mod cli;
+mod commands;
+mod failure;
+mod flag;
+mod framing;
+mod local_cluster;
+mod output;
+mod preflight;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    log_to_stderr(cli.command.log_level());
+    match cli.command.run() {
+        Ok(exit) => exit.code(),
+        Err(failure) => {
+            failure.report();
+            failure.exit.code()
+        }
+    }
+}
+
+/// Logs go to stderr, as `TIDELOG_LOG` says (`warn`, `info`, `debug`, or per crate: `tidelog_net=debug`).
+fn log_to_stderr(default: &str) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDELOG_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(terminal).with_env_filter(filter).init();
+}
