@@ -1,0 +1,403 @@
+//! One replica on its shard: the consensus core's effects turned into log writes, messages and answers.
+//!
+//! Owned and driven by the shard's turn, no locks (R14). What it promises: nothing in `send_when_durable` leaves
+//! before its ticket is durable (R10), every waiter is answered exactly once (R20), nothing above the
+//! high-water mark is read or applied (R18), entries are applied in order without a gap.
+
+mod context;
+mod feed;
+mod serve;
+mod writes;
+
+pub(crate) use context::{Context, Origin};
+use feed::Fetch;
+pub(crate) use serve::Machine;
+use writes::{Source, Write, fitting};
+
+use crate::marks::{Marks, SharedMarks};
+use crate::request::{Level, Reply, Request, RequestError};
+use crate::transport::PeerMessage;
+use crate::waiting::WaitingList;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use tidelog_consensus::{
+    Admitted, Append, Asserting, Effects, Free, Message, Outgoing, Proposal, ReadOutcome, Refused, Replica,
+};
+use tidelog_types::limits::PAYLOAD_BYTES_MAX;
+use tidelog_types::record::{self, record_bytes};
+use tidelog_types::{
+    Clock, EntryMeta, Index, NodeId, PartitionId, Position, RecordKind, SessionId,
+    SessionKey, SessionRef, Ticket,
+};
+
+#[derive(Debug)]
+struct Waiter {
+    origin: Origin,
+    opens_session: bool,
+}
+
+/// A read that is to be served from this replica's log.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) origin: Origin,
+    pub(crate) from: Index,
+    pub(crate) to: Option<Index>,
+    pub(crate) bytes_max: usize,
+}
+
+pub(crate) struct Partition {
+    id: PartitionId,
+    replica: Replica,
+    effects: Effects,
+    durable: Ticket,
+    held: VecDeque<(Ticket, Outgoing<Asserting>)>,
+    /// Steps that the growing batch had no room for, in order. While there are any, no bulk data is taken in.
+    unwritten: VecDeque<(Ticket, Write)>,
+    waiting: WaitingList<Waiter>,
+    read_rounds: BTreeMap<u64, Wanted>,
+    read_round_next: u64,
+    machine: Option<Machine>,
+    /// Without a state machine: everything that could have been applied.
+    applied: Index,
+    apply_reading: bool,
+    fetches: BTreeMap<NodeId, Fetch>,
+    marks: Arc<SharedMarks>,
+    metas: Vec<EntryMeta>,
+}
+
+impl Partition {
+    pub(crate) fn new(
+        id: PartitionId,
+        replica: Replica,
+        machine: Option<Machine>,
+        marks: Arc<SharedMarks>,
+    ) -> Partition {
+        Partition {
+            id,
+            replica,
+            effects: Effects::default(),
+            durable: Ticket(0),
+            held: VecDeque::new(),
+            unwritten: VecDeque::new(),
+            waiting: WaitingList::new(),
+            read_rounds: BTreeMap::new(),
+            read_round_next: 0,
+            machine,
+            applied: Index::ZERO,
+            apply_reading: false,
+            fetches: BTreeMap::new(),
+            marks,
+            metas: Vec::new(),
+        }
+    }
+
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len() + self.read_rounds.len()
+    }
+
+    /// Gives the state machine back, for the shard's next life.
+    pub(crate) fn into_machine(self) -> Option<Machine> {
+        self.machine
+    }
+
+    pub(crate) fn marks(&self) -> Marks {
+        let m = self.replica.marks();
+        let applied =
+            self.machine.as_ref().map_or(self.applied, |machine| machine.applied.min(m.applicable()));
+        Marks { low_water: m.low_water, applied, durable: m.durable, high_water: m.high_water }
+    }
+
+    /// Shows the marks to the handles, and checks their relation (invariants 5, 10).
+    pub(crate) fn publish(&self) {
+        let m = self.marks();
+        assert!(
+            m.low_water.prev() <= m.applied && m.applied <= m.high_water.min(m.durable),
+            "partition {}: low-water {}, applied {}, high-water {}, durable {} do not fit each other",
+            self.id,
+            m.low_water,
+            m.applied,
+            m.high_water,
+            m.durable
+        );
+        self.marks.publish(m);
+    }
+
+    // --- input -------------------------------------------------------------------------------------------
+
+    /// A peer's message. What the growing batch has no room for comes back, to be given again later.
+    pub(crate) fn message(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: NodeId,
+        mut message: PeerMessage,
+    ) -> Option<PeerMessage> {
+        let mut metas = std::mem::take(&mut self.metas);
+        metas.clear();
+        let records = message.records.pop().unwrap_or_default();
+        let left = match self.metas_of(cx, from, &records, &mut metas) {
+            true => self.step_by_room(cx, from, message, records, &metas),
+            false => None,
+        };
+        self.metas = metas;
+        left
+    }
+
+    /// The headers of an append's records, each record verified whole. False if they are not such as a replica of
+    /// this partition sends.
+    fn metas_of(&self, cx: &Context<'_>, from: NodeId, records: &[u8], metas: &mut Vec<EntryMeta>) -> bool {
+        for record in record::records(records) {
+            match record {
+                Ok((_, header, _)) if header.partition == self.id && header.cluster == cx.cluster => {
+                    metas.push(header.meta());
+                }
+                Ok((_, header, _)) => {
+                    tracing::warn!(partition = %self.id, %from, found = %header.partition, "append carries a record of another partition or cluster; dropped");
+                    return false;
+                }
+                Err(error) => {
+                    tracing::warn!(partition = %self.id, %from, %error, "append carries a bad record; dropped");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Steps the replica with as many of the entries as the growing batch takes; the rest comes back as an append of its own.
+    fn step_by_room(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: NodeId,
+        mut message: PeerMessage,
+        mut records: Bytes,
+        metas: &[EntryMeta],
+    ) -> Option<PeerMessage> {
+        let (fits, bytes) = if self.unwritten.is_empty() { fitting(metas, cx.wal.room()) } else { (0, 0) };
+        if fits == metas.len() {
+            self.replica.step(cx.clock, from, message.message, metas, &mut self.effects);
+            self.settle(cx, Source::Message { records: &records, metas });
+            return None;
+        }
+        let Message::Free(Free::Append(append)) = &mut message.message else { return None };
+        if let Some((last, first_part)) = metas.get(..fits).and_then(|part| Some((part.last()?, part))) {
+            let part = Append { count: fits as u64, ..append.clone() };
+            append.prev = last.position;
+            append.count = append.count.saturating_sub(fits as u64);
+            let now = records.split_to(bytes);
+            self.replica.step(
+                cx.clock,
+                from,
+                Message::Free(Free::Append(part)),
+                first_part,
+                &mut self.effects,
+            );
+            self.settle(cx, Source::Message { records: &now, metas: first_part });
+        }
+        message.records = vec![records];
+        Some(message)
+    }
+
+    /// The log says that everything up to `ticket` is durable here.
+    pub(crate) fn durable(&mut self, cx: &mut Context<'_>, ticket: Ticket) {
+        assert!(ticket > self.durable, "tickets become durable in order");
+        self.durable = ticket;
+        self.replica.durable(cx.clock, ticket, &mut self.effects);
+        self.settle(cx, Source::None);
+        while self.held.front().is_some_and(|(t, _)| *t <= ticket) {
+            if let Some((_, out)) = self.held.pop_front()
+                && self.replica.release(&out.message)
+            {
+                self.send_asserting(cx, out);
+            }
+        }
+        self.apply(cx);
+    }
+
+    pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
+        self.replica.tick(cx.clock, &mut self.effects);
+        self.settle(cx, Source::None);
+        // What was committed and durable already when the log was opened, and reads that found no room.
+        self.apply(cx);
+    }
+
+    pub(crate) fn paused(&mut self, clock: Clock) {
+        self.replica.paused(clock);
+    }
+
+    pub(crate) fn peer_up(&mut self, clock: Clock, node: NodeId) {
+        self.fetches.remove(&node);
+        self.replica.peer_up(clock, node);
+    }
+
+    pub(crate) fn peer_down(&mut self, clock: Clock, node: NodeId) {
+        self.fetches.remove(&node);
+        self.replica.peer_down(clock, node);
+    }
+
+    /// A client's request. Gives it back if the growing batch has no room for it now.
+    pub(crate) fn request(
+        &mut self,
+        cx: &mut Context<'_>,
+        origin: Origin,
+        request: Request,
+    ) -> Result<(), (Origin, Request)> {
+        match request {
+            Request::Append { session, ref payload, payload_crc, .. } => {
+                if payload.len() > PAYLOAD_BYTES_MAX {
+                    let error = RequestError::TooLarge {
+                        bytes: payload.len() as u64,
+                        limit: PAYLOAD_BYTES_MAX as u64,
+                    };
+                    cx.respond(origin, Err(error));
+                } else if !self.unwritten.is_empty() || payload.len() > cx.wal.room() {
+                    return Err((origin, request));
+                } else if crc32c::crc32c(payload) != payload_crc {
+                    cx.respond(origin, Err(RequestError::Checksum));
+                } else {
+                    self.propose(cx, origin, session, None, payload, payload_crc);
+                }
+            }
+            Request::OpenSession { key, .. } => {
+                if !self.unwritten.is_empty() || cx.wal.room() == 0 {
+                    return Err((origin, request));
+                }
+                self.propose(cx, origin, None, Some(key), &Bytes::new(), 0);
+            }
+            Request::Read { from, to, bytes_max, level, .. } => {
+                let wanted = Wanted { origin, from, to, bytes_max: bytes_max as usize };
+                match level {
+                    Level::Local => self.serve(cx, wanted),
+                    Level::Linearizable => self.read_round(cx, wanted),
+                }
+            }
+            Request::Status => cx.respond(origin, Err(RequestError::Invalid("status is of a node".into()))),
+        }
+        Ok(())
+    }
+
+    fn propose(
+        &mut self,
+        cx: &mut Context<'_>,
+        origin: Origin,
+        session: Option<SessionRef>,
+        session_key: Option<SessionKey>,
+        payload: &Bytes,
+        payload_crc: u32,
+    ) {
+        let extended = session.is_some() || session_key.is_some();
+        let proposal = Proposal {
+            kind: if session_key.is_some() { RecordKind::SessionOpen } else { RecordKind::Data },
+            session,
+            session_key,
+            record_bytes: u32::try_from(record_bytes(payload.len(), extended)).unwrap_or(u32::MAX),
+        };
+        let waiter = Waiter { origin, opens_session: session_key.is_some() };
+        match self.replica.propose(cx.clock, proposal, &mut self.effects) {
+            Ok(Admitted::New(meta)) => {
+                self.waiting.push(meta.position, waiter);
+                self.settle(cx, Source::Proposal { meta, payload, payload_crc });
+            }
+            Ok(Admitted::Known(position)) if position.index <= self.replica.marks().high_water => {
+                done(cx, position, waiter);
+            }
+            Ok(Admitted::Known(position)) => self.waiting.attach(self.replica.generation(), position, waiter),
+            Err(refused) => {
+                let error = match refused {
+                    Refused::NotLeader { hint } => cx.not_leader(hint),
+                    Refused::Busy => RequestError::Busy { retry_after: cx.retry_after },
+                    Refused::SessionExpired => RequestError::SessionExpired,
+                    Refused::SequenceGap { expected } => RequestError::SequenceGap { expected },
+                    Refused::SequenceTooOld => RequestError::SequenceTooOld,
+                };
+                cx.respond(waiter.origin, Err(error));
+            }
+        }
+    }
+
+    // --- effects -----------------------------------------------------------------------------------------
+
+    fn settle(&mut self, cx: &mut Context<'_>, source: Source<'_>) {
+        let mut effects = std::mem::take(&mut self.effects);
+        for op in effects.append.drain(..) {
+            self.write(cx, op.ticket, &op.kind, &source);
+        }
+        for out in effects.send_now.drain(..) {
+            let message =
+                PeerMessage { partition: self.id, message: Message::Free(out.message), records: vec![] };
+            cx.transport.send(out.to, message);
+        }
+        for (ticket, out) in effects.send_when_durable.drain(..) {
+            if ticket <= self.durable {
+                self.send_asserting(cx, out);
+            } else {
+                self.held.push_back((ticket, out));
+            }
+        }
+        if let Some(generation) = effects.deposed.take() {
+            tracing::info!(partition = %self.id, %generation, waiting = self.waiting.len(), "leadership lost");
+            self.waiting.abandon(|waiter| cx.respond(waiter.origin, Err(RequestError::Unknown)));
+            self.fetches.clear();
+        }
+        if std::mem::take(&mut effects.role_changed) {
+            tracing::info!(
+                partition = %self.id,
+                role = ?self.replica.role(),
+                generation = %self.replica.generation(),
+                leader = ?self.replica.leader(),
+                "role"
+            );
+        }
+        if let Some(high_water) = effects.committed.take() {
+            cx.wal.note_high_water(self.id, high_water.min(cx.wal.last(self.id).index));
+            self.waiting.committed(high_water, |position, waiter| done(cx, position, waiter));
+            self.apply(cx);
+        }
+        for (round, outcome) in effects.reads.drain(..) {
+            if let Some(wanted) = self.read_rounds.remove(&round) {
+                match outcome {
+                    ReadOutcome::At(index) => {
+                        assert!(
+                            index <= self.replica.marks().high_water,
+                            "a read round ends at the mark or below"
+                        );
+                        self.serve(cx, wanted);
+                    }
+                    ReadOutcome::NotLeader => {
+                        let error = cx.not_leader(self.replica.leader());
+                        cx.respond(wanted.origin, Err(error));
+                    }
+                }
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn send_asserting(&self, cx: &mut Context<'_>, out: Outgoing<Asserting>) {
+        let message =
+            PeerMessage { partition: self.id, message: Message::Asserting(out.message), records: vec![] };
+        cx.transport.send(out.to, message);
+    }
+
+    /// The shard is fenced or closes: everyone who waits is told that the outcome is unknown, readers that the
+    /// node is not available.
+    pub(crate) fn abandon(&mut self, cx: &mut Context<'_>, why: &str) {
+        self.waiting.abandon(|waiter| cx.respond(waiter.origin, Err(RequestError::Unknown)));
+        for (_, wanted) in std::mem::take(&mut self.read_rounds) {
+            cx.respond(wanted.origin, Err(RequestError::Unavailable(why.to_owned())));
+        }
+    }
+}
+
+fn done(cx: &mut Context<'_>, position: Position, waiter: Waiter) {
+    let reply = if waiter.opens_session {
+        Reply::SessionOpened { session: SessionId(position.index.0), position }
+    } else {
+        Reply::Appended { position }
+    };
+    cx.respond(waiter.origin, Ok(reply));
+}

@@ -1,0 +1,144 @@
+//! Reading a replica's log: for clients, and for its state machine. Nothing above the high-water mark is read (R18).
+
+use super::{Context, Partition};
+use crate::partition::Wanted;
+use crate::reads::ReadFor;
+use crate::request::{Records, Reply, RequestError};
+use crate::state_machine::{Applied, StateMachine};
+use tidelog_consensus::Refused;
+use tidelog_types::limits::APPEND_BYTES_MAX;
+use tidelog_types::{Index, RecordKind, record};
+use tidelog_wal::Run;
+
+/// Most record bytes applied in one go, so that a turn stays short.
+const APPLY_BYTES_MAX: usize = 1 << 20;
+/// Most linearizable reads waiting for their round in one partition.
+const READS_WAITING_MAX: usize = 4096;
+
+/// A state machine and how far it is: it may be further than a mark that restarted at its last durable hint.
+pub(crate) struct Machine {
+    machine: Box<dyn StateMachine>,
+    pub(super) applied: Index,
+}
+
+impl Machine {
+    /// A state machine that this process has given nothing yet.
+    pub(crate) fn new(machine: Box<dyn StateMachine>) -> Machine {
+        Machine { applied: machine.applied(), machine }
+    }
+}
+
+impl Partition {
+    pub(super) fn read_round(&mut self, cx: &mut Context<'_>, wanted: Wanted) {
+        if self.read_rounds.len() >= READS_WAITING_MAX {
+            return cx.respond(wanted.origin, Err(RequestError::Busy { retry_after: cx.retry_after }));
+        }
+        self.read_round_next += 1;
+        let round = self.read_round_next;
+        match self.replica.read_index(cx.clock, round, &mut self.effects) {
+            Ok(()) => {
+                self.read_rounds.insert(round, wanted);
+                self.settle(cx, super::writes::Source::None);
+            }
+            Err(Refused::NotLeader { hint }) => {
+                let error = cx.not_leader(hint);
+                cx.respond(wanted.origin, Err(error));
+            }
+            Err(_) => cx.respond(wanted.origin, Err(RequestError::Busy { retry_after: cx.retry_after })),
+        }
+    }
+
+    pub(super) fn serve(&mut self, cx: &mut Context<'_>, wanted: Wanted) {
+        let marks = self.marks();
+        let (from, high_water) = (wanted.from.max(Index(1)), marks.high_water);
+        let last = wanted.to.map_or(high_water, |to| to.min(high_water));
+        if from < marks.low_water {
+            return cx.respond(wanted.origin, Err(RequestError::Truncated { first: marks.low_water }));
+        }
+        if from > high_water.next() {
+            return cx.respond(wanted.origin, Err(RequestError::Ahead { asked: from, high_water }));
+        }
+        if from > last {
+            let records = Records { next: from, high_water, low_water: marks.low_water, records: vec![] };
+            return cx.respond(wanted.origin, Ok(Reply::Records(records)));
+        }
+        let bytes_max = wanted.bytes_max.clamp(1, APPEND_BYTES_MAX);
+        match cx.wal.cached(self.id, from, last, bytes_max) {
+            Some(run) => self.answer_read(cx, wanted, run),
+            None => match cx.reads.start(ReadFor::Client { partition: self.id, wanted }) {
+                Some(read) => cx.wal.read(cx.io, read, self.id, from, last, bytes_max),
+                None => {
+                    if let Some(wanted) = cx.reads.refused() {
+                        cx.respond(wanted.origin, Err(RequestError::Busy { retry_after: cx.retry_after }));
+                    }
+                }
+            },
+        }
+    }
+
+    pub(crate) fn answer_read(&self, cx: &mut Context<'_>, wanted: Wanted, run: Run) {
+        let marks = self.marks();
+        assert!(run.last <= marks.high_water, "nothing above the high-water mark reaches a reader");
+        let records = Records {
+            next: run.last.next(),
+            high_water: marks.high_water,
+            low_water: marks.low_water,
+            records: run.pieces,
+        };
+        cx.respond(wanted.origin, Ok(Reply::Records(records)));
+    }
+
+    pub(super) fn apply(&mut self, cx: &mut Context<'_>) {
+        let marks = self.replica.marks();
+        let limit = marks.applicable();
+        if self.machine.is_none() {
+            self.applied = self.applied.max(limit);
+            return;
+        }
+        while let Some(first) = self.machine.as_ref().map(|m| m.applied.next())
+            && first <= limit
+            && !self.apply_reading
+        {
+            match cx.wal.cached(self.id, first, limit, APPLY_BYTES_MAX) {
+                Some(run) => self.apply_run(&run),
+                None => match cx.reads.start(ReadFor::Apply { partition: self.id }) {
+                    Some(read) => {
+                        self.apply_reading = true;
+                        cx.wal.read(cx.io, read, self.id, first, limit, APPLY_BYTES_MAX);
+                    }
+                    None => break,
+                },
+            }
+        }
+    }
+
+    /// Records read for the state machine have arrived (or could not be read; then a later turn asks again).
+    pub(crate) fn apply_read(&mut self, cx: &mut Context<'_>, run: Option<Run>) {
+        self.apply_reading = false;
+        if let Some(run) = run {
+            if self.machine.as_ref().is_some_and(|m| run.first == m.applied.next()) {
+                self.apply_run(&run);
+            }
+            self.apply(cx);
+        }
+    }
+
+    fn apply_run(&mut self, run: &Run) {
+        let Machine { machine, applied } = self.machine.as_mut().expect("only called with a state machine");
+        for piece in &run.pieces {
+            for record in record::records(piece) {
+                let (_, header, payload) = record.expect("runs hold verified records");
+                assert!(header.index == applied.next(), "applied without a gap (invariant 5)");
+                if header.kind == RecordKind::Data {
+                    machine.apply(Applied {
+                        index: header.index,
+                        generation: header.generation,
+                        timestamp: header.timestamp,
+                        payload,
+                    });
+                }
+                *applied = header.index;
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What the log reports, given to the replicas that it concerns.
+
+use super::life::split;
+use super::{FULL_RETRY_AFTER, Shard};
+use crate::error::Error;
+use crate::reads::ReadFor;
+use crate::request::RequestError;
+use tidelog_io::Io;
+use tidelog_wal::WalEvent;
+
+impl Shard {
+    pub(super) fn log_tick(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+        if let Some(life) = &mut self.life {
+            life.wal.tick(io, &mut self.wal_events);
+        }
+        self.handle_wal_events(io)
+    }
+
+    pub(super) fn handle_wal_events(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+        let mut events = std::mem::take(&mut self.wal_events);
+        let mut failed = None;
+        for event in events.drain(..) {
+            let Some((replicas, mut cx)) =
+                split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
+            else {
+                continue;
+            };
+            match event {
+                WalEvent::Durable { partition, ticket } => {
+                    replicas.touched.insert(partition);
+                    if let Some(p) = replicas.partitions.get_mut(&partition) {
+                        p.durable(&mut cx, ticket);
+                    }
+                }
+                WalEvent::Read { read, result } => {
+                    let run = result.map_err(|error| {
+                        tracing::warn!(%error, "a read from the log failed");
+                        RequestError::Unavailable(format!("the log could not be read: {error}"))
+                    });
+                    match cx.reads.finish(read) {
+                        Some(ReadFor::Client { partition, wanted }) => {
+                            match (run, replicas.partitions.get(&partition)) {
+                                (Ok(run), Some(p)) => p.answer_read(&mut cx, wanted, run),
+                                (Err(error), _) => cx.respond(wanted.origin, Err(error)),
+                                (Ok(_), None) => {}
+                            }
+                        }
+                        Some(ReadFor::Peer { partition, peer }) => {
+                            replicas.touched.insert(partition);
+                            if let Some(p) = replicas.partitions.get_mut(&partition) {
+                                p.fetched(peer, run.ok());
+                            }
+                        }
+                        Some(ReadFor::Apply { partition }) => {
+                            replicas.touched.insert(partition);
+                            if let Some(p) = replicas.partitions.get_mut(&partition) {
+                                p.apply_read(&mut cx, run.ok());
+                            }
+                        }
+                        None => {}
+                    }
+                }
+                WalEvent::Fenced { error } => {
+                    failed = Some(error);
+                    break;
+                }
+                WalEvent::Full => {
+                    tracing::warn!("no space for another segment: appends are refused until there is");
+                    replicas.full = true;
+                    for (origin, _, _) in replicas.requests.drain(..) {
+                        cx.respond(origin, Err(RequestError::Busy { retry_after: FULL_RETRY_AFTER }));
+                    }
+                }
+                WalEvent::SpaceBack => {
+                    tracing::info!("space for segments is back");
+                    replicas.full = false;
+                }
+            }
+        }
+        events.clear();
+        self.wal_events = events;
+        match failed {
+            Some(error) => self.reopen(io, &error.to_string()),
+            None => Ok(()),
+        }
+    }
+}

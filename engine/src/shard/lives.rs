@@ -1,0 +1,154 @@
+//! Opening the log, opening it again after a failure, and closing it.
+
+use super::life::{Life, Replicas, split};
+use super::{FAILURE_WINDOW, FAILURES_MAX, Shard};
+use crate::error::Error;
+use crate::partition::{Machine, Partition};
+use crate::reads::Reads;
+use crate::recovery::Recovering;
+use crate::request::RequestError;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use tidelog_consensus::Replica;
+use tidelog_io::{Completion, Foreground, Io, TokenClass, Wait};
+use tidelog_types::PartitionId;
+use tidelog_wal::{Wal, WalEvent};
+
+impl Shard {
+    /// Opens the log and starts a replica, as a follower, for each partition placed here. `machines`: state machines
+    /// that have lived before.
+    pub(super) fn open_log(
+        &mut self,
+        io: &mut dyn Io,
+        machines: &mut BTreeMap<PartitionId, Option<Machine>>,
+    ) -> Result<(), Error> {
+        let formed = self.identity.formed.clone().expect("the log is opened once the cluster is formed");
+        let placement = crate::recovery::placement(&self.options, &formed)
+            .map_err(|e| Error::Config(format!("[cluster] replication: {e}")))?;
+        let held = crate::recovery::held(&placement, self.options.node);
+        let mut recovering = Recovering::new(held.keys().copied());
+        let (wal, report, mut others) = Wal::open(
+            io,
+            crate::recovery::wal_options(&self.options, &self.identity, &formed),
+            &mut recovering,
+        )
+        .map_err(|e| Error::Recovery(e.to_string()))?;
+        if report.fresh && self.identity.has_log {
+            return Err(Error::Directory {
+                path: self.options.data_dir.clone(),
+                why: "its log is gone, while its identity says that there was one: a node without its log must not vote. Restore the directory".into(),
+            });
+        }
+        if !self.identity.has_log {
+            self.identity.has_log = true;
+            let mut fg = Foreground::new(io);
+            self.identity.store(&mut fg, &self.options.data_dir)?;
+            others.extend(fg.finish());
+        }
+        tracing::info!(found = crate::recovery::describe(&report), "log opened");
+        self.report = Some(report);
+        let clock = io.clock();
+        let mut partitions = BTreeMap::new();
+        for (id, voters) in held {
+            let config = crate::recovery::replica_config(&self.options, id, voters, io.random());
+            let restored = recovering.take(id);
+            restored.check().map_err(|e| {
+                Error::Recovery(format!(
+                    "the log of partition {id} contradicts itself: {e}. The data is left as it is"
+                ))
+            })?;
+            let replica = Replica::new(config, restored, clock);
+            let machine = machines.remove(&id).unwrap_or_else(|| (self.machines)(id).map(Machine::new));
+            let marks = self.marks.get(&id).cloned().unwrap_or_default();
+            partitions.insert(id, Partition::new(id, replica, machine, marks));
+        }
+        let touched = partitions.keys().copied().collect();
+        for node in &self.connected {
+            partitions.values_mut().for_each(|p: &mut Partition| p.peer_up(clock, *node));
+        }
+        let replicas = Replicas {
+            partitions,
+            ticks: BTreeSet::new(),
+            tick_of: BTreeMap::new(),
+            touched,
+            unsent: BTreeSet::new(),
+            messages: VecDeque::new(),
+            requests: VecDeque::new(),
+            full: false,
+        };
+        let cluster = formed.cluster.tag();
+        self.life = Some(Life { cluster, placement, wal, reads: Reads::default(), replicas });
+        self.hand_out(io, others)
+    }
+
+    /// Completions that arrived while something ran to completion.
+    pub(super) fn hand_out(&mut self, io: &mut dyn Io, others: Vec<Completion>) -> Result<(), Error> {
+        self.clock = io.clock();
+        self.wanted = self.wanted.max(self.clock.now);
+        for completion in others {
+            if completion.token.class == TokenClass::Net {
+                self.transport.complete(io, completion, &mut self.events);
+            }
+        }
+        Ok(())
+    }
+
+    /// The log failed: nothing more is acknowledged. Everyone who waits learns so, and the log is opened again.
+    pub(super) fn reopen(&mut self, io: &mut dyn Io, why: &str) -> Result<(), Error> {
+        tracing::error!(%why, "the shard is fenced: nothing is acknowledged until its log is open again");
+        self.failures.push_back(self.clock.now);
+        while self.failures.front().is_some_and(|at| self.clock.now.since(*at) > FAILURE_WINDOW) {
+            self.failures.pop_front();
+        }
+        let mut machines = self.abandon_life(io, "the shard is being recovered");
+        if self.failures.len() >= FAILURES_MAX {
+            self.transport.flush(io);
+            return Err(Error::Fenced(why.to_owned()));
+        }
+        self.open_log(io, &mut machines)
+    }
+
+    /// Drops the log and the replicas; answers everyone who waits. Gives back the state machines.
+    pub(super) fn abandon_life(
+        &mut self,
+        io: &mut dyn Io,
+        why: &str,
+    ) -> BTreeMap<PartitionId, Option<Machine>> {
+        if let Some((replicas, mut cx)) =
+            split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
+        {
+            for wanted in cx.reads.abandon() {
+                cx.respond(wanted.origin, Err(RequestError::Unavailable(why.to_owned())));
+            }
+            for (origin, _, _) in replicas.requests.drain(..) {
+                cx.respond(origin, Err(RequestError::Unavailable(why.to_owned())));
+            }
+            replicas.partitions.values_mut().for_each(|p| p.abandon(&mut cx, why));
+        }
+        let Some(life) = self.life.take() else { return BTreeMap::new() };
+        life.replicas.partitions.into_iter().map(|(id, p)| (id, p.into_machine())).collect()
+    }
+
+    pub(super) fn drained(&self) -> bool {
+        self.life.as_ref().is_none_or(|l| {
+            let r = &l.replicas;
+            r.requests.is_empty() && r.messages.is_empty() && r.partitions.values().all(|p| p.waiting() == 0)
+        })
+    }
+
+    pub(super) fn close(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+        if let Some(life) = &mut self.life {
+            let closed = life.wal.close(io);
+            // A log that failed on its last step is not opened again just to be closed.
+            let reported = closed.events.into_iter().filter(|e| !matches!(e, WalEvent::Fenced { .. }));
+            self.wal_events.extend(reported);
+            self.handle_wal_events(io)?;
+            self.hand_out(io, closed.others)?;
+        }
+        self.abandon_life(io, "the node has stopped");
+        self.transport.flush(io);
+        // What was just queued for clients leaves with one more submission.
+        self.completions.clear();
+        io.poll(Wait::No, &mut self.completions);
+        Ok(())
+    }
+}

@@ -1,0 +1,376 @@
+//! The shard: one thread's partitions, log and transport, driven turn by turn.
+//!
+//! A turn gathers completions, peer messages, requests and ticks, steps the replicas they concern, submits all
+//! appends as one batch, sends what may be sent, and says when it wants to run again. It runs to completion: no
+//! callbacks upward, nothing in it waits.
+//!
+//! Formation comes first: an unformed node has no log and no replicas. After a failed write or sync the shard is
+//! *fenced*: waiters get `Unknown`, the log and all replicas are dropped and opened again from disk in the same
+//! process, as followers (R12); the third failure in ten minutes stops the node.
+
+mod events;
+mod forming;
+mod life;
+mod lives;
+mod status;
+
+use life::{Life, split};
+
+use crate::error::Error;
+use crate::formation::Hello;
+use crate::identity::Identity;
+use crate::inbox::{Command, Commands};
+use crate::marks::SharedMarks;
+use crate::options::Options;
+use crate::partition::{Origin, Partition};
+use crate::request::{Level, Reply, Request, RequestError};
+use crate::state_machine::StateMachine;
+use crate::transport::{Event, Transport};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tidelog_cluster::Placement;
+use tidelog_consensus::Replica;
+use tidelog_io::{Completion, Io, TokenClass, Wait};
+use tidelog_types::{Clock, Monotonic, NodeId, PartitionId};
+use tidelog_wal::{RecoveryReport, Wal, WalEvent};
+
+/// Most commands taken from the inbox in one turn.
+const COMMANDS_PER_TURN: usize = 4096;
+/// Failures of the log within [`FAILURE_WINDOW`] after which the node stops.
+const FAILURES_MAX: usize = 3;
+/// What a writer is told to wait when the disk is full.
+const FULL_RETRY_AFTER: Duration = Duration::from_millis(500);
+const FAILURE_WINDOW: Duration = Duration::from_secs(600);
+/// How long a stopping shard waits for what is in flight.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// Makes the state machine of a partition, if it has one.
+pub type MachineFactory = Box<dyn FnMut(PartitionId) -> Option<Box<dyn StateMachine>> + Send>;
+
+/// What a turn came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Turn {
+    /// Run again when something completes, or at this time.
+    Until(Monotonic),
+    /// Stopped cleanly.
+    Stopped,
+}
+
+/// One shard with its log, its replicas and its way to the outside.
+pub struct Shard {
+    options: Options,
+    transport: Box<dyn Transport>,
+    inbox: Commands,
+    machines: MachineFactory,
+    identity: Identity,
+    process: u64,
+    address: Option<SocketAddr>,
+    addresses: BTreeMap<NodeId, SocketAddr>,
+    started: Monotonic,
+    life: Option<Life>,
+    /// Hellos heard before formation.
+    hellos: BTreeMap<NodeId, Hello>,
+    connected: BTreeSet<NodeId>,
+    marks: Arc<BTreeMap<PartitionId, Arc<SharedMarks>>>,
+    failures: VecDeque<Monotonic>,
+    stopping: Option<Monotonic>,
+    wanted: Monotonic,
+    clock: Clock,
+    report: Option<RecoveryReport>,
+    completions: Vec<Completion>,
+    wal_events: Vec<WalEvent>,
+    events: Vec<Event>,
+}
+
+impl Shard {
+    /// Opens the data directory, recovers the log if the cluster is formed, and begins to listen.
+    ///
+    /// # Errors
+    /// If the directory belongs to something else, its log is damaged, or the address is not free.
+    pub fn open(
+        io: &mut dyn Io,
+        options: Options,
+        transport: Box<dyn Transport>,
+        inbox: Commands,
+        machines: MachineFactory,
+    ) -> Result<Shard, Error> {
+        let identity = crate::directory::open(io, &options)?;
+        let clock = io.clock();
+        let process = io.random();
+        let marks = (0..options.partitions).map(|p| (PartitionId(p), Arc::default())).collect();
+        let mut shard = Shard {
+            addresses: options.nodes.iter().copied().collect(),
+            options,
+            transport,
+            inbox,
+            machines,
+            identity,
+            process,
+            address: None,
+            started: clock.now,
+            life: None,
+            hellos: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            marks: Arc::new(marks),
+            failures: VecDeque::new(),
+            stopping: None,
+            wanted: clock.now,
+            clock,
+            report: None,
+            completions: Vec::new(),
+            wal_events: Vec::new(),
+            events: Vec::new(),
+        };
+        if shard.options.nodes.len() == 1 && shard.identity.formed.is_none() {
+            shard.form(io)?;
+        } else if shard.identity.formed.is_some() {
+            shard.open_log(io, &mut BTreeMap::new())?;
+        }
+        let hello = shard.hello();
+        shard.address = shard.transport.start(io, hello)?;
+        // Opening is not a pause: what it took is not held against the peers.
+        shard.clock = io.clock();
+        shard.wanted = shard.clock.now;
+        Ok(shard)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// What recovery found at the last opening; none before formation.
+    pub fn recovery(&self) -> Option<&RecoveryReport> {
+        self.report.as_ref()
+    }
+
+    /// Whether the cluster is formed and the log open.
+    pub fn is_formed(&self) -> bool {
+        self.life.is_some()
+    }
+
+    /// Whether every replica here leads, with its whole log committed and applied: what a single node waits for
+    /// before it is given to its embedder.
+    pub fn is_settled(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| {
+            life.replicas.partitions.values().all(|p| {
+                let (replica, marks) = (p.replica(), p.marks());
+                replica.is_leader()
+                    && marks.high_water == replica.marks().last
+                    && marks.applied == marks.high_water
+            })
+        })
+    }
+
+    /// The directory's identity.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The replica of a partition, for checkers and status.
+    pub fn replica(&self, partition: PartitionId) -> Option<&Replica> {
+        self.life.as_ref()?.replicas.partitions.get(&partition).map(Partition::replica)
+    }
+
+    /// A node that has a replica of a partition which has none here.
+    fn elsewhere(&self, placement: &Placement, partition: PartitionId) -> RequestError {
+        match placement.replicas(partition).and_then(<[NodeId]>::first) {
+            Some(node) => {
+                let address = self.addresses.get(node).map(ToString::to_string);
+                RequestError::NotLeader { hint: Some(*node), address }
+            }
+            None => RequestError::NoSuchPartition(partition),
+        }
+    }
+
+    /// The log, for checkers and measurements.
+    pub fn wal(&self) -> Option<&Wal> {
+        self.life.as_ref().map(|l| &l.wal)
+    }
+
+    pub(crate) fn shared_marks(&self) -> Arc<BTreeMap<PartitionId, Arc<SharedMarks>>> {
+        Arc::clone(&self.marks)
+    }
+
+    /// Begins a clean stop: new work is refused, what is in flight drains, the log is sealed.
+    pub fn stop(&mut self) {
+        self.stopping.get_or_insert(self.clock.now.after(DRAIN_MAX));
+    }
+
+    /// One turn. `wait` says how long it may wait for something to do.
+    ///
+    /// # Errors
+    /// If the shard cannot go on: the node is to stop with this error.
+    pub fn turn(&mut self, io: &mut dyn Io, wait: Wait) -> Result<Turn, Error> {
+        let mut completions = std::mem::take(&mut self.completions);
+        io.poll(wait, &mut completions);
+        self.clock = io.clock();
+        self.notice_pause();
+        for completion in completions.drain(..) {
+            self.complete(io, completion)?;
+        }
+        self.completions = completions;
+        self.transport.tick(io, &mut self.events);
+        self.log_tick(io)?;
+        self.handle_events(io)?;
+        self.take_commands(io);
+        self.tick_replicas(io);
+        self.finish(io)?;
+        if self.stopping.is_some_and(|deadline| self.drained() || self.clock.now >= deadline) {
+            self.close(io)?;
+            return Ok(Turn::Stopped);
+        }
+        self.wanted = self.deadline();
+        Ok(Turn::Until(self.wanted))
+    }
+
+    // --- the turn's parts --------------------------------------------------------------------------------
+
+    /// A process that did not run for a while must not blame its peers for the silence (R7).
+    fn notice_pause(&mut self) {
+        let late = self.clock.now.since(self.wanted);
+        if late > self.options.election_timeout / 2 {
+            tracing::warn!(
+                late_ms = late.as_millis() as u64,
+                "this process was paused; one round of failure detection is skipped"
+            );
+            if let Some(life) = &mut self.life {
+                for partition in life.replicas.partitions.values_mut() {
+                    partition.paused(self.clock);
+                }
+                life.replicas.touch_all();
+            }
+        }
+    }
+
+    fn complete(&mut self, io: &mut dyn Io, completion: Completion) -> Result<(), Error> {
+        match completion.token.class {
+            TokenClass::Wal => {
+                if let Some(life) = &mut self.life {
+                    life.wal.complete(io, completion, &mut self.wal_events);
+                }
+                self.handle_wal_events(io)
+            }
+            TokenClass::Net => {
+                self.transport.complete(io, completion, &mut self.events);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn handle_events(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
+            match event {
+                Event::Hello { hello } => self.heard(io, hello)?,
+                Event::Up(node) => {
+                    tracing::info!(%node, "channel up");
+                    self.connected.insert(node);
+                    if let Some(life) = &mut self.life {
+                        life.replicas.partitions.values_mut().for_each(|p| p.peer_up(self.clock, node));
+                        life.replicas.touch_all();
+                    }
+                }
+                Event::Down(node) => {
+                    tracing::info!(%node, "channel down");
+                    self.connected.remove(&node);
+                    if let Some(life) = &mut self.life {
+                        life.replicas.partitions.values_mut().for_each(|p| p.peer_down(self.clock, node));
+                        life.replicas.touch_all();
+                    }
+                }
+                Event::Peer { from, message } => {
+                    if let Some(life) = &mut self.life {
+                        life.replicas.messages.push_back((from, message));
+                    }
+                }
+                Event::Request { client, request } => self.take_request(io, Origin::Client(client), request),
+                Event::ClientGone { .. } => {}
+            }
+        }
+        self.events = events;
+        self.take_waiting(io);
+        Ok(())
+    }
+
+    fn take_commands(&mut self, io: &mut dyn Io) {
+        for _ in 0..COMMANDS_PER_TURN {
+            // What does not fit the growing batch stays in the inbox, whose bound is the back-pressure.
+            if self.life.as_ref().is_some_and(|life| !life.replicas.requests.is_empty()) {
+                break;
+            }
+            match self.inbox.next() {
+                Some(Command::Request { request, reply }) => {
+                    self.take_request(io, Origin::Local(reply), request)
+                }
+                Some(Command::Stop) => self.stop(),
+                None => break,
+            }
+        }
+    }
+
+    fn take_request(&mut self, io: &mut dyn Io, origin: Origin, request: Request) {
+        if matches!(request, Request::Status) {
+            let status = Box::new(self.status());
+            return answer(&mut *self.transport, origin, Ok(Reply::Status(status)));
+        }
+        let partition = match &request {
+            Request::Append { partition, .. }
+            | Request::OpenSession { partition, .. }
+            | Request::Read { partition, .. } => *partition,
+            Request::Status => return,
+        };
+        let refusal = if self.stopping.is_some() {
+            Some(RequestError::Unavailable("the node is stopping".into()))
+        } else {
+            match &self.life {
+                None => Some(RequestError::Unavailable(
+                    "the cluster is not formed yet: all founding nodes must be up once".into(),
+                )),
+                Some(life) if !life.replicas.partitions.contains_key(&partition) => Some(match request {
+                    Request::Read { level: Level::Local, .. } => RequestError::NoSuchPartition(partition),
+                    _ => self.elsewhere(&life.placement, partition),
+                }),
+                Some(life) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
+                    Some(RequestError::Busy { retry_after: FULL_RETRY_AFTER })
+                }
+                Some(_) => None,
+            }
+        };
+        if let Some(error) = refusal {
+            return answer(&mut *self.transport, origin, Err(error));
+        }
+        if let Some((replicas, mut cx)) =
+            split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
+        {
+            replicas.give(&mut cx, origin, partition, request);
+        }
+    }
+
+    fn deadline(&self) -> Monotonic {
+        let far = self.clock.now.after(Duration::from_secs(1));
+        let life = self.life.as_ref();
+        [
+            self.transport.deadline(),
+            life.and_then(|l| l.wal.deadline()),
+            life.and_then(|l| l.replicas.ticks.first().map(|(at, _)| *at)),
+            self.stopping,
+            // Commands that were left in the inbox by the bound on a turn.
+            (!self.inbox.is_empty() && life.is_none_or(|l| l.replicas.requests.is_empty()))
+                .then_some(self.clock.now),
+        ]
+        .into_iter()
+        .flatten()
+        .fold(far, Monotonic::min)
+    }
+}
+
+fn answer(transport: &mut dyn Transport, origin: Origin, response: crate::request::Response) {
+    match origin {
+        Origin::Client(client) => transport.respond(client, response),
+        Origin::Local(reply) => drop(reply.send(response)),
+    }
+}

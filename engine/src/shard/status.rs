@@ -1,0 +1,50 @@
+//! What a shard says of itself.
+
+use super::Shard;
+use crate::request::{NodeStatus, PartitionStatus};
+use tidelog_types::NodeId;
+
+impl Shard {
+    /// State of this node and its replicas.
+    pub fn status(&self) -> NodeStatus {
+        let partitions = self.life.as_ref().map_or_else(Vec::new, |life| {
+            life.replicas
+                .partitions
+                .iter()
+                .map(|(id, p)| {
+                    let (replica, marks) = (p.replica(), p.marks());
+                    PartitionStatus {
+                        partition: id.get(),
+                        role: replica.role().to_string(),
+                        leader: replica.leader().map(NodeId::get),
+                        generation: replica.generation().get(),
+                        high_water: marks.high_water.get(),
+                        low_water: marks.low_water.get(),
+                        durable: marks.durable.get(),
+                        applied: marks.applied.get(),
+                        last: replica.marks().last.get(),
+                        voters: replica.voters().iter().map(|n| n.get()).collect(),
+                        learners: vec![],
+                        damaged: 0,
+                    }
+                })
+                .collect()
+        });
+        NodeStatus {
+            node: self.options.node.get(),
+            address: self.address.map(|a| a.to_string()).unwrap_or_default(),
+            shards: self.identity.shard_count,
+            uptime_ms: u64::try_from(self.clock.now.since(self.started).as_millis()).unwrap_or(u64::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            cluster: self
+                .identity
+                .formed
+                .as_ref()
+                .map(|f| format!("{:016x}", f.cluster.get()))
+                .unwrap_or_default(),
+            incarnation: format!("{:016x}", self.identity.incarnation.get()),
+            connected: self.connected.iter().map(|n| n.get()).collect(),
+            partitions,
+        }
+    }
+}
