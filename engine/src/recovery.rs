@@ -76,6 +76,7 @@ pub(crate) fn wal_options(options: &Options, identity: &Identity, formed: &Forme
         seal_after: options.seal_after,
         cache_bytes_max: options.cache_bytes_max,
         single_voter: options.replication == 1,
+        must_exist: identity.has_log,
     }
 }
 

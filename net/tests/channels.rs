@@ -273,3 +273,25 @@ fn channels_come_back_whatever_the_network_did() {
         }
     }
 }
+
+#[test]
+fn a_hello_that_went_astray_is_said_again() {
+    let mut cluster = Cluster::new(12);
+    cluster.world.frames(&[1, 2, 3], wire::frame_length);
+    for node in 1..=3 {
+        cluster.start(tidelog::formation::Hello { formed: None, ..hello(node) });
+    }
+    cluster.run(2 * SECOND);
+    let before: Vec<usize> = cluster.nodes.values().map(|n| n.net.connections()).collect();
+    let formed = formed(&[1, 2, 3]);
+    for node in 1..=3 {
+        cluster.world.set_net_faults(NetFaults { drop: Rate::ALWAYS, ..NetFaults::NONE });
+        cluster.form(node, &formed);
+        cluster.run(100 * MS);
+        cluster.world.set_net_faults(NetFaults::NONE);
+        cluster.run(2 * SECOND);
+    }
+    assert!(cluster.all_up());
+    let after: Vec<usize> = cluster.nodes.values().map(|n| n.net.connections()).collect();
+    assert_eq!((before, after), (vec![2; 3], vec![2; 3]));
+}

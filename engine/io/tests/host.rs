@@ -9,6 +9,7 @@ use scratch::Scratch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tidelog_io::conformance::{IO_URING_SETUP, forbid};
 use tidelog_io::{
     BackEnd, BackEndError, BlockingIo, FileId, Foreground, Io, IoErrorKind, IoOptions, LockError, Op,
     OpenMode, Output, SyncMode, TaskWork, UringIo, Wait, lock_directory, measure_sync, open_back_end, probe,
@@ -80,35 +81,13 @@ fn too_large_a_ring_is_refused() {
     assert!(matches!(refused, Some(BackEndError::Options { .. })), "{refused:?}");
 }
 
-/// Makes one system call fail with `errno`, on this thread, for good.
-fn forbid(call: libc::c_long, errno: i32) {
-    let statement = |code: u32, jump: (u8, u8), k: u32| libc::sock_filter {
-        code: code as u16,
-        jt: jump.0,
-        jf: jump.1,
-        k,
-    };
-    let mut filter = [
-        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (0, 0), 0),
-        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, (0, 1), call as u32),
-        statement(libc::BPF_RET | libc::BPF_K, (0, 0), libc::SECCOMP_RET_ERRNO | errno as u32),
-        statement(libc::BPF_RET | libc::BPF_K, (0, 0), libc::SECCOMP_RET_ALLOW),
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the program is valid for reading during the calls.
-    unsafe {
-        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
-        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program), 0);
-    }
-}
-
 #[test]
 fn a_forbidden_ring_says_so_and_what_to_do() {
     for (errno, words) in
         [(libc::EPERM, "seccomp"), (libc::ENOSYS, "is not there"), (libc::ENOMEM, "ulimit -l")]
     {
         let message = std::thread::spawn(move || {
-            forbid(libc::SYS_io_uring_setup, errno);
+            forbid(IO_URING_SETUP, errno);
             let refused = open_back_end(BackEnd::Uring, &IoOptions::small()).err();
             let blocking = open_back_end(BackEnd::Blocking, &IoOptions::small());
             assert!(blocking.is_ok(), "the blocking one opens all the same");

@@ -32,12 +32,6 @@ impl Shard {
             &mut recovering,
         )
         .map_err(|e| Error::Recovery(e.to_string()))?;
-        if report.fresh && self.identity.has_log {
-            return Err(Error::Directory {
-                path: self.options.data_dir.clone(),
-                why: "its log is gone, while its identity says that there was one: a node without its log must not vote. Restore the directory".into(),
-            });
-        }
         if !self.identity.has_log {
             self.identity.has_log = true;
             let mut fg = Foreground::new(io);

@@ -222,6 +222,12 @@ pub enum OpenError {
         /// As expected.
         expected: u64,
     },
+    /// There was a log, and there is none.
+    #[error("the log is gone from {}: a node without its log must not vote. Restore the directory", dir.display())]
+    Gone {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// Neither copy of a segment's header is valid.
     #[error("{}: segment header: {error}; what the file held is not known: any partition of this shard", file.display())]
     SegmentHeader {

@@ -42,6 +42,8 @@ pub struct Options {
     pub cache_bytes_max: usize,
     /// Whether this node's partitions have no other voter: a verdict then has no peers to ask.
     pub single_voter: bool,
+    /// Whether this shard has had a log: a directory without one has lost it, and is refused rather than given a new one.
+    pub must_exist: bool,
 }
 
 impl Options {
@@ -60,6 +62,7 @@ impl Options {
             seal_after: Duration::from_millis(5),
             cache_bytes_max: 32 << 20,
             single_voter: false,
+            must_exist: false,
         }
     }
 

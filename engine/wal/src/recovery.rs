@@ -126,17 +126,27 @@ pub(crate) fn open(
 impl Opening<'_, '_> {
     fn run(&mut self, disk: &mut Disk<'_>) -> Result<Wal, OpenError> {
         let dir = self.options.dir.clone();
-        disk.run(Op::CreateDir { path: dir.clone() })?;
-        if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-            disk.run(Op::SyncDir { path: parent.to_path_buf() })?;
+        let gone = || OpenError::Gone { dir: dir.clone() };
+        if !self.options.must_exist {
+            disk.run(Op::CreateDir { path: dir.clone() })?;
+            if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+                disk.run(Op::SyncDir { path: parent.to_path_buf() })?;
+            }
         }
-        let directory = survey(disk, &dir)?;
+        let directory = survey(disk, &dir).map_err(|e| match e {
+            OpenError::Io(error) if error.kind == IoErrorKind::NotFound && self.options.must_exist => gone(),
+            other => other,
+        })?;
         for source in &directory.sources {
             self.own(source)?;
         }
         let newest = newest_in_use(disk, &directory.sources)?;
         let chain = chain_of(&dir, &directory.sources, newest)?;
         self.report.fresh = newest == 0;
+        // Before anything is made: the next attempt is to find what this one found.
+        if self.report.fresh && self.options.must_exist {
+            return Err(gone());
+        }
         self.report.segments = chain.parts.iter().map(|p| p.segments.len()).sum();
 
         let mut judged = self.judge(disk, &directory.sources, &chain)?;

@@ -36,7 +36,8 @@ impl Wal {
     }
 
     /// Reads records `first ..= last` as far as `bytes_max` goes, at least one, from memory or from the disk. The
-    /// result comes as an event of a later `complete` or `tick`; it may end before `last`.
+    /// result comes as an event of a later `complete` or `tick`; it may end before `last`. It is the log's state
+    /// when the result was made: a cut between that and the event does not take it back.
     pub fn read(
         &mut self,
         io: &mut dyn Io,

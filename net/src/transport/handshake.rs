@@ -144,7 +144,14 @@ impl NetTransport {
                 return self.refuse(io, key, node, RefusalCode::Identity, &refused.to_string(), events);
             }
         };
+        let now = io.clock().now;
         let first = channel.hello.replace(heard.hello.clone()).is_none();
+        // A peer that says hello again over a channel that is up has missed this node's.
+        let missed = channel.established && now.since(channel.hello_at) >= self.options.channel_timeout;
+        if missed {
+            NetTransport::say_hello(own, channel, now);
+            self.mark(key);
+        }
         if first && !self.register(io, key, node, events) {
             return;
         }

@@ -135,18 +135,6 @@ impl NetTransport {
         self.client_bytes
     }
 
-    /// Replaces where a peer is dialled, from the next attempt on. For programs that learn ports after starting.
-    pub fn readdress(&mut self, node: NodeId, address: SocketAddr) {
-        if let Some(peer) = self.peers.get_mut(&node) {
-            peer.address = address;
-        }
-        for (known, at) in &mut self.options.nodes {
-            if *known == node {
-                *at = address;
-            }
-        }
-    }
-
     // --- connections -------------------------------------------------------------------------------------
 
     fn insert(&mut self, io: &mut dyn Io, conn: ConnId, remote: SocketAddr, role: Role) -> Key {

@@ -43,8 +43,11 @@ macro_rules! demand {
 type Check = (&'static str, fn(&mut Bench));
 
 mod files;
+mod forbid;
 mod sockets;
 mod turns;
+
+pub use forbid::{IO_URING_SETUP, forbid};
 
 /// Runs every check, each on a [`Setup`] of its own. Checks of sockets and of the waker are left out where the
 /// setup says that there are none.
