@@ -20,8 +20,10 @@ run() { # name=spec payload writers [connections]
   local kind=${spec%%:*} pids=${spec##*:} addresses
   addresses=${spec#*:}; addresses=${addresses%:*}
   if [ "$kind" = tidelog ]; then
-    timeout 90 "$TIDELOG" bench append --cluster "$addresses" --pids "$pids" --payload "$2" --closed "$3" --seconds "$S" \
-      --warm "$W" --dir "$DATA" --no-device --output peers --label "$name${4:+-pipelined}" ${4:+--connections "$4"}
+    local load="--closed $3"
+    [ -n "${4:-}" ] && load="--pipelined $3 --connections $4"
+    timeout 90 "$TIDELOG" bench append --cluster "$addresses" --servers "$pids" --payload "$2" --seconds "$S" --rounds 1 \
+      --warmup "$W" --dir "$DATA" --no-device --peers --label "$name${4:+-pipelined}" $load
   else
     timeout 90 "$RIVALS/netclients" --peer "$kind" --addr "$addresses" --pids "$pids" --payload "$2" --writers "$3" \
       --secs "$S" --warm "$W" --label "$name" 2> /dev/null

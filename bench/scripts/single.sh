@@ -16,7 +16,7 @@ PEERS=${PEERS:-"tidelog tidelog-inline raw floor raft-engine"}
 S=${S:-1.2} W=${W:-0.3} SEGMENT=${SEGMENT:-2GiB}
 mkdir -p "$DATA"
 run() { # peer payload writers
-  local load="--payload $2 --closed $3 --seconds $S --warm $W --dir $DATA --no-device --output peers"
+  local load="--payload $2 --closed $3 --seconds $S --warmup $W --rounds 1 --dir $DATA --no-device --peers"
   local rival="--payload $2 --writers $3 --secs $S --warm $W"
   case $1 in
   tidelog) timeout 60 "$TIDELOG" bench append $load --segment-size "$SEGMENT" ;;

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::identity::Identity;
 use crate::options::Options;
 use std::path::{Path, PathBuf};
-use tidelog_io::{Foreground, Io, IoErrorKind, Op, Output};
+use tidelog_io::{Foreground, Io, IoErrorKind, LockError, Op, Output};
 use tidelog_types::{Incarnation, ShardId};
 
 /// How keys find their replicas: the version of the key hash in the low half, of the placement in the high half.
@@ -98,6 +98,24 @@ pub(crate) fn make(io: &mut dyn Io, dir: &Path) -> Result<(), Error> {
     make_in(&mut fg, dir)?;
     drop(fg.finish());
     Ok(())
+}
+
+/// A directory that cannot be made or written to.
+pub(crate) fn unusable(dir: &Path, why: &dyn std::fmt::Display) -> Error {
+    let why = format!("{why}. Name a directory that this user may write to under [node] data_dir");
+    Error::Directory { path: dir.to_owned(), why }
+}
+
+/// A directory whose lock is not to be had.
+pub(crate) fn not_held(dir: &Path, error: LockError) -> Error {
+    match error {
+        LockError::Io(error) => unusable(dir, &error),
+        LockError::Held { holder, .. } => {
+            let holder = holder.map_or(String::new(), |pid| format!(" (pid {pid})"));
+            let why = format!("it is in use by another process{holder}: stop it, or use another directory");
+            Error::Directory { path: dir.to_owned(), why }
+        }
+    }
 }
 
 fn make_in(fg: &mut Foreground<'_>, dir: &Path) -> Result<(), Error> {

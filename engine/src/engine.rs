@@ -182,9 +182,8 @@ fn run(
     let open = || {
         let mut io = crate::back_end::open(config)?;
         let dir = &config.node.data_dir;
-        crate::directory::make(&mut *io, dir)?;
-        let lock = tidelog_io::lock_directory(dir)
-            .map_err(|e| Error::Directory { path: dir.clone(), why: e.to_string() })?;
+        crate::directory::make(&mut *io, dir).map_err(|e| crate::directory::unusable(dir, &e))?;
+        let lock = tidelog_io::lock_directory(dir).map_err(|e| crate::directory::not_held(dir, e))?;
         let (inbox, commands) = inbox(options.inbox_max, io.waker());
         let transport = transport(&options)?;
         let alone = options.nodes.len() == 1;

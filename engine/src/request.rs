@@ -198,7 +198,7 @@ pub enum RequestError {
     #[error("payload does not match its checksum: it was changed on the way")]
     Checksum,
     /// No such partition, or no replica of it here.
-    #[error("partition {0} has no replica on this node")]
+    #[error("there is no partition {0} here: `tidelog status` shows which there are")]
     NoSuchPartition(PartitionId),
     /// The index asked for is above the high-water mark.
     #[error("index {asked} is above the high-water mark {high_water}")]

@@ -1,6 +1,7 @@
 //! Run-to-completion use of the seam: opening, recovery, tools.
 
 use crate::{Completion, Io, IoError, IoErrorKind, Op, Output, Token, TokenClass, Wait};
+use tidelog_types::Monotonic;
 
 /// Runs one operation after the other, waiting for each. Completions of others that arrive meanwhile are kept
 /// and handed back by [`Foreground::finish`].
@@ -55,6 +56,13 @@ impl<'a> Foreground<'a> {
             }
         }
         results.into_iter().flatten().collect()
+    }
+
+    /// Waits until then. What completes meanwhile is others'.
+    pub fn wait(&mut self, until: Monotonic) {
+        while self.io.clock().now < until {
+            self.io.poll(Wait::Until(until), &mut self.stash);
+        }
     }
 
     /// The seam itself.

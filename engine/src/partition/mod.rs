@@ -27,8 +27,8 @@ use tidelog_consensus::{
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 use tidelog_types::record::{self, record_bytes};
 use tidelog_types::{
-    Clock, EntryMeta, Index, NodeId, PartitionId, Position, RecordKind, SessionId,
-    SessionKey, SessionRef, Ticket,
+    Clock, EntryMeta, Index, NodeId, PartitionId, Position, RecordKind, SessionId, SessionKey, SessionRef,
+    Ticket,
 };
 
 #[derive(Debug)]

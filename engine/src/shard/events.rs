@@ -2,23 +2,21 @@
 
 use super::life::split;
 use super::{FULL_RETRY_AFTER, Shard};
-use crate::error::Error;
 use crate::reads::ReadFor;
 use crate::request::RequestError;
 use tidelog_io::Io;
 use tidelog_wal::WalEvent;
 
 impl Shard {
-    pub(super) fn log_tick(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+    pub(super) fn log_tick(&mut self, io: &mut dyn Io) {
         if let Some(life) = &mut self.life {
             life.wal.tick(io, &mut self.wal_events);
         }
-        self.handle_wal_events(io)
+        self.handle_wal_events(io);
     }
 
-    pub(super) fn handle_wal_events(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+    pub(super) fn handle_wal_events(&mut self, io: &mut dyn Io) {
         let mut events = std::mem::take(&mut self.wal_events);
-        let mut failed = None;
         for event in events.drain(..) {
             let Some((replicas, mut cx)) =
                 split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
@@ -60,10 +58,9 @@ impl Shard {
                         None => {}
                     }
                 }
-                WalEvent::Fenced { error } => {
-                    failed = Some(error);
-                    break;
-                }
+                // The log reports nothing durable from here on. It is closed and opened again when it has been given
+                // the rest of this turn's completions.
+                WalEvent::Fenced { error } => self.fenced = Some(error.to_string()),
                 WalEvent::Full => {
                     tracing::warn!("no space for another segment: appends are refused until there is");
                     replicas.full = true;
@@ -77,11 +74,6 @@ impl Shard {
                 }
             }
         }
-        events.clear();
         self.wal_events = events;
-        match failed {
-            Some(error) => self.reopen(io, &error.to_string()),
-            None => Ok(()),
-        }
     }
 }

@@ -71,11 +71,12 @@ impl Shard {
         };
         let cluster = formed.cluster.tag();
         self.life = Some(Life { cluster, placement, wal, reads: Reads::default(), replicas });
-        self.hand_out(io, others)
+        self.hand_out(io, others);
+        Ok(())
     }
 
     /// Completions that arrived while something ran to completion.
-    pub(super) fn hand_out(&mut self, io: &mut dyn Io, others: Vec<Completion>) -> Result<(), Error> {
+    pub(super) fn hand_out(&mut self, io: &mut dyn Io, others: Vec<Completion>) {
         self.clock = io.clock();
         self.wanted = self.wanted.max(self.clock.now);
         for completion in others {
@@ -83,30 +84,31 @@ impl Shard {
                 self.transport.complete(io, completion, &mut self.events);
             }
         }
-        Ok(())
     }
 
-    /// The log failed: nothing more is acknowledged. Everyone who waits learns so, and the log is opened again.
+    /// The log failed: nothing more is acknowledged. Everyone who waits learns so, what is in flight drains and is
+    /// discarded, and the log is opened again.
     pub(super) fn reopen(&mut self, io: &mut dyn Io, why: &str) -> Result<(), Error> {
         tracing::error!(%why, "the shard is fenced: nothing is acknowledged until its log is open again");
         self.failures.push_back(self.clock.now);
         while self.failures.front().is_some_and(|at| self.clock.now.since(*at) > FAILURE_WINDOW) {
             self.failures.pop_front();
         }
-        let mut machines = self.abandon_life(io, "the shard is being recovered");
+        self.abandon(io, "the shard is being recovered");
+        self.transport.flush(io);
+        if let Some(life) = &mut self.life {
+            let closed = life.wal.close(io);
+            self.hand_out(io, closed.others);
+        }
+        let mut machines = self.end_life();
         if self.failures.len() >= FAILURES_MAX {
-            self.transport.flush(io);
             return Err(Error::Fenced(why.to_owned()));
         }
         self.open_log(io, &mut machines)
     }
 
-    /// Drops the log and the replicas; answers everyone who waits. Gives back the state machines.
-    pub(super) fn abandon_life(
-        &mut self,
-        io: &mut dyn Io,
-        why: &str,
-    ) -> BTreeMap<PartitionId, Option<Machine>> {
+    /// Answers everyone who waits for this life of the log.
+    fn abandon(&mut self, io: &mut dyn Io, why: &str) {
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
         {
@@ -118,6 +120,10 @@ impl Shard {
             }
             replicas.partitions.values_mut().for_each(|p| p.abandon(&mut cx, why));
         }
+    }
+
+    /// Drops the log and the replicas. Gives back the state machines.
+    fn end_life(&mut self) -> BTreeMap<PartitionId, Option<Machine>> {
         let Some(life) = self.life.take() else { return BTreeMap::new() };
         life.replicas.partitions.into_iter().map(|(id, p)| (id, p.into_machine())).collect()
     }
@@ -129,20 +135,20 @@ impl Shard {
         })
     }
 
-    pub(super) fn close(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+    pub(super) fn close(&mut self, io: &mut dyn Io) {
         if let Some(life) = &mut self.life {
             let closed = life.wal.close(io);
             // A log that failed on its last step is not opened again just to be closed.
             let reported = closed.events.into_iter().filter(|e| !matches!(e, WalEvent::Fenced { .. }));
             self.wal_events.extend(reported);
-            self.handle_wal_events(io)?;
-            self.hand_out(io, closed.others)?;
+            self.handle_wal_events(io);
+            self.hand_out(io, closed.others);
         }
-        self.abandon_life(io, "the node has stopped");
+        self.abandon(io, "the node has stopped");
+        self.end_life();
         self.transport.flush(io);
         // What was just queued for clients leaves with one more submission.
         self.completions.clear();
         io.poll(Wait::No, &mut self.completions);
-        Ok(())
     }
 }

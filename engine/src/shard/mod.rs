@@ -74,6 +74,8 @@ pub struct Shard {
     hellos: BTreeMap<NodeId, Hello>,
     connected: BTreeSet<NodeId>,
     marks: Arc<BTreeMap<PartitionId, Arc<SharedMarks>>>,
+    /// Why the log failed, until the end of the turn that noticed.
+    fenced: Option<String>,
     failures: VecDeque<Monotonic>,
     stopping: Option<Monotonic>,
     wanted: Monotonic,
@@ -114,6 +116,7 @@ impl Shard {
             hellos: BTreeMap::new(),
             connected: BTreeSet::new(),
             marks: Arc::new(marks),
+            fenced: None,
             failures: VecDeque::new(),
             stopping: None,
             wanted: clock.now,
@@ -152,15 +155,16 @@ impl Shard {
     }
 
     /// Whether every replica here leads, with its whole log committed and applied: what a single node waits for
-    /// before it is given to its embedder.
+    /// before it is given to its embedder. On a full disk nothing can be committed, and there is no point in waiting.
     pub fn is_settled(&self) -> bool {
         self.life.as_ref().is_some_and(|life| {
-            life.replicas.partitions.values().all(|p| {
-                let (replica, marks) = (p.replica(), p.marks());
-                replica.is_leader()
-                    && marks.high_water == replica.marks().last
-                    && marks.applied == marks.high_water
-            })
+            life.replicas.full
+                || life.replicas.partitions.values().all(|p| {
+                    let (replica, marks) = (p.replica(), p.marks());
+                    replica.is_leader()
+                        && marks.high_water == replica.marks().last
+                        && marks.applied == marks.high_water
+                })
         })
     }
 
@@ -209,17 +213,20 @@ impl Shard {
         self.clock = io.clock();
         self.notice_pause();
         for completion in completions.drain(..) {
-            self.complete(io, completion)?;
+            self.complete(io, completion);
         }
         self.completions = completions;
         self.transport.tick(io, &mut self.events);
-        self.log_tick(io)?;
+        self.log_tick(io);
+        if let Some(why) = self.fenced.take() {
+            self.reopen(io, &why)?;
+        }
         self.handle_events(io)?;
         self.take_commands(io);
         self.tick_replicas(io);
         self.finish(io)?;
         if self.stopping.is_some_and(|deadline| self.drained() || self.clock.now >= deadline) {
-            self.close(io)?;
+            self.close(io);
             return Ok(Turn::Stopped);
         }
         self.wanted = self.deadline();
@@ -245,19 +252,16 @@ impl Shard {
         }
     }
 
-    fn complete(&mut self, io: &mut dyn Io, completion: Completion) -> Result<(), Error> {
+    fn complete(&mut self, io: &mut dyn Io, completion: Completion) {
         match completion.token.class {
             TokenClass::Wal => {
                 if let Some(life) = &mut self.life {
                     life.wal.complete(io, completion, &mut self.wal_events);
                 }
-                self.handle_wal_events(io)
+                self.handle_wal_events(io);
             }
-            TokenClass::Net => {
-                self.transport.complete(io, completion, &mut self.events);
-                Ok(())
-            }
-            _ => Ok(()),
+            TokenClass::Net => self.transport.complete(io, completion, &mut self.events),
+            _ => {}
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use tidelog_io::{
     BufferPool, Completion, FileId, Foreground, Io, IoError, IoErrorKind, Op, OpenMode, Output,
 };
-use tidelog_types::Clock;
+use tidelog_types::{Clock, Monotonic};
 
 /// Blocking disk operations over the seam.
 pub(crate) struct Disk<'a> {
@@ -24,6 +24,10 @@ impl<'a> Disk<'a> {
 
     pub(crate) fn run_all(&mut self, ops: Vec<Op>) -> Vec<Result<Output, IoError>> {
         self.foreground.run_all(ops)
+    }
+
+    pub(crate) fn wait(&mut self, until: Monotonic) {
+        self.foreground.wait(until);
     }
 
     /// Opens a file; returns it with its length. It is closed at the end unless [`Self::keep`] says otherwise.

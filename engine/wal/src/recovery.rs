@@ -30,6 +30,9 @@ use tidelog_types::{
     EntryMeta, FixedMap, Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind,
 };
 
+/// How long an opening waits for space for the one segment that it cannot do without.
+const SPACE_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Learns what the log holds, in LSN order, while it is opened.
 pub trait Replay {
     /// An entry; it follows the partition's last one.
@@ -159,8 +162,11 @@ impl Opening<'_, '_> {
                 self.remove(disk, &source.path)?;
             }
         }
-        for path in &judged.blank {
+        // From the highest down, each durably before the next: a hole among them would look like a lost segment
+        // to every later opening.
+        for path in judged.blank.iter().rev() {
             self.remove(disk, path)?;
+            disk.run(Op::SyncDir { path: dir.clone() })?;
         }
         if self.report.removed > 0 {
             // Their positions are used again.
@@ -433,9 +439,17 @@ impl Opening<'_, '_> {
         next_only: bool,
     ) -> Result<Option<IoError>, OpenError> {
         let mut full = None;
+        // What has just been removed may take a moment to be free again: a process killed a moment ago can still have it open.
+        let patience = disk.clock().now.after(SPACE_PATIENCE);
         while !(next_only && segments.next.is_some()) {
             let now = disk.clock().now;
-            let Some(op) = segments.operation(now) else { break };
+            let Some(op) = segments.operation(now) else {
+                match segments.retry_at().filter(|at| next_only && *at <= patience) {
+                    Some(at) => disk.wait(at),
+                    None => break,
+                }
+                continue;
+            };
             let result = disk.run(op);
             if let Ok(Output::Opened { file, .. }) = &result {
                 disk.adopt(*file);
@@ -446,7 +460,7 @@ impl Opening<'_, '_> {
                 Step::Failed(error) => return Err(OpenError::Io(error.error)),
             }
         }
-        Ok(full)
+        Ok(full.filter(|_| !(next_only && segments.next.is_some())))
     }
 
     /// Writes the accepted window and the adopted promises to the new epoch, and DONE.

@@ -28,5 +28,8 @@ pub fn forbid(call: libc::c_long, errno: i32) {
     let promised = check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) });
     // SAFETY: the program and its statements are this frame's, which outlives the call; the kernel copies them.
     let filtered = check(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) });
-    assert!(promised.is_ok() && filtered.is_ok(), "the kernel takes no seccomp filter: {promised:?}, {filtered:?}");
+    assert!(
+        promised.is_ok() && filtered.is_ok(),
+        "the kernel takes no seccomp filter: {promised:?}, {filtered:?}"
+    );
 }

@@ -88,7 +88,7 @@ impl Ring {
         let (ring, task_work) = build(entries as u32, options.task_work, &mut off)?;
         check_operations(&ring)?;
 
-        let wanted = usize::from(options.files_max) + usize::from(options.connections_max);
+        let wanted = usize::from(options.files_max);
         let registered_files = match ring.submitter().register_files_sparse(wanted as u32) {
             Ok(()) => wanted,
             Err(error) => {

@@ -3,9 +3,8 @@
 use super::files::piece_of;
 use super::ring::Target;
 use super::slots::Work;
-use super::{Ring, UringIo};
+use super::UringIo;
 use crate::sys::{self, RawAddress, cancelled, misuse, socket_error};
-use crate::table::place;
 use crate::{ConnId, IoError, IoOptions, ListenerId, Op, Output, PIECES_MAX, Token};
 use io_uring::opcode;
 use io_uring::types::Fd;
@@ -129,7 +128,6 @@ impl UringIo {
     fn close_conn_if_idle(&mut self, id: u64) {
         let idle = self.conns.get(id).is_some_and(|c| c.closing.is_some() && !c.sends && !c.receives);
         if idle && let Some(conn) = self.conns.remove(id) {
-            self.ring.unregister(conn.target);
             drop(conn.fd);
             if let Some(token) = conn.closing {
                 self.finish(token, Ok(Output::Done));
@@ -341,16 +339,13 @@ impl UringIo {
         fd: OwnedFd,
         peer: SocketAddr,
     ) -> Result<Output, IoError> {
+        // Not registered: a ring's table is emptied some time after its process died, by a kernel worker, and until then
+        // peers and clients would wait for answers on connections that look alive.
         let target = Target::plain(fd.as_raw_fd());
         let conn = Conn { fd, target, peer, sends: false, receives: false, closing: None };
         let Ok(id) = self.conns.insert(conn) else {
             return Err(misuse(operation, peer, "too many connections"));
         };
-        let first = usize::from(self.options.files_max);
-        let ring: &Ring = &self.ring;
-        if let Some(conn) = self.conns.get_mut(id) {
-            conn.target = ring.register(first + place(id), conn.fd.as_raw_fd());
-        }
         Ok(Output::Connected { conn: ConnId(id), peer })
     }
 }
