@@ -10,8 +10,9 @@ pub(crate) enum InputError {
     #[error("cannot read the input: {0}")]
     Io(#[from] std::io::Error),
     #[error(
-        "record {record} has {bytes} bytes or more, over the limit of {PAYLOAD_BYTES_MAX}; chunk it before appending"
+        "record {record} has {bytes} bytes, over the limit of {PAYLOAD_BYTES_MAX}; chunk it before appending"
     )]
+    // It is passed over: the next record can be read.
     TooLarge { record: u64, bytes: u64 },
     #[error("the input ends within record {record}: {have} of {need} bytes")]
     Cut { record: u64, have: u64, need: u64 },
@@ -32,11 +33,11 @@ impl<R: BufRead> Records<R> {
     /// The next record; none at the end.
     pub(crate) fn next(&mut self) -> Result<Option<Vec<u8>>, InputError> {
         let record = match self.framing {
-            Framing::Lines => self.line()?,
-            Framing::Length => self.length()?,
+            Framing::Lines => self.line(),
+            Framing::Length => self.length(),
         };
-        self.count += u64::from(record.is_some());
-        Ok(record)
+        self.count += u64::from(matches!(record, Ok(Some(_)) | Err(InputError::TooLarge { .. })));
+        record
     }
 
     fn line(&mut self) -> Result<Option<Vec<u8>>, InputError> {
@@ -48,9 +49,25 @@ impl<R: BufRead> Records<R> {
         if line.last() == Some(&b'\n') {
             line.pop();
         } else if line.len() as u64 == limit {
-            return Err(InputError::TooLarge { record: self.count + 1, bytes: limit });
+            let bytes = limit + self.rest_of_line()?;
+            return Err(InputError::TooLarge { record: self.count + 1, bytes });
         }
         Ok(Some(line))
+    }
+
+    /// Passes over the rest of a line; returns its length without its end.
+    fn rest_of_line(&mut self) -> Result<u64, InputError> {
+        let mut bytes = 0;
+        loop {
+            let piece = self.input.fill_buf()?;
+            let newline = piece.iter().position(|byte| *byte == b'\n');
+            let (ended, used) = (newline.is_some() || piece.is_empty(), newline.unwrap_or(piece.len()));
+            self.input.consume(used + usize::from(newline.is_some()));
+            bytes += used as u64;
+            if ended {
+                return Ok(bytes);
+            }
+        }
     }
 
     fn length(&mut self) -> Result<Option<Vec<u8>>, InputError> {
@@ -65,7 +82,12 @@ impl<R: BufRead> Records<R> {
         };
         let need = u64::from(u32::from_le_bytes(*length));
         if need > PAYLOAD_BYTES_MAX as u64 {
-            return Err(InputError::TooLarge { record, bytes: need });
+            let have = std::io::copy(&mut (&mut self.input).take(need), &mut std::io::sink())?;
+            return Err(if have == need {
+                InputError::TooLarge { record, bytes: need }
+            } else {
+                InputError::Cut { record, have, need }
+            });
         }
         let mut bytes = Vec::new();
         (&mut self.input).take(need).read_to_end(&mut bytes)?;
@@ -106,6 +128,14 @@ mod tests {
         assert_eq!(all(b"a\r\n", Framing::Lines).unwrap(), [b"a\r"]);
         let long = vec![b'x'; PAYLOAD_BYTES_MAX + 1];
         assert!(matches!(all(&long, Framing::Lines), Err(InputError::TooLarge { record: 1, .. })));
+        // It is passed over, whole.
+        let stream = [b"a\n", long.as_slice(), b"yy\nb\n"].concat();
+        let mut records = Records::new(&stream[..], Framing::Lines);
+        assert_eq!(records.next().unwrap().unwrap(), b"a");
+        let length = PAYLOAD_BYTES_MAX as u64 + 3;
+        assert!(matches!(records.next(), Err(InputError::TooLarge { record: 2, bytes }) if bytes == length));
+        assert_eq!(records.next().unwrap().unwrap(), b"b");
+        assert!(records.next().unwrap().is_none());
         let mut fits = vec![b'x'; PAYLOAD_BYTES_MAX];
         fits.push(b'\n');
         assert_eq!(all(&fits, Framing::Lines).unwrap()[0].len(), PAYLOAD_BYTES_MAX);
@@ -122,7 +152,17 @@ mod tests {
             all(&stream[..stream.len() - 1], Framing::Length),
             Err(InputError::Cut { record: 3, have: 1, need: 2 })
         ));
-        assert!(matches!(all(&[0xff; 8], Framing::Length), Err(InputError::TooLarge { record: 1, .. })));
+        assert!(matches!(
+            all(&[0xff; 8], Framing::Length),
+            Err(InputError::Cut { record: 1, have: 4, need: 0xffff_ffff })
+        ));
+        let large = vec![0; PAYLOAD_BYTES_MAX + 1];
+        let mut stream = Vec::new();
+        write(&mut stream, Framing::Length, &large).unwrap();
+        write(&mut stream, Framing::Length, b"b").unwrap();
+        let mut records = Records::new(&stream[..], Framing::Length);
+        assert!(matches!(records.next(), Err(InputError::TooLarge { record: 1, .. })));
+        assert_eq!(records.next().unwrap().unwrap(), b"b");
         assert!(matches!(
             all(&[1, 0], Framing::Length),
             Err(InputError::Cut { record: 1, have: 2, need: 4 })

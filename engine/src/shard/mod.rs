@@ -267,33 +267,40 @@ impl Shard {
 
     fn handle_events(&mut self, io: &mut dyn Io) -> Result<(), Error> {
         let mut events = std::mem::take(&mut self.events);
-        for event in events.drain(..) {
-            match event {
-                Event::Hello { hello } => self.heard(io, hello)?,
-                Event::Up(node) => {
-                    tracing::info!(%node, "channel up");
-                    self.connected.insert(node);
-                    if let Some(life) = &mut self.life {
-                        life.replicas.partitions.values_mut().for_each(|p| p.peer_up(self.clock, node));
-                        life.replicas.touch_all();
+        loop {
+            for event in events.drain(..) {
+                match event {
+                    Event::Hello { hello } => self.heard(io, hello)?,
+                    Event::Up(node) => {
+                        self.connected.insert(node);
+                        if let Some(life) = &mut self.life {
+                            life.replicas.partitions.values_mut().for_each(|p| p.peer_up(self.clock, node));
+                            life.replicas.touch_all();
+                        }
                     }
-                }
-                Event::Down(node) => {
-                    tracing::info!(%node, "channel down");
-                    self.connected.remove(&node);
-                    if let Some(life) = &mut self.life {
-                        life.replicas.partitions.values_mut().for_each(|p| p.peer_down(self.clock, node));
-                        life.replicas.touch_all();
+                    Event::Down(node) => {
+                        self.connected.remove(&node);
+                        if let Some(life) = &mut self.life {
+                            life.replicas.partitions.values_mut().for_each(|p| p.peer_down(self.clock, node));
+                            life.replicas.touch_all();
+                        }
                     }
-                }
-                Event::Peer { from, message } => {
-                    if let Some(life) = &mut self.life {
-                        life.replicas.messages.push_back((from, message));
+                    Event::Peer { from, message } => {
+                        if let Some(life) = &mut self.life {
+                            life.replicas.messages.push_back((from, message));
+                        }
                     }
+                    Event::Request { client, request } => {
+                        self.take_request(io, Origin::Client(client), request)
+                    }
+                    Event::ClientGone { .. } => {}
                 }
-                Event::Request { client, request } => self.take_request(io, Origin::Client(client), request),
-                Event::ClientGone { .. } => {}
             }
+            // Forming the cluster runs to completion, and what arrived meanwhile was put behind.
+            if self.events.is_empty() {
+                break;
+            }
+            std::mem::swap(&mut events, &mut self.events);
         }
         self.events = events;
         self.take_waiting(io);

@@ -25,7 +25,7 @@ use tidelog::Error;
 use tidelog::formation::{Formed, Hello, judge};
 use tidelog::request::Response;
 use tidelog::transport::{ClientRef, Event, PeerMessage, Transport};
-use tidelog_io::{Completion, ConnId, Foreground, Io, IoErrorKind, ListenerId, Op, Output};
+use tidelog_io::{Completion, ConnId, Foreground, Io, IoError, IoErrorKind, ListenerId, Op, Output};
 use tidelog_types::limits::PAGE_BYTES;
 use tidelog_types::{Monotonic, NodeId};
 
@@ -35,6 +35,9 @@ const CLIENT_BUFFER: (usize, usize) = (PAGE_BYTES, 64 << 10);
 const PEER_BUFFER: (usize, usize) = (16 << 10, 1 << 20);
 /// How long a refused connection is kept so that the refusal arrives.
 const LINGER: Duration = Duration::from_millis(500);
+/// How often an address in use is tried, and the time between.
+const LISTEN_ATTEMPTS_MAX: u32 = 60;
+const LISTEN_STEP: Duration = Duration::from_millis(50);
 /// Ticks come at least so often, and at most so often.
 const TICK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
 
@@ -234,13 +237,32 @@ impl NetTransport {
     }
 }
 
+/// Listens. An address in use is tried for a while: the kernel may not have let go of a node's sockets yet when it is started
+/// again right after it was killed.
+fn listen_patiently(io: &mut dyn Io, address: SocketAddr) -> Result<Output, IoError> {
+    let mut attempts = 0;
+    loop {
+        let mut foreground = Foreground::new(io);
+        let listening = foreground.run(Op::Listen { address });
+        attempts += 1;
+        let again = attempts < LISTEN_ATTEMPTS_MAX
+            && matches!(&listening, Err(e) if e.kind == IoErrorKind::AddressInUse);
+        if again {
+            let until = foreground.io().clock().now.after(LISTEN_STEP);
+            foreground.wait(until);
+        }
+        let others = foreground.finish();
+        assert!(others.is_empty(), "the transport is started before anything else is in flight on its ring");
+        if !again {
+            return listening;
+        }
+    }
+}
+
 impl Transport for NetTransport {
     fn start(&mut self, io: &mut dyn Io, hello: Hello) -> Result<Option<SocketAddr>, Error> {
         let listen = self.options.listen;
-        let mut foreground = Foreground::new(io);
-        let listening = foreground.run(Op::Listen { address: listen });
-        let others = foreground.finish();
-        assert!(others.is_empty(), "the transport is started before anything else is in flight on its ring");
+        let listening = listen_patiently(io, listen);
         let (listener, address) = match listening {
             Ok(Output::Listening { listener, address }) => (listener, address),
             Ok(_) => unreachable!("listening gives a listener or an error"),

@@ -1,6 +1,7 @@
 //! The nodes: production shards over production transports in a simulated world, started, driven and ended.
 
 use crate::machine::{Journal, Step};
+use crate::platter;
 use crate::profile::Profile;
 use crate::tap::{Sent, TapIo, TapTransport};
 use std::collections::BTreeMap;
@@ -10,7 +11,7 @@ use tidelog::shard::{Shard, Turn};
 use tidelog::transport::PeerMessage;
 use tidelog_io::Wait;
 use tidelog_net::{NetOptions, NetTransport};
-use tidelog_sim::World;
+use tidelog_sim::{Moment, World};
 use tidelog_types::NodeId;
 
 /// How a node's process came to its end by itself.
@@ -20,6 +21,8 @@ pub(crate) enum End {
     Stopped,
     /// It gave up: what it would print, with exit code 1.
     Failed(String),
+    /// Its machine lost power under it.
+    Crashed,
 }
 
 /// A process.
@@ -74,8 +77,9 @@ impl Cluster {
         Cluster { nodes: nodes.collect(), world: world.clone(), profile: profile.clone() }
     }
 
-    /// Starts a node's process; how it ended if it did not get to its feet.
-    pub(crate) fn boot(&mut self, id: u64) -> Option<End> {
+    /// Starts a node's process; how it ended if it did not get to its feet. `crash`: at that operation of its opening,
+    /// the machine loses power.
+    pub(crate) fn boot(&mut self, id: u64, crash: Option<(u64, Moment)>) -> Option<End> {
         let node = self.nodes.get_mut(&id)?;
         let options = self.profile.options(id, &self.world);
         let net = NetOptions::new(options.node, options.nodes.clone(), options.heartbeat);
@@ -84,6 +88,9 @@ impl Cluster {
         node.boots += 1;
         let transport = TapTransport::new(Box::new(NetTransport::new(net)), node.sent.clone());
         let mut io = TapIo::new(self.world.node(id));
+        if let Some((operation, moment)) = crash {
+            self.world.crash_at(id, operation, moment);
+        }
         let (machines, journal) = (self.profile.machines, node.journal.clone());
         let factory = Box::new(move |partition| machines.then(|| journal.machine(partition)));
         let opened = Shard::open(&mut io, options, Box::new(transport), Commands::none(), factory);
@@ -94,10 +101,8 @@ impl Cluster {
                 self.world.sleep_until(id, Some(deadline));
                 None
             }
-            Err(error) => {
-                drop(io);
-                Some(End::Failed(error.to_string()))
-            }
+            Err(_) if !io.is_alive() => Some(End::Crashed),
+            Err(error) => Some(End::Failed(error.to_string())),
         }
     }
 
@@ -111,6 +116,7 @@ impl Cluster {
                 return None;
             }
             Ok(Turn::Stopped) => End::Stopped,
+            Err(_) if !process.io.is_alive() => End::Crashed,
             Err(error) => End::Failed(error.to_string()),
         };
         Some(end)
@@ -142,6 +148,10 @@ impl Cluster {
         for node in self.nodes.values() {
             let Some(process) = &node.process else {
                 out.push(format!("node {}: down", node.id));
+                for (path, bytes) in self.world.files(node.id) {
+                    let head = self.world.durable_range(node.id, &path, 0, 4096).unwrap_or_default();
+                    out.push(format!("  {path}: {bytes} bytes {:?}", platter::items(&head)));
+                }
                 continue;
             };
             let status = process.shard.status();

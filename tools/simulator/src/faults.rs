@@ -2,9 +2,12 @@
 //! the world does not know of, so that every seed has a few recoveries.
 
 use std::time::Duration;
-use tidelog_sim::{FaultPlan, Random, World};
+use tidelog_sim::{FaultPlan, Moment, Random, Rate, World};
 
 const SECOND: u64 = 1_000_000_000;
+
+/// How long the driver lets a disk stand still: from, to.
+pub(crate) const STALL_NS: (u64, u64) = (SECOND, 4 * SECOND);
 
 /// A blow that the driver deals.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -23,11 +26,17 @@ pub(crate) enum Blow {
     PauseLeader,
     /// A leader is cut off.
     IsolateLeader,
+    /// A follower's disk stands still under entries that only it got, and the leader that sent them is deposed.
+    StallAndDepose,
     /// One process is asked to stop.
     Stop,
+    /// Power loss of one node before, inside or after one of its next operations on the disk.
+    CrashAtOperation,
+    /// The same, while it opens its log again; dealt at boots, not by the schedule.
+    CrashInOpening,
 }
 
-const BLOWS: [(Blow, &str); 8] = [
+const BLOWS: [(Blow, &str); 11] = [
     (Blow::Crash, "driver: crash of one"),
     (Blow::Kill, "driver: kill of one"),
     (Blow::CrashAll, "driver: crash of all"),
@@ -35,7 +44,10 @@ const BLOWS: [(Blow, &str); 8] = [
     (Blow::CrashLeader, "driver: crash of a leader"),
     (Blow::PauseLeader, "driver: pause of a leader"),
     (Blow::IsolateLeader, "driver: leader cut off"),
+    (Blow::StallAndDepose, "driver: stalled follower of a deposed leader"),
     (Blow::Stop, "driver: clean stop"),
+    (Blow::CrashAtOperation, "driver: crash at an operation"),
+    (Blow::CrashInOpening, "driver: crash in opening"),
 ];
 
 impl Blow {
@@ -60,6 +72,8 @@ pub(crate) struct Schedule {
     pub(crate) blows: Vec<(u64, Blow)>,
     /// How long a node stays down: from, to.
     pub(crate) down_ns: (u64, u64),
+    /// Whether some boots end in a crash.
+    crashes_in_opening: bool,
 }
 
 impl Schedule {
@@ -68,13 +82,23 @@ impl Schedule {
         let mut blows = Vec::new();
         let count = random.between((3, 3 + seconds / 10));
         // A subset of the kinds: what is absent lets others go further.
-        let kinds: Vec<Blow> = BLOWS.iter().map(|(blow, _)| *blow).filter(|_| random.coin()).collect();
+        let mut kinds: Vec<Blow> = BLOWS.iter().map(|(blow, _)| *blow).filter(|_| random.coin()).collect();
+        let crashes_in_opening = kinds.contains(&Blow::CrashInOpening);
+        kinds.retain(|blow| *blow != Blow::CrashInOpening);
         for n in 0..count {
             let at = random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND)));
             let drawn = random.pick(&kinds).copied();
             // The first three end processes, whatever the kinds.
             let blow = match drawn {
-                Some(blow) if n >= 3 || !matches!(blow, Blow::PauseLeader | Blow::IsolateLeader) => blow,
+                Some(blow)
+                    if n >= 3
+                        || !matches!(
+                            blow,
+                            Blow::PauseLeader | Blow::IsolateLeader | Blow::StallAndDepose
+                        ) =>
+                {
+                    blow
+                }
                 _ => *random.pick(&[Blow::Crash, Blow::Kill]).unwrap_or(&Blow::Crash),
             };
             blows.push((at, blow));
@@ -85,6 +109,7 @@ impl Schedule {
             plan_from_ns: if random.coin() { 0 } else { 2 * SECOND },
             blows,
             down_ns: (10_000_000, random.between((100_000_000, 3 * SECOND))),
+            crashes_in_opening,
         }
     }
 
@@ -93,6 +118,25 @@ impl Schedule {
         for (n, (at, _)) in (0u64..).zip(&self.blows) {
             world.alarm(*at, n);
         }
+    }
+
+    /// One of the next `within` operations, and a moment of it.
+    pub(crate) fn crash_point(random: &mut Random, within: u64) -> (u64, Moment) {
+        let moment =
+            *random.pick(&[Moment::Before, Moment::Inside, Moment::After]).unwrap_or(&Moment::Inside);
+        (random.below(within), moment)
+    }
+
+    /// Where a boot ends in a crash, if it does.
+    pub(crate) fn crash_in_opening(&self, random: &mut Random) -> Option<(u64, Moment)> {
+        (self.crashes_in_opening && random.below(3) == 0).then(|| Schedule::crash_point(random, 24))
+    }
+
+    /// Longest that an operation may still stand still when the faults end.
+    pub(crate) fn stall_max_ns(&self) -> u64 {
+        let drawn = if self.plan.disk.stall == Rate::NEVER { 0 } else { self.plan.disk.stall_ns.1 };
+        let dealt = self.blows.iter().any(|(_, blow)| *blow == Blow::StallAndDepose);
+        drawn.max(if dealt { STALL_NS.1 } else { 0 })
     }
 
     /// How long a leader is paused.

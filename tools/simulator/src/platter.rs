@@ -174,3 +174,57 @@ pub(crate) fn records(bytes: &[u8]) -> Result<Vec<Record>, String> {
     }
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of a document's worked example.
+    fn example(document: &str) -> Vec<u8> {
+        let block = document.split("```hex\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let mut bytes = Vec::new();
+        for line in block.lines() {
+            let mut words = line.split_whitespace();
+            bytes.resize(usize::from_str_radix(words.next().unwrap(), 16).unwrap(), 0);
+            bytes.extend(words.map(|word| u8::from_str_radix(word, 16).unwrap()));
+        }
+        bytes
+    }
+
+    #[test]
+    fn the_documents_examples_say_what_the_documents_say() {
+        let batch = example(include_str!("../../../docs/formats/batch.md"));
+        let segment = example(include_str!("../../../docs/formats/segment.md"));
+        let together = [segment, vec![0; PAGE], batch].concat();
+        let items = items(&together);
+        assert!(matches!(items[0], Item::Segment(s) if s.base == 0x40_0000 && s.epoch == 2), "{items:?}");
+        let Some(Item::Batch(batch)) = items.last() else { panic!("{items:?}") };
+        assert_eq!((batch.epoch, batch.lsn, batch.prev, batch.end), (2, 0x40_3000, 0x40_2000, 0x40_4000));
+        let kinds: Vec<_> =
+            batch.records.iter().map(|r| (r.kind, r.partition, r.index, r.generation)).collect();
+        assert_eq!(kinds, [(kind::PROMISE, 3, 1, 2), (kind::DATA, 3, 7, 2)]);
+        assert_eq!(batch.records[1].session, Some((4, 9)));
+        assert_eq!(batch.records[1].prev_generation, 1);
+    }
+
+    #[test]
+    fn a_batch_with_any_changed_byte_of_its_records_is_not_whole() {
+        let good = example(include_str!("../../../docs/formats/batch.md"));
+        for at in (0..BATCH_HEAD + 192).filter(|at| !(4..8).contains(at)) {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            let whole = items(&bad).iter().any(|item| matches!(item, Item::Batch(_)));
+            // The footer, and zeros behind a payload, are not the checkers' business.
+            assert!(!whole || at >= BATCH_HEAD + 192 - 59, "byte {at}");
+        }
+    }
+
+    #[test]
+    fn what_is_neither_is_passed_over() {
+        assert!(items(&[0; 3 * PAGE]).is_empty());
+        assert!(items(b"TLba").is_empty());
+        let mut page = vec![0; PAGE];
+        page[..4].copy_from_slice(b"TLba");
+        assert!(matches!(items(&page)[..], [Item::Broken(_)]));
+    }
+}

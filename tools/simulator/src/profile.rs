@@ -37,11 +37,13 @@ impl Profile {
     pub(crate) fn draw(random: &mut Random) -> Profile {
         let five = random.below(5) == 0;
         let nodes: Vec<u64> = (1..=if five { 5 } else { 3 }).collect();
+        // Now and then partitions with fewer replicas than there are nodes.
+        let replication = if five && random.coin() { 3 } else { nodes.len() };
         let large = random.below(8) == 0;
         let election_ms = random.between((150, 500));
         Profile {
             partitions: random.between((1, 4)),
-            replication: nodes.len(),
+            replication,
             election_timeout: Duration::from_millis(election_ms),
             heartbeat: Duration::from_millis(election_ms / random.between((5, 10))),
             machines: random.below(4) != 0,

@@ -3,7 +3,7 @@
 use crate::SimOptions;
 use crate::checkers::{Checkers, Verdict, Violation, broken, ensure};
 use crate::cluster::{Cluster, End};
-use crate::faults::{Blow, Schedule};
+use crate::faults::{Blow, STALL_NS, Schedule};
 use crate::panics;
 use crate::profile::Profile;
 use crate::report::{COMMITS_MIN, Failure, NoticedBy, Outcome, RECOVERIES_MIN, SeedReport};
@@ -11,13 +11,14 @@ use crate::wire;
 use crate::workload::Workload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use tidelog_sim::{Random, Step, World};
+use tidelog_sim::{DiskFault, Random, Step, World};
 
 const SECOND: u64 = 1_000_000_000;
 /// Alarms: a number below this is a blow's.
 const BOOT: u64 = 1 << 20;
 const HEAL: u64 = 2 << 20;
-const PLAN: u64 = 3 << 20;
+const LOSE: u64 = 3 << 20;
+const PLAN: u64 = 4 << 20;
 /// Longest a clean stop may take: what is in flight drains for a bounded time.
 const STOP_MAX: Duration = Duration::from_secs(8);
 /// Longest that a node may still be opening its log when faults end.
@@ -167,21 +168,29 @@ impl Run {
                 end.map_or(Ok(()), |end| self.ended(id, end))
             }
             Step::Down(id) => {
-                self.lost(id);
+                if !self.world.is_up(id) {
+                    self.lost(id);
+                }
                 Ok(())
             }
             Step::Alarm(PLAN) if !self.calm => {
                 self.world.set_plan(self.schedule.plan.clone());
                 Ok(())
             }
-            Step::Alarm(tag) if tag >= HEAL && tag < PLAN => {
+            Step::Alarm(tag) if (HEAL..LOSE).contains(&tag) => {
                 let id = tag - HEAL;
                 for other in self.profile.nodes.iter().filter(|other| **other != id) {
                     self.world.heal(id, *other);
                 }
                 Ok(())
             }
-            Step::Alarm(tag) if tag >= BOOT && tag < HEAL => self.boot(tag - BOOT),
+            Step::Alarm(tag) if (LOSE..PLAN).contains(&tag) => {
+                if !self.calm && self.world.is_up(tag - LOSE) {
+                    self.end(tag - LOSE, true);
+                }
+                Ok(())
+            }
+            Step::Alarm(tag) if (BOOT..HEAL).contains(&tag) => self.boot(tag - BOOT),
             Step::Alarm(n) if !self.calm => self.strike(n),
             Step::Alarm(_) => Ok(()),
         }
@@ -199,7 +208,8 @@ impl Run {
         }
         // What a crash made durable on its way down belongs to the life before.
         self.checkers.read_disk(id)?;
-        let end = self.cluster.boot(id);
+        let crash = if self.calm { None } else { self.schedule.crash_in_opening(&mut self.random) };
+        let end = self.cluster.boot(id, crash);
         self.check(id)?;
         end.map_or(Ok(()), |end| self.ended(id, end))
     }
@@ -208,6 +218,9 @@ impl Run {
     fn lost(&mut self, id: u64) {
         self.crashes += 1;
         self.cluster.bury(id);
+        if self.calm {
+            return;
+        }
         let after = self.random.between(self.schedule.down_ns);
         self.world.alarm(self.world.now() + after, BOOT + id);
     }
@@ -219,6 +232,12 @@ impl Run {
             DISK_TROUBLE.iter().filter_map(|name| counts.get(name)).sum()
         };
         self.cluster.bury(id);
+        if end == End::Crashed {
+            // The world tells it once more; that changes nothing.
+            *self.dealt.entry(Blow::CrashInOpening.name()).or_insert(0) += 1;
+            self.lost(id);
+            return Ok(());
+        }
         if let End::Failed(why) = end {
             ensure(17, trouble > 0 && !self.calm, || {
                 format!("node {id} gave up, though nothing explains it: {why}")
@@ -270,9 +289,37 @@ impl Run {
                 let until = self.world.now() + u64::try_from(pause.as_nanos()).unwrap_or(SECOND);
                 self.world.alarm(until, HEAL + leader);
             }
+            Blow::StallAndDepose => self.stall_and_depose(leader, &up),
             Blow::Stop => self.cluster.stop(any),
+            Blow::CrashAtOperation => {
+                let (ahead, moment) = Schedule::crash_point(&mut self.random, 12);
+                self.world.crash_at(any, self.world.disk_ops(any) + ahead, moment);
+            }
+            Blow::CrashInOpening => {}
         }
         Ok(())
+    }
+
+    /// Only `leader` and one stalled follower stay together, until the rest has another leader.
+    fn stall_and_depose(&mut self, leader: u64, up: &[u64]) {
+        let followers: Vec<u64> = up.iter().copied().filter(|id| *id != leader).collect();
+        let Some(follower) = self.random.pick(&followers).copied() else { return };
+        let stall = self.random.between(STALL_NS);
+        self.world.fail_next(follower, DiskFault::Stall(stall));
+        if self.profile.nodes.len() < 5 {
+            // Of three, the rest is no quorum: the leader comes back without what only the follower got.
+            let after = self.random.between((1_000_000, 30_000_000));
+            self.world.alarm(self.world.now() + after, LOSE + leader);
+            return;
+        }
+        for one in [leader, follower] {
+            for other in self.profile.nodes.iter().filter(|other| **other != leader && **other != follower) {
+                self.world.partition(one, *other);
+            }
+            let apart = Schedule::pause(&mut self.random, self.profile.election_timeout);
+            let until = self.world.now() + u64::try_from(apart.as_nanos()).unwrap_or(SECOND);
+            self.world.alarm(until, HEAL + one);
+        }
     }
 
     // The end.
@@ -290,6 +337,8 @@ impl Run {
         let nodes = self.profile.nodes.len();
         let back = self.until(limit, move |run| run.turned.len() == nodes)?;
         ensure(18, back, || format!("only nodes {:?} came back", self.turned))?;
+        // Operations that stood still when the faults ended are a disk that is not healed yet.
+        self.until(self.world.now() + self.schedule.stall_max_ns(), |_| false)?;
         let patience = u64::try_from(self.cluster.patience().as_nanos()).unwrap_or(SECOND);
         let limit = self.world.now() + patience;
         let led = self.until(limit, |run| run.checkers.led(run.cluster.nodes.values()).is_ok())?;

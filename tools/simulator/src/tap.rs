@@ -43,6 +43,11 @@ impl TapIo {
         }
     }
 
+    /// Whether the process still runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.inner.is_alive()
+    }
+
     /// Operations and their bytes that are under way.
     pub(crate) fn load(&self) -> (usize, u64) {
         (self.in_flight.len(), self.bytes_in_flight)

@@ -3,7 +3,7 @@
 use super::{ClusterArgs, Framing};
 use crate::failure::{Exit, Failure};
 use crate::flag;
-use crate::framing::Records;
+use crate::framing::{InputError, Records};
 use crate::output::{Output, OutputArgs, Printer};
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -67,6 +67,11 @@ struct Line {
 }
 
 impl Line {
+    fn refused(sequence: u64, partition: u64, error: String) -> Line {
+        let error = Some(error);
+        Line { sequence, outcome: "refused", partition, generation: None, index: None, error }
+    }
+
     fn new(sequence: u64, partition: u64, result: &Result<Reply, ClientError>) -> Line {
         let line =
             Line { sequence, outcome: "refused", partition, generation: None, index: None, error: None };
@@ -150,6 +155,11 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
                     }
                     next += 1;
                 }
+                // It is refused by itself: those behind it go on.
+                Err(error @ InputError::TooLarge { .. }) => {
+                    report.done(next, Line::refused(next, args.partition, error.to_string()))?;
+                    next += 1;
+                }
                 Ok(None) => open = false,
                 Err(e) => {
                     failure = Some(Failure::failed(e));
@@ -158,7 +168,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
             }
         }
         for done in bulk.results(true) {
-            report.done(done.tag, &done.result)?;
+            report.done(done.tag, Line::new(done.tag, args.partition, &done.result))?;
         }
         report.progress();
     }
@@ -201,12 +211,12 @@ impl Report {
         }
     }
 
-    fn done(&mut self, sequence: u64, result: &Result<Reply, ClientError>) -> std::io::Result<()> {
+    fn done(&mut self, sequence: u64, line: Line) -> std::io::Result<()> {
         let at = (sequence - self.next) as usize;
         while self.waiting.len() <= at {
             self.waiting.push_back(None);
         }
-        self.waiting[at] = Some(Line::new(sequence, self.partition, result));
+        self.waiting[at] = Some(line);
         let mut printed = false;
         while let Some(Some(_)) = self.waiting.front() {
             let Some(line) = self.waiting.pop_front().flatten() else { break };

@@ -158,7 +158,9 @@ fn options(args: AppendArgs) -> Result<AppendOptions, Failure> {
     };
     let pace = match args.closed.or(args.pipelined) {
         Some(writers) => Pace::Closed { writers },
-        None => Pace::Open { per_second: args.rate as f64, spacing: Spacing::Poisson, in_flight_max: 1 << 16 },
+        None => {
+            Pace::Open { per_second: args.rate as f64, spacing: Spacing::Poisson, in_flight_max: 1 << 16 }
+        }
     };
     let defaults = AppendOptions::new(subject, args.dir);
     Ok(AppendOptions {

@@ -148,8 +148,9 @@ impl Cluster {
     /// Appends lines; a cluster that has just lost a leader has time to find another.
     pub(crate) fn append(&self, lines: &str, args: &[&str]) -> Said {
         let contact = self.contact();
-        let fixed = ["append", "--cluster", &contact, "--timeout", "40s", "--output", "json"];
-        tidelog_with(&[&fixed, args].concat(), lines.as_bytes().to_vec())
+        let timeout: &[&str] = if args.contains(&"--timeout") { &[] } else { &["--timeout", "40s"] };
+        let fixed = ["append", "--cluster", &contact, "--output", "json"];
+        tidelog_with(&[&fixed, timeout, args].concat(), lines.as_bytes().to_vec())
     }
 
     /// Appends lines, each of which must be acknowledged, and returns their indexes.
@@ -188,7 +189,8 @@ impl Cluster {
     /// The same, of some nodes only.
     pub(crate) fn wait_leader_among(&self, partition: u64, nodes: &[u64]) -> u64 {
         wait_for("one leader that all know", || {
-            let views: Option<Vec<Value>> = nodes.iter().map(|node| self.partition(*node, partition)).collect();
+            let views: Option<Vec<Value>> =
+                nodes.iter().map(|node| self.partition(*node, partition)).collect();
             let views = views?;
             let leader = views.first()?["leader"].as_u64().filter(|leader| nodes.contains(leader))?;
             let generation = views.first()?["generation"].as_u64()?;

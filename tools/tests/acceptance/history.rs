@@ -80,7 +80,9 @@ impl Load {
     /// Waits until this many more records have been acknowledged than now.
     pub(crate) fn wait_acked(&self, more: usize) {
         let (_, before) = self.counts();
-        wait_for(&format!("{more} more acknowledgements"), || (self.counts().1 >= before + more).then_some(()));
+        wait_for(&format!("{more} more acknowledgements"), || {
+            (self.counts().1 >= before + more).then_some(())
+        });
     }
 
     /// Ends the input, waits for the outcome of everything, and returns it.
@@ -125,7 +127,10 @@ pub(crate) fn read_local(cluster: &Cluster, node: u64) -> Vec<Record> {
     for pair in records.windows(2) {
         assert!(pair[0].index < pair[1].index, "indexes rise: {pair:?}");
     }
-    assert!(records.last().is_none_or(|r| Some(r.index) <= end["high_water"].as_u64()), "nothing above the mark");
+    assert!(
+        records.last().is_none_or(|r| Some(r.index) <= end["high_water"].as_u64()),
+        "nothing above the mark"
+    );
     records
 }
 
@@ -152,13 +157,21 @@ pub(crate) fn judge(log: &[Record], told: &[Told]) -> usize {
         match (one.outcome.as_str(), found.as_slice()) {
             ("acked", [there]) => {
                 acked += 1;
-                assert_eq!((Some(there.index), Some(there.generation)), (one.index, one.generation), "{one:?}");
+                assert_eq!(
+                    (Some(there.index), Some(there.generation)),
+                    (one.index, one.generation),
+                    "{one:?}"
+                );
             }
             ("unknown", [] | [_]) | ("refused", []) => {}
             (_, found) => panic!("{one:?} is in the log {} times: {found:?}", found.len()),
         }
     }
-    assert!(places.is_empty(), "records that nobody appended: {:?}", places.keys().take(3).collect::<Vec<_>>());
+    assert!(
+        places.is_empty(),
+        "records that nobody appended: {:?}",
+        places.keys().take(3).collect::<Vec<_>>()
+    );
     acked
 }
 

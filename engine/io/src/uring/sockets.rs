@@ -1,9 +1,9 @@
 //! Sockets over the ring.
 
+use super::UringIo;
 use super::files::piece_of;
 use super::ring::Target;
 use super::slots::Work;
-use super::UringIo;
 use crate::sys::{self, RawAddress, cancelled, misuse, socket_error};
 use crate::{ConnId, IoError, IoOptions, ListenerId, Op, Output, PIECES_MAX, Token};
 use io_uring::opcode;

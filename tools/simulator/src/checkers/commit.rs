@@ -259,3 +259,97 @@ impl Commits {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platter::Record;
+
+    fn record(
+        index: u64,
+        generation: u64,
+        prev_generation: u64,
+        session: Option<(u64, u64)>,
+        client: u64,
+    ) -> Record {
+        Record {
+            kind: kind::DATA,
+            partition: 0,
+            index,
+            generation,
+            prev_generation,
+            session,
+            hash: generation << 32 | index,
+            ident: Some(Ident { client, number: index, random: 0 }),
+        }
+    }
+
+    fn stored(records: &[(Record, &[u64])]) -> Commits {
+        let mut commits = Commits::new(3);
+        for (record, nodes) in records {
+            nodes.iter().for_each(|node| commits.contents().durable(*node, record).unwrap());
+        }
+        commits
+    }
+
+    fn number(verdict: Verdict) -> u8 {
+        verdict.unwrap_err().invariant
+    }
+
+    fn here() -> String {
+        "a test".into()
+    }
+
+    #[test]
+    fn committed_is_what_a_quorum_of_disks_had() {
+        let mut commits = stored(&[(record(1, 1, 0, None, 1), &[1, 2]), (record(2, 1, 1, None, 1), &[3])]);
+        commits.shown(0, 1, 1, &here).unwrap();
+        assert_eq!(number(commits.shown(0, 2, 1, &here)), 6, "on one disk");
+        assert_eq!(number(commits.shown(0, 3, 1, &here)), 6, "on none");
+        assert_eq!(number(commits.shown(0, 1, 2, &here)), 5, "another entry");
+        assert_eq!((commits.len(0), commits.total()), (1, 1));
+    }
+
+    #[test]
+    fn other_bytes_under_the_same_name_are_noticed() {
+        let mut commits = stored(&[(record(1, 1, 0, None, 1), &[1])]);
+        let other = Record { hash: 9, ..record(1, 1, 0, None, 1) };
+        assert_eq!(number(commits.contents().durable(2, &other)), 3);
+    }
+
+    #[test]
+    fn a_session_s_sequence_and_a_client_s_append_are_committed_once() {
+        let twice = |second: Record| {
+            let mut commits = stored(&[(record(1, 1, 0, Some((9, 1)), 1), &[1, 2]), (second, &[1, 2])]);
+            commits.shown(0, 2, 1, &here)
+        };
+        twice(record(2, 1, 1, Some((9, 2)), 2)).unwrap();
+        assert_eq!(number(twice(record(2, 1, 1, Some((9, 1)), 2))), 12);
+        let same =
+            Record { ident: Some(Ident { client: 1, number: 1, random: 0 }), ..record(2, 1, 1, None, 1) };
+        assert_eq!(number(twice(same)), 12);
+    }
+
+    #[test]
+    fn what_a_client_was_told_is_not_in_the_log_must_not_be() {
+        let ident = Ident { client: 1, number: 1, random: 0 };
+        let mut commits = stored(&[(record(1, 1, 0, None, 1), &[1, 2])]);
+        commits.denied(0, ident, "busy").unwrap();
+        assert_eq!(number(commits.shown(0, 1, 1, &here)), 7);
+        let mut commits = stored(&[(record(1, 1, 0, None, 1), &[1, 2])]);
+        commits.shown(0, 1, 1, &here).unwrap();
+        assert_eq!(number(commits.denied(0, ident, "busy")), 7);
+        assert_eq!(number(commits.removed(1, 0, 1, 1)), 8);
+        commits.removed(1, 0, 1, 2).unwrap();
+    }
+
+    #[test]
+    fn state_machines_are_given_the_committed_log_in_order() {
+        let mut commits = stored(&[(record(1, 1, 0, None, 1), &[1, 2]), (record(2, 1, 1, None, 1), &[1, 2])]);
+        commits.applied(1, 0, 0, 1, 1, 1).unwrap();
+        commits.applied(1, 0, 1, 2, 1, 2).unwrap();
+        assert_eq!(number(commits.applied(1, 0, 0, 2, 1, 2)), 5, "a gap");
+        assert_eq!(number(commits.applied(1, 0, 2, 1, 1, 1)), 5, "again");
+        assert_eq!(number(commits.applied(1, 0, 1, 2, 1, 7)), 5, "other bytes");
+    }
+}

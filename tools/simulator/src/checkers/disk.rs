@@ -286,3 +286,136 @@ impl Disk {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(kind: u8, index: u64, generation: u64, prev_generation: u64) -> Record {
+        let hash = u64::from(kind) << 48 | generation << 32 | index;
+        Record { kind, partition: 0, index, generation, prev_generation, session: None, hash, ident: None }
+    }
+
+    fn entry(index: u64, generation: u64, prev: u64) -> Record {
+        record(kind::DATA, index, generation, prev)
+    }
+
+    struct Log {
+        disk: Disk,
+        contents: Contents,
+        epoch: u64,
+        at: u64,
+        last: u64,
+        end: u64,
+    }
+
+    impl Log {
+        fn new() -> Log {
+            let mut log =
+                Log { disk: Disk::new(1), contents: Contents::default(), epoch: 0, at: 0, last: 0, end: 0 };
+            log.open(0, vec![]).unwrap();
+            log
+        }
+
+        fn batch(&mut self, done: bool, records: Vec<Record>) -> Batch {
+            let batch = Batch {
+                epoch: self.epoch,
+                lsn: self.at,
+                prev: self.last,
+                end: self.at + 4096,
+                done,
+                records,
+            };
+            (self.last, self.at) = (batch.lsn, batch.end);
+            batch
+        }
+
+        fn write(&mut self, records: Vec<Record>) -> Verdict {
+            let batch = self.batch(false, records);
+            self.disk.durable(batch, self.end, &mut self.contents)
+        }
+
+        /// Another opening, which keeps what lies before `end` and writes `records` again.
+        fn open(&mut self, end: u64, records: Vec<Record>) -> Verdict {
+            (self.epoch, self.end) = (self.epoch + 1, end);
+            self.at += 1 << 20;
+            let batch = self.batch(true, records);
+            self.disk.durable(batch, end, &mut self.contents)
+        }
+    }
+
+    fn number(verdict: Verdict) -> u8 {
+        verdict.unwrap_err().invariant
+    }
+
+    #[test]
+    fn entries_follow_each_other_and_their_promise() {
+        let mut log = Log::new();
+        assert_eq!(number(log.write(vec![entry(1, 1, 0)])), 2, "no promise");
+        let mut log = Log::new();
+        log.write(vec![record(kind::PROMISE, 2, 1, 0), entry(1, 1, 0), entry(2, 1, 1)]).unwrap();
+        assert_eq!((log.disk.log(0).last(), log.disk.log(0).promise), (2, (1, 2)));
+        assert_eq!(number(log.write(vec![entry(4, 1, 1)])), 3, "a gap");
+        assert_eq!(number(log.write(vec![entry(3, 1, 9)])), 3, "another one before it");
+        assert_eq!(number(log.write(vec![record(kind::PROMISE, 0, 0, 0)])), 2, "a promise going back");
+        assert_eq!(number(log.write(vec![record(kind::PROMISE, 3, 1, 0)])), 1, "a second vote");
+    }
+
+    #[test]
+    fn a_batch_counts_once_all_before_it_do() {
+        let mut log = Log::new();
+        let first = log.batch(false, vec![record(kind::PROMISE, 0, 1, 0), entry(1, 1, 0)]);
+        let second = log.batch(false, vec![entry(2, 1, 1)]);
+        log.disk.durable(second.clone(), 0, &mut log.contents).unwrap();
+        assert_eq!(log.disk.log(0).last(), 0);
+        log.disk.durable(first, 0, &mut log.contents).unwrap();
+        log.disk.durable(second, 0, &mut log.contents).unwrap();
+        assert_eq!(log.disk.log(0).last(), 2, "and not twice");
+    }
+
+    #[test]
+    fn recovery_must_bring_back_what_was_durable() {
+        let start = || {
+            let mut log = Log::new();
+            log.write(vec![record(kind::PROMISE, 2, 1, 0), entry(1, 1, 0)]).unwrap();
+            let proven = log.at;
+            log.write(vec![entry(2, 1, 1), entry(3, 1, 1)]).unwrap();
+            (log, proven)
+        };
+        let (mut log, proven) = start();
+        log.open(proven, vec![entry(2, 1, 1), entry(3, 1, 1)]).unwrap();
+        assert_eq!((log.disk.log(0).last(), log.disk.openings), (3, 2));
+        let (mut log, proven) = start();
+        assert_eq!(number(log.open(proven, vec![entry(2, 1, 1)])), 8, "an entry is lost");
+        let (mut log, _) = start();
+        let promise = record(kind::PROMISE, 0, 1, 0);
+        let all = vec![promise, entry(1, 1, 0), entry(2, 1, 1), entry(3, 1, 1)];
+        assert_eq!(number(log.open(0, all)), 1, "the vote is lost");
+    }
+
+    #[test]
+    fn an_opening_that_was_not_finished_does_not_count() {
+        let mut log = Log::new();
+        log.write(vec![record(kind::PROMISE, 0, 1, 0), entry(1, 1, 0)]).unwrap();
+        let proven = log.at;
+        log.write(vec![entry(2, 1, 1)]).unwrap();
+        (log.epoch, log.end, log.at) = (2, proven, log.at + (1 << 20));
+        log.write(vec![]).unwrap();
+        assert_eq!(log.disk.log(0).last(), 1, "not yet written again");
+        log.open(proven, vec![entry(2, 1, 1)]).unwrap();
+        assert_eq!(log.disk.log(0).last(), 2);
+    }
+
+    #[test]
+    fn a_cut_that_was_under_way_at_a_crash_explains_what_is_missing() {
+        let mut log = Log::new();
+        log.write(vec![record(kind::PROMISE, 0, 1, 0), entry(1, 1, 0), entry(2, 1, 1), entry(3, 1, 1)])
+            .unwrap();
+        let proven = log.at;
+        log.open(proven, vec![record(kind::PROMISE, 0, 2, 0), record(kind::CUT, 1, 1, 0), entry(2, 2, 1)])
+            .unwrap();
+        assert_eq!(log.disk.log(0).last(), 2);
+        let removed: Vec<_> = log.disk.removed.iter().map(|r| (r.index, r.generation)).collect();
+        assert!(removed.contains(&(2, 1)), "{removed:?}");
+    }
+}

@@ -79,6 +79,9 @@ pub(super) fn run(
 ) -> Result<Outcome, Failure> {
     let unreadable = |e: &dyn std::fmt::Display| Failure::usage(format!("{}: {e}", path.display()));
     let (lines, newline) = count(path).map_err(|e| unreadable(&e))?;
+    if lines == 0 {
+        return Err(Failure::usage(format!("{} has no lines to replicate", path.display())));
+    }
     let open =
         || File::open(path).map(|f| Records::new(BufReader::with_capacity(1 << 20, f), Framing::Lines));
     let mut source = Assembly::new(lines, newline);

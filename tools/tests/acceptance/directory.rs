@@ -1,0 +1,209 @@
+//! Directories and configurations that are not this node's, or not whole: each is refused in words, and stays as it is.
+
+use crate::clock::wait_for;
+use crate::cluster::{Cluster, Shape};
+use crate::command::{Said, tidelog};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What lies in a directory: each file's bytes. The lock names its last holder, and is left out.
+fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.file_name().is_none_or(|name| name != "LOCK") {
+                files.insert(path.clone(), std::fs::read(&path).expect("a file"));
+            }
+        }
+    }
+    files
+}
+
+fn serve(cluster: &Cluster, node: u64) -> Said {
+    tidelog(&["serve", "--config", cluster.place(node).config_name()])
+}
+
+/// The node is refused, twice in a row, and nothing in its directory changes by that.
+fn refused_unchanged(cluster: &Cluster, node: u64, parts: &[&str]) {
+    let before = content(&cluster.place(node).data);
+    for _ in 0..2 {
+        let said = serve(cluster, node);
+        said.refused(1, parts);
+        assert_eq!(said.stdout, "", "it was never ready");
+        assert!(content(&cluster.place(node).data) == before, "the directory is left as it is");
+    }
+}
+
+#[test]
+fn a_wrong_configuration() {
+    let cluster = Cluster::prepare(&Shape {
+        extra: "[replication]\nheartbeat = \"50\"\nheartbaet = \"50ms\"\n",
+        ..Shape::default()
+    });
+    let said = serve(&cluster, 1);
+    said.refused(2, &["n1.toml:", "replication.heartbeat", "no unit", "heartbaet", "next: "]);
+    assert!(!cluster.place(1).data.exists(), "nothing is made for it");
+    tidelog(&["serve", "--config", "/nonexistent/node.toml"])
+        .refused(2, &["/nonexistent/node.toml", "next: "]);
+    cluster.place(2).edit("[node]\n", "[node]\nshards = 2\n");
+    tidelog(&["serve", "--config", cluster.place(2).config_name()]).refused(2, &["node.shards", "n2.toml:"]);
+}
+
+#[test]
+fn an_address_in_use_and_a_directory_in_use() {
+    let mut cluster = Cluster::start(&Shape { nodes: 1, ..Shape::default() });
+    let index = cluster.append_all("here\n", &[])[0];
+    let said = serve(&cluster, 1);
+    said.refused(1, &["in use by another process", cluster.place(1).data_name(), "stop it"]);
+
+    let other = Cluster::prepare(&Shape { nodes: 1, ..Shape::default() });
+    other.place(1).edit(&other.address(1).to_string(), &cluster.address(1).to_string());
+    serve(&other, 1).refused(1, &["cannot listen", &cluster.address(1).to_string(), "is in use"]);
+    // The one that was there first is not touched by either.
+    assert_eq!(cluster.append_all("there\n", &[]), [index + 1]);
+    cluster.stop();
+}
+
+#[test]
+fn directories_of_others() {
+    let mut cluster = Cluster::start(&Shape::default());
+    let index = cluster.append_all("here\n", &[])[0];
+    cluster.stop();
+    // Another node's.
+    let (one, two) = (cluster.place(1).data_name().to_owned(), cluster.place(2).data_name().to_owned());
+    cluster.place(1).edit(&format!("{one:?}"), &format!("{two:?}"));
+    let before = content(&cluster.place(2).data);
+    serve(&cluster, 1).refused(1, &[&two, "belongs to node 2", "node 1"]);
+    assert!(content(&cluster.place(2).data) == before);
+    cluster.place(1).edit(&format!("{two:?}"), &format!("{one:?}"));
+    // Another cluster's, by name, by its number of partitions, by its members.
+    for (from, to, parts) in [
+        ("\"acceptance\"", "\"elsewhere\"", ["\"acceptance\"", "\"elsewhere\""]),
+        ("partitions = 1", "partitions = 2", ["[cluster] partitions = 1", "fixed at creation"]),
+        ("{ id = 3,", "{ id = 4,", ["[1, 2, 3]", "[1, 2, 4]"]),
+    ] {
+        cluster.place(1).edit(from, to);
+        refused_unchanged(&cluster, 1, &parts);
+        cluster.place(1).edit(to, from);
+    }
+    // After all that it starts, and has what it had.
+    cluster.start_all();
+    cluster.wait_leader(0);
+    assert!(cluster.append_all("there\n", &[])[0] > index);
+    for node in cluster.nodes() {
+        cluster.wait_high_water(node, 0, index);
+    }
+}
+
+/// Same name, formed on its own: told apart by the cluster's random id. The others work on, and say why one is missing.
+#[test]
+fn a_directory_of_another_cluster_with_the_same_name() {
+    let mut other = Cluster::prepare(&Shape::default());
+    let mut cluster = Cluster::start(&Shape::default());
+    let index = cluster.append_all("here\n", &[])[0];
+    other.start_all();
+    other.wait_leader(0);
+    other.stop();
+    cluster.take(3).kill();
+    let (own, foreign) = (cluster.place(3).data_name().to_owned(), other.place(3).data_name().to_owned());
+    cluster.place(3).edit(&own, &foreign);
+    cluster.start_node(3);
+    let because = ["its data directory belongs to another cluster"];
+    cluster.node(3).wait_logged(&because);
+    for node in [1, 2] {
+        cluster.node(node).wait_logged(&because);
+    }
+    let more = cluster.append_all("there\n", &[]);
+    let strange = cluster.partition(3, 0).expect("it answers for itself");
+    assert_ne!(strange["role"], "leader");
+    cluster.take(3).kill();
+    cluster.place(3).edit(&foreign, &own);
+    cluster.start_node(3);
+    cluster.wait_high_water(3, 0, more[0].max(index));
+}
+
+/// An emptied node of a formed cluster is not the voter that it was: it joins nothing, and everyone says why.
+#[test]
+fn a_wiped_directory() {
+    let mut cluster = Cluster::start(&Shape::default());
+    let index = cluster.append_all("here\n", &[])[0];
+    cluster.take(3).kill();
+    let kept = cluster.place(3).data.with_extension("kept");
+    std::fs::rename(&cluster.place(3).data, &kept).expect("a rename");
+    cluster.start_node(3);
+    let because = ["which is not the one that is a member", "must not vote"];
+    for node in [1, 2, 3] {
+        cluster.node(node).wait_logged(&because);
+    }
+    let status = cluster.status(3).expect("it answers");
+    assert_eq!((&status["cluster"], &status["partitions"]), (&"".into(), &serde_json::json!([])), "{status}");
+
+    // It is no vote for anything: with one member gone, the remaining one has no quorum.
+    let more = cluster.append_all("there\n", &[])[0];
+    assert!(more > index);
+    cluster.take(2).kill();
+    wait_for("node 1 to have no leader", || cluster.partition(1, 0)?["leader"].is_null().then_some(()));
+    let said = cluster.append("nowhere\n", &["--timeout", "1s"]);
+    assert_eq!(said.code, 1, "{said:?}");
+    // The old directory is all it takes.
+    cluster.take(3).kill();
+    std::fs::remove_dir_all(&cluster.place(3).data).expect("it is removed");
+    std::fs::rename(&kept, &cluster.place(3).data).expect("a rename");
+    cluster.start_node(3);
+    cluster.wait_high_water(3, 0, more);
+}
+
+/// An identity without its log must not vote, however often it is tried.
+#[test]
+fn a_directory_that_has_lost_its_log() {
+    let mut cluster = Cluster::start(&Shape::default());
+    cluster.append_all("here\n", &[]);
+    cluster.stop();
+    let log = cluster.place(1).data.join("shard-0000");
+    let kept = cluster.place(1).data.with_extension("kept");
+    std::fs::rename(&log, &kept).expect("a rename");
+    refused_unchanged(&cluster, 1, &["the log is gone", "must not vote", "Restore"]);
+    // The same if only the spares are left.
+    std::fs::create_dir_all(&log).expect("a directory");
+    for entry in std::fs::read_dir(&kept).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name");
+        if name.to_string_lossy().starts_with("free-") {
+            std::fs::copy(&path, log.join(name)).expect("a copy");
+        }
+    }
+    refused_unchanged(&cluster, 1, &["the log is gone", "must not vote", "Restore"]);
+    std::fs::remove_dir_all(&log).expect("it is removed");
+    std::fs::rename(&kept, &log).expect("a rename");
+    cluster.start_all();
+    cluster.wait_leader(0);
+}
+
+#[test]
+fn a_damaged_a_lost_and_a_foreign_identity() {
+    let mut cluster = Cluster::start(&Shape { nodes: 1, ..Shape::default() });
+    cluster.append_all("here\n", &[]);
+    cluster.stop();
+    let path = cluster.place(1).data.join("identity");
+    let sound = std::fs::read(&path).expect("the identity");
+    let mut damaged = sound.clone();
+    damaged[40] ^= 1;
+    for (bytes, part) in [
+        (damaged.as_slice(), "checksum"),
+        (&sound[..100], "100 bytes"),
+        (&[], "0 bytes"),
+        (&[7; 4096], "magic"),
+    ] {
+        std::fs::write(&path, bytes).expect("a file");
+        refused_unchanged(&cluster, 1, &["identity", part, "Restore it"]);
+    }
+    std::fs::remove_file(&path).expect("it is removed");
+    refused_unchanged(&cluster, 1, &["no identity file", "not empty", "shard-0000"]);
+    std::fs::write(&path, &sound).expect("a file");
+    cluster.start_node(1);
+    cluster.stop();
+}
