@@ -146,6 +146,7 @@ impl Shard {
         }
         self.abandon(io, "the node has stopped");
         self.end_life();
+        tracing::info!("stopped");
         self.transport.flush(io);
         // What was just queued for clients leaves with one more submission.
         self.completions.clear();

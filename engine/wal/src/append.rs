@@ -172,7 +172,7 @@ impl Wal {
         if self.fenced || self.full {
             return 0;
         }
-        if self.growing.is_empty() && self.segments.next.is_some() {
+        if self.growing.is_empty() && self.may_roll(Class::Bulk) {
             return self.message_bytes_max().max(self.growing.room());
         }
         self.growing.room()
@@ -201,6 +201,16 @@ impl Wal {
         }
     }
 
+    /// Whether what is left of segments is for this class: bulk data leaves one for control records, and for the next life, which
+    /// begins with a segment of its own on a disk that may be full.
+    fn may_roll(&self, class: Class) -> bool {
+        let least = match class {
+            Class::Bulk => 2,
+            Class::Control => 1,
+        };
+        self.segments.next.is_some() && self.segments.ready() >= least
+    }
+
     /// A place in the growing batch, which moves on to the next segment if it is empty and this one is full.
     fn place(
         &mut self,
@@ -213,7 +223,7 @@ impl Wal {
         }
         let mut why = BusyWhy::Batch;
         if self.growing.is_empty() && self.growing.limit() < self.options.batch_bytes_max {
-            if self.roll() {
+            if self.may_roll(class) && self.roll() {
                 if let Some(plan) = self.growing.plan(shapes, spans, class) {
                     return Ok(plan);
                 }

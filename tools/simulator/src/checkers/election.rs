@@ -132,6 +132,15 @@ impl Elections {
         ensure(9, marks.durable.0 <= durable.last(), || {
             format!("{} believes {} entries durable, its disk has {}", here(), marks.durable, durable.last())
         })?;
+        let (believed, stored) =
+            (replica.generation_at(marks.durable).map(|g| g.0), durable.generation_at(marks.durable.0));
+        ensure(9, believed == stored, || {
+            format!(
+                "{} believes entry {} of generation {believed:?} durable, its disk has there one of {stored:?}",
+                here(),
+                marks.durable
+            )
+        })?;
         if before.is_none_or(|b| b.high_water != marks.high_water.0) && marks.high_water.0 > 0 {
             let from = before.map_or(0, |b| b.high_water);
             let led = before.and_then(|b| b.led).filter(|led| replica.is_leader() && *led == generation);
