@@ -7,7 +7,7 @@ use tidelog_sim::{FaultPlan, Moment, Random, Rate, World};
 const SECOND: u64 = 1_000_000_000;
 
 /// How long the driver lets a disk stand still: from, to.
-pub(crate) const STALL_NS: (u64, u64) = (SECOND, 4 * SECOND);
+pub(crate) const STALL_NS: (u64, u64) = (2 * SECOND, 6 * SECOND);
 
 /// A blow that the driver deals.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -102,6 +102,13 @@ impl Schedule {
                 _ => *random.pick(&[Blow::Crash, Blow::Kill]).unwrap_or(&Blow::Crash),
             };
             blows.push((at, blow));
+        }
+        if nodes.len() >= 5 {
+            // Only there can a leader and one follower be on their own while the rest is a quorum.
+            blows.push((
+                random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND))),
+                Blow::StallAndDepose,
+            ));
         }
         blows.sort_unstable();
         Schedule {
