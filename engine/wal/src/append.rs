@@ -151,6 +151,59 @@ impl Wal {
         })
     }
 
+    /// Puts a low-water mark into the growing batch: entries below `first` are not wanted any more. Their bytes are
+    /// given back when the mark is durable.
+    ///
+    /// # Errors
+    /// [`Busy`]: nothing happened.
+    ///
+    /// # Panics
+    /// If the mark goes back or beyond the log's end, or the ticket does not rise.
+    pub fn append_low_water(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        first: Index,
+    ) -> Result<(), Busy> {
+        let header = RecordHeader {
+            index: first,
+            cluster: self.options.cluster_tag,
+            ..RecordHeader::new(RecordKind::LowWater, partition)
+        };
+        self.append_control(ticket, &header, |log| {
+            assert!(first >= log.low_water, "a low-water mark never goes back (invariant 2)");
+            assert!(first <= log.last.index.next(), "a low-water mark is at most behind the last entry");
+            log.low_water = first;
+        })
+    }
+
+    /// Puts a snapshot's mark into the growing batch: when it is durable, the snapshot counts. The caller has made
+    /// the snapshot itself durable and read it back before.
+    ///
+    /// # Errors
+    /// [`Busy`]: nothing happened.
+    ///
+    /// # Panics
+    /// If the mark goes back or names no entry of the log, or the ticket does not rise.
+    pub fn append_snapshot_mark(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        covered: Position,
+    ) -> Result<(), Busy> {
+        let header = RecordHeader {
+            index: covered.index,
+            generation: covered.generation,
+            cluster: self.options.cluster_tag,
+            ..RecordHeader::new(RecordKind::SnapshotMark, partition)
+        };
+        self.append_control(ticket, &header, |log| {
+            assert!(covered >= log.snapshot, "a snapshot mark never goes back");
+            assert!(covered.index <= log.last.index, "a snapshot of this node covers entries of its log");
+            log.snapshot = covered;
+        })
+    }
+
     fn append_control(
         &mut self,
         ticket: Ticket,

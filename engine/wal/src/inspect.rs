@@ -67,6 +67,10 @@ pub struct PartitionEnd {
     pub vote: Option<NodeId>,
     /// High-water hint.
     pub high_water: Index,
+    /// First index still kept; 0: everything.
+    pub low_water: Index,
+    /// The last entry that a snapshot covers.
+    pub snapshot: Position,
 }
 
 /// What a walk found.
@@ -261,6 +265,8 @@ impl Walk<'_> {
                 }
             }
             RecordKind::HighWater => end.high_water = end.high_water.max(record.index),
+            RecordKind::LowWater => end.low_water = end.low_water.max(record.index),
+            RecordKind::SnapshotMark => end.snapshot = end.snapshot.max(record.position()),
             _ => {}
         }
         Ok(())

@@ -47,6 +47,10 @@ pub(crate) struct PartitionLog {
     pub(crate) high_water_dirty: bool,
     pub(crate) generation: Generation,
     pub(crate) vote: Option<NodeId>,
+    /// First index still kept; 0 and 1 both mean: everything.
+    pub(crate) low_water: Index,
+    /// The last entry that a durable snapshot covers.
+    pub(crate) snapshot: Position,
     pub(crate) ticket: Ticket,
     /// (batch, position in its list) of the footer span that a next entry may extend.
     pub(crate) footer_span: (u64, u32),

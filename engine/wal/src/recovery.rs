@@ -43,6 +43,14 @@ pub trait Replay {
     fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>);
     /// The high-water mark was at least here.
     fn high_water(&mut self, partition: PartitionId, mark: Index);
+    /// Entries below `first` are not kept any more.
+    fn low_water(&mut self, partition: PartitionId, first: Index) {
+        let _ = (partition, first);
+    }
+    /// A durable snapshot covers everything up to `covered`.
+    fn snapshot_mark(&mut self, partition: PartitionId, covered: Position) {
+        let _ = (partition, covered);
+    }
 }
 
 /// What an opening found and did.
@@ -369,6 +377,20 @@ impl Opening<'_, '_> {
                     log.high_water = log.high_water.max(record.index);
                     log.high_water_written = log.high_water;
                     self.replay.high_water(record.partition, log.high_water);
+                }
+                RecordKind::LowWater => {
+                    if record.index < log.low_water || record.index > log.last.index.next() {
+                        return Err(wrong("a low-water mark goes back or beyond the log's end"));
+                    }
+                    log.low_water = record.index;
+                    self.replay.low_water(record.partition, log.low_water);
+                }
+                RecordKind::SnapshotMark => {
+                    if record.index > log.last.index {
+                        return Err(wrong("a snapshot mark names no entry of the log: entries are lost"));
+                    }
+                    log.snapshot = record.position();
+                    self.replay.snapshot_mark(record.partition, log.snapshot);
                 }
                 kind => {
                     return Err(OpenError::Newer {
