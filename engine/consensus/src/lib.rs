@@ -40,10 +40,12 @@
 //! replica.durable(clock, op.ticket, &mut effects);
 //! assert_eq!(effects.committed, Some(Index(2)));
 //! ```
+mod base;
 pub mod config;
 pub mod effects;
 mod election;
 mod follower;
+mod history;
 mod leader;
 mod log;
 pub mod message;
@@ -52,10 +54,12 @@ pub mod quorum;
 mod read;
 mod replica;
 mod restore;
+mod retain;
 mod session;
 mod stamp;
 mod ticket;
 
+pub use base::{Base, BaseError};
 pub use config::Config;
 pub use effects::{Effects, LogOp, LogOpKind, Outgoing, ReadOutcome};
 pub use leader::{Admitted, Proposal, Refused};
@@ -63,4 +67,5 @@ pub use message::{Append, Asserting, Free, Message};
 pub use read::READS_MAX;
 pub use replica::{Marks, Replica, Role};
 pub use restore::{RestoreFault, Restored};
+pub use retain::{Peer, Retention};
 pub use session::{Fault, RUNS_MAX, SESSIONS_MAX};

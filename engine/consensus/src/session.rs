@@ -8,8 +8,9 @@
 //!
 //! Promises that [`Sessions::apply`] lets each (session, sequence) into a log at most once, in order. Does not
 //! know the clients, time, or what is durable. An entry that does not fit is refused with its [`Fault`] and
-//! changes nothing.
+//! changes nothing. A table is also kept in snapshots ([`crate::base`]), as of the entry that they cover.
 
+use crate::base::{BaseError, Input, put};
 use std::collections::{BTreeMap, VecDeque};
 use tidelog_types::{EntryMeta, FixedMap, Index, RecordKind, Sequence, SessionId, SessionKey, SessionRef};
 
@@ -93,6 +94,8 @@ pub(crate) struct Sessions {
     /// The keys are indexes of the log, never what a client chose, so the fixed hasher cannot be attacked.
     sessions: FixedMap<SessionId, Session>,
     keys: BTreeMap<SessionKey, SessionId>,
+    /// The last entry of any run forgotten.
+    forgotten: Index,
 }
 
 impl Sessions {
@@ -149,7 +152,8 @@ impl Sessions {
         while session.runs.len() > RUNS_MAX
             && session.runs.front().is_some_and(|run| run.last_index() <= high_water.0)
         {
-            session.runs.pop_front();
+            let run = session.runs.pop_front();
+            self.forgotten = self.forgotten.max(Index(run.map_or(0, |run| run.last_index())));
         }
         Ok(())
     }
@@ -172,6 +176,71 @@ impl Sessions {
         }
     }
 
+    /// The table as of entry `index`; none if it cannot be told any more because runs above it were forgotten.
+    pub(crate) fn as_of(&self, index: Index) -> Option<Sessions> {
+        (self.forgotten <= index).then(|| {
+            let mut table = self.clone();
+            table.cut(index);
+            table
+        })
+    }
+
+    /// Appends the table's bytes: the count, then each session in the order of ids.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let mut ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        ids.sort_unstable();
+        put(out, ids.len() as u64);
+        for id in ids {
+            let Some(session) = self.sessions.get(&id) else { continue };
+            put(out, id.0);
+            out.extend_from_slice(&session.key.0.to_le_bytes());
+            put(out, session.next);
+            put(out, session.runs.len() as u64);
+            for run in &session.runs {
+                [run.sequence, run.index, run.count].iter().for_each(|number| put(out, *number));
+            }
+        }
+    }
+
+    /// The table of a log that ends at `last`.
+    ///
+    /// # Errors
+    /// In which way the bytes are not such a table.
+    pub(crate) fn decode(input: &mut Input<'_>, last: Index) -> Result<Sessions, BaseError> {
+        const WRONG: BaseError = BaseError::Contradiction("sessions");
+        let mut table = Sessions::default();
+        let mut before = 0;
+        for _ in 0..input.count(40)? {
+            let id = input.number()?;
+            let key = u128::from(input.number()?) | u128::from(input.number()?) << 64;
+            let (key, next) = (SessionKey(key), input.number()?);
+            let mut runs = VecDeque::new();
+            let mut end: Option<(u64, u64)> = None;
+            for _ in 0..input.count(24)? {
+                let run = Run { sequence: input.number()?, index: input.number()?, count: input.number()? };
+                let behind = (run.sequence.checked_add(run.count), run.index.checked_add(run.count));
+                let (Some(sequence), Some(index)) = behind else { return Err(WRONG) };
+                let follows = end.is_none_or(|(s, i)| run.sequence == s && run.index > i.saturating_sub(1));
+                if run.count == 0 || run.sequence == 0 || run.index <= id || !follows || index - 1 > last.0 {
+                    return Err(WRONG);
+                }
+                end = Some((sequence, index));
+                runs.push_back(run);
+            }
+            // Without runs they are all forgotten, or there were none.
+            let ends = end.map_or(next >= 1, |(sequence, _)| sequence == next);
+            if id <= before || id > last.0 || !ends {
+                return Err(WRONG);
+            }
+            before = id;
+            if table.keys.insert(key, SessionId(id)).is_some() {
+                return Err(WRONG);
+            }
+            table.sessions.insert(SessionId(id), Session { key, next, runs });
+        }
+        Ok(table)
+    }
+
     /// How many are open.
     pub(crate) fn len(&self) -> usize {
         self.sessions.len()
@@ -191,6 +260,7 @@ mod tests {
             kind,
             session: None,
             session_key: None,
+            log_start: None,
             timestamp: ReplicatedMs(0),
             record_bytes: 64,
         }
@@ -265,6 +335,24 @@ mod tests {
         sessions.cut(Index(6002));
         assert_eq!(sessions.standing(request(1, 3001)), Standing::Next);
         assert_eq!(sessions.standing(request(1, 3000)), Standing::At(Index(6001)));
+    }
+
+    #[test]
+    fn a_table_of_the_past_is_told_or_refused() {
+        let log = [open(1, 7), data(2, 1, 1), entry(3, RecordKind::Noop), data(4, 1, 2), open(5, 9)];
+        let sessions = applied(&log);
+        for end in 0..=log.len() {
+            assert_eq!(sessions.as_of(Index(end as u64)), Some(applied(&log[..end])));
+        }
+        let mut sessions = applied(&[open(1, 1), open(2, 2)]);
+        for i in 1..=2000 {
+            sessions.apply(&data(1 + 2 * i, 1, i), Index(1 + 2 * i)).unwrap();
+            sessions.apply(&data(2 + 2 * i, 2, i), Index(2 + 2 * i)).unwrap();
+        }
+        assert_eq!(sessions.as_of(Index(1900)), None, "runs behind it were forgotten");
+        let table = sessions.as_of(Index(3000)).unwrap();
+        assert_eq!(table.standing(request(1, 1499)), Standing::At(Index(2999)));
+        assert_eq!(table.standing(request(1, 1500)), Standing::Next);
     }
 
     proptest! {

@@ -5,7 +5,7 @@
 mod world;
 
 use core::time::Duration;
-use tidelog_consensus::{Admitted, Refused};
+use tidelog_consensus::{Admitted, Refused, Retention};
 use tidelog_types::{Index, Sequence, SessionId, SessionKey, SessionRef};
 use world::{ELECTION, Outcome, World};
 
@@ -47,6 +47,7 @@ struct Weather {
     step_us: u64,
 }
 
+#[derive(Default)]
 struct Totals {
     commits: u64,
     elections: u64,
@@ -54,6 +55,9 @@ struct Totals {
     cuts: u64,
     reads: u64,
     retries: u64,
+    snapshots: u64,
+    raised: u64,
+    starts: u64,
 }
 
 fn client_turn(world: &mut World, client: &mut Client, on: u64, totals: &mut Totals) {
@@ -86,6 +90,30 @@ fn client_turn(world: &mut World, client: &mut Client, on: u64, totals: &mut Tot
         "{}: {name} got {answer:?}",
         world.event
     );
+}
+
+/// A node takes a snapshot, raises its low-water mark, or proposes a later log start. Never over what another node
+/// lacks: nothing here could bring that one back.
+fn shorten(world: &mut World, node: u64, random: &mut Random, totals: &mut Totals) {
+    let (on_all, replica) = (world.on_all(), world.replica(node));
+    let covered = on_all.min(replica.marks().applicable());
+    let low = replica.marks().low_water;
+    let may = replica.snapshot().index.next().max(replica.log_start()).min(covered.next());
+    match random.below(3) {
+        0 if covered > replica.snapshot().index && covered >= low.prev() && !replica.is_marking() => {
+            totals.snapshots += u64::from(world.snapshot(node, covered));
+        }
+        1 if may > low && !replica.is_raising() => {
+            world.raise_low_water(node, Index(low.0 + 1 + random.below(may.0 - low.0)));
+            totals.raised += 1;
+        }
+        2 => {
+            let bytes = (!random.one_in(3)).then(|| 128 * random.below(200));
+            let age = random.one_in(2).then(|| Duration::from_millis(random.below(2000)));
+            totals.starts += u64::from(world.retain(node, Retention { age, bytes }));
+        }
+        _ => {}
+    }
 }
 
 fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
@@ -158,7 +186,8 @@ fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
                     totals.reads += 1;
                 }
             }
-            95 => {
+            95 if world.is_up(node) => shorten(&mut world, node, &mut random, totals),
+            96 => {
                 let peer = 1 + random.below(voters);
                 let up = random.one_in(2);
                 world.channel(node, peer, up);
@@ -222,19 +251,20 @@ fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
 }
 
 fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64) {
-    let mut totals = Totals { commits: 0, elections: 0, crashes: 0, cuts: 0, reads: 0, retries: 0 };
+    let mut totals = Totals::default();
     let count = seeds.end - seeds.start;
     for seed in seeds {
         run(voters, seed, events, &mut totals);
     }
-    let Totals { commits, elections, crashes, cuts, reads, retries } = totals;
+    let Totals { commits, elections, crashes, cuts, reads, retries, snapshots, raised, starts } = totals;
     println!(
-        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests"
+        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests, {snapshots} snapshots, {raised} low-water marks, {starts} log starts"
     );
     // A campaign in which nothing happened proves nothing.
     assert!(
         commits > 50 * count && elections > 2 * count && crashes > count && reads > count && retries > count
     );
+    assert!(snapshots > count && raised > count && starts > count / 4, "{snapshots} {raised} {starts}");
     assert!(cuts > count / 20, "only {cuts} cuts");
 }
 
@@ -255,7 +285,7 @@ fn five_replicas() {
 
 #[test]
 fn one_replica() {
-    let mut totals = Totals { commits: 0, elections: 0, crashes: 0, cuts: 0, reads: 0, retries: 0 };
+    let mut totals = Totals::default();
     for seed in 0..20 {
         run(1, seed, 3_000, &mut totals);
     }
@@ -265,7 +295,7 @@ fn one_replica() {
 #[test]
 fn a_seed_replays_exactly() {
     let trace = || {
-        let mut totals = Totals { commits: 0, elections: 0, crashes: 0, cuts: 0, reads: 0, retries: 0 };
+        let mut totals = Totals::default();
         run(3, 77, 4_000, &mut totals);
         (totals.commits, totals.elections, totals.crashes, totals.cuts, totals.reads, totals.retries)
     };

@@ -22,6 +22,8 @@ pub(super) enum Source<'a> {
 pub(super) enum Write {
     Promise { generation: Generation, vote: Option<NodeId> },
     Cut { keep: Position },
+    SnapshotMark { covered: Position },
+    LowWater { first: Index },
     Entry { header: RecordHeader, payload: Bytes },
     Records { records: Bytes, metas: Vec<EntryMeta> },
 }
@@ -42,6 +44,8 @@ impl Partition {
                 self.fetches.clear();
                 Write::Cut { keep: *keep }
             }
+            (LogOpKind::SnapshotMark { covered }, _) => Write::SnapshotMark { covered: *covered },
+            (LogOpKind::LowWater { first }, _) => Write::LowWater { first: *first },
             (LogOpKind::Make(meta), _) => Write::Entry {
                 header: RecordHeader::of_meta(meta, self.id, cx.cluster),
                 payload: Bytes::new(),
@@ -109,6 +113,8 @@ impl Write {
         let written = match self {
             Write::Promise { generation, vote } => wal.append_promise(ticket, partition, *generation, *vote),
             Write::Cut { keep } => wal.append_cut(ticket, partition, *keep),
+            Write::SnapshotMark { covered } => wal.append_snapshot_mark(ticket, partition, *covered),
+            Write::LowWater { first } => wal.append_low_water(ticket, partition, *first),
             Write::Entry { header, payload } => wal.append_entry(ticket, *header, payload),
             Write::Records { records, metas } => wal.append_records(ticket, partition, records, metas),
         };

@@ -106,6 +106,7 @@ fn kind_name(kind: RecordKind) -> &'static str {
         RecordKind::Noop => "noop",
         RecordKind::Data => "data",
         RecordKind::SessionOpen => "session_open",
+        RecordKind::LogStart => "log_start",
         RecordKind::Promise => "promise",
         RecordKind::Cut => "cut",
         RecordKind::HighWater => "high_water",
