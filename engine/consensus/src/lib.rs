@@ -41,6 +41,7 @@
 //! assert_eq!(effects.committed, Some(Index(2)));
 //! ```
 pub mod config;
+mod damage;
 pub mod effects;
 mod election;
 mod follower;
@@ -49,6 +50,7 @@ mod log;
 pub mod message;
 mod progress;
 pub mod quorum;
+mod ranges;
 mod read;
 mod replica;
 mod restore;
@@ -57,9 +59,10 @@ mod stamp;
 mod ticket;
 
 pub use config::Config;
+pub use damage::{DamagedRange, Harm};
 pub use effects::{Effects, LogOp, LogOpKind, Outgoing, ReadOutcome};
 pub use leader::{Admitted, Proposal, Refused};
-pub use message::{Append, Asserting, Free, Message};
+pub use message::{Append, Asserting, Free, Message, Repair};
 pub use read::READS_MAX;
 pub use replica::{Marks, Replica, Role};
 pub use restore::{RestoreFault, Restored};

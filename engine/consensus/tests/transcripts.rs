@@ -109,6 +109,17 @@ impl Script {
                 self.world.crash(number(node)?, 0);
                 self.world.start(number(node)?);
             }
+            ["crash", node, "suspect"] => self.world.crash_suspect(number(node)?),
+            ["rot", node, index] => {
+                if !self.world.rot(number(node)?, number(index)?) {
+                    return Err("there is nothing to rot".into());
+                }
+            }
+            ["fetch", node, peer] => {
+                if !self.world.fetch(number(node)?, number(peer)?) {
+                    return Err("nothing is wanted".into());
+                }
+            }
             ["pause", node] => self.world.paused(number(node)?),
             ["down", node, peer] => self.world.channel(number(node)?, number(peer)?, false),
             ["up", node, peer] => self.world.channel(number(node)?, number(peer)?, true),
@@ -216,6 +227,9 @@ impl Script {
                 let leader = node.replica().leader().map_or("none".into(), |v| v.to_string());
                 same("leader", n, &leader)
             }
+            ["damaged", n] => same("damaged", n, &node.replica().damaged_entries().to_string()),
+            ["suspect", n] => same("suspect", n, &node.replica().suspect_entries().to_string()),
+            ["applicable", n] => same("applicable", n, &node.replica().marks().applicable().to_string()),
             ["malformed", n] => same("malformed", n, &node.replica().malformed().to_string()),
             ["stamp", index, ms] => {
                 let at = number::<usize>(index)? - 1;
@@ -280,14 +294,18 @@ macro_rules! transcripts {
 transcripts! {
     check_quorum
     cut_and_reused_index
+    damaged_follower
+    damaged_longest_log
     deposed_with_requests_waiting
     divergent_follower
     duplicated_and_reordered
     even_voters
     figure_8
     first_append
+    helical_damage
     kip_101
     late_vote
+    leader_damaged
     leader_reopened
     lost_messages
     pre_vote
@@ -299,6 +317,7 @@ transcripts! {
     stale_leader
     stale_round
     sticky_leader
+    suspect_is_cut
     vote_before_reply
     vote_log_check
 }

@@ -1,7 +1,7 @@
 //! One replica's log on a disk that says when a step is durable and forgets the rest at a crash.
 
-use std::collections::VecDeque;
-use tidelog_consensus::Restored;
+use std::collections::{BTreeSet, VecDeque};
+use tidelog_consensus::{DamagedRange, Harm, Restored};
 use tidelog_types::{EntryMeta, Generation, Index, NodeId, Position, Ticket};
 
 /// An entry with its bytes.
@@ -22,6 +22,8 @@ pub enum DiskOp {
     Append(Vec<Stored>),
     Promise(Generation, Option<NodeId>),
     Cut(Position),
+    /// Bytes of damaged entries, written back.
+    Repair(Vec<Stored>),
     HighWater(Index),
 }
 
@@ -29,6 +31,13 @@ pub enum DiskOp {
 pub struct Disk {
     /// Everything ever durable, in order: what a restart reads.
     history: Vec<DiskOp>,
+    /// Places in it (step, entry of the step) whose bytes are lost; and whether that is only suspected.
+    rotten: BTreeSet<(usize, usize)>,
+    suspect: BTreeSet<(usize, usize)>,
+    /// Indexes of the durable log whose newest copy is rotten.
+    damaged: BTreeSet<u64>,
+    /// Repaired since the checker last looked.
+    pub healed: Vec<Position>,
     /// Not durable yet.
     pending: VecDeque<(Ticket, DiskOp)>,
     /// The log as appended, and as durable.
@@ -53,7 +62,7 @@ fn apply(log: &mut Vec<Stored>, op: &DiskOp) {
             log.truncate(usize::try_from(keep.index.0).unwrap());
             assert_eq!(log.last().map_or(Position::ZERO, |e| e.meta.position), *keep, "a cut names its end");
         }
-        DiskOp::Promise(..) | DiskOp::HighWater(_) => {}
+        DiskOp::Promise(..) | DiskOp::HighWater(_) | DiskOp::Repair(_) => {}
     }
 }
 
@@ -78,18 +87,89 @@ impl Disk {
         self.pending.len()
     }
 
+    /// The entries of the next step, if it has any.
+    pub fn next(&self) -> Option<&[Stored]> {
+        match self.pending.front() {
+            Some((_, DiskOp::Append(entries))) => Some(entries),
+            _ => None,
+        }
+    }
+
     /// The next step becomes durable; false if there is none.
     pub fn make_durable(&mut self) -> bool {
         let Some((ticket, op)) = self.pending.pop_front() else { return false };
         apply(&mut self.durable, &op);
-        if let DiskOp::Promise(generation, vote) = op {
-            self.promise = (generation, vote);
+        match &op {
+            DiskOp::Promise(generation, vote) => self.promise = (*generation, *vote),
+            DiskOp::Cut(keep) => self.damaged.retain(|i| *i <= keep.index.0),
+            DiskOp::Repair(entries) => {
+                for entry in entries {
+                    let at = entry.meta.position;
+                    let there = usize::try_from(at.index.0).unwrap() - 1;
+                    if self.durable.get(there) == Some(entry) && self.damaged.remove(&at.index.0) {
+                        self.healed.push(at);
+                    }
+                }
+            }
+            _ => {}
         }
         self.history.push(op);
         let hint = self.high_water.min(Index(self.durable.len() as u64));
         self.history.push(DiskOp::HighWater(hint));
         self.reported = ticket;
         true
+    }
+
+    /// Whether the newest copy of a durable entry is rotten.
+    pub fn is_damaged(&self, index: Index) -> bool {
+        self.damaged.contains(&index.0)
+    }
+
+    /// The damaged entries of the log as appended: one that is about to be cut does not count.
+    pub fn damaged(&self) -> impl Iterator<Item = Index> {
+        let at = |i: u64| usize::try_from(i).unwrap() - 1;
+        let there = move |i: &u64| self.appended.get(at(*i)) == self.durable.get(at(*i));
+        self.damaged.iter().copied().filter(there).map(Index)
+    }
+
+    /// The bytes of a durable entry are lost. False if there is none, or they are lost already.
+    pub fn rot(&mut self, index: Index) -> bool {
+        let Some(entry) =
+            index.0.checked_sub(1).and_then(|at| self.durable.get(usize::try_from(at).unwrap()))
+        else {
+            return false;
+        };
+        if self.is_damaged(index) {
+            return false;
+        }
+        let place = self.history.iter().enumerate().rev().find_map(|(step, op)| match op {
+            DiskOp::Append(entries) | DiskOp::Repair(entries) => {
+                entries.iter().position(|e| e == entry).map(|at| (step, at))
+            }
+            _ => None,
+        });
+        self.rotten.insert(place.expect("a durable entry was written"));
+        self.damaged.insert(index.0);
+        true
+    }
+
+    /// The node stops in the middle of writing its next step: what that holds is known, its entries' bytes are not.
+    pub fn crash_suspect(&mut self, each: &mut dyn FnMut(&Disk)) {
+        if let Some((_, op)) = self.pending.front().cloned() {
+            let step = self.history.len();
+            if let DiskOp::Append(entries) = &op {
+                for (at, entry) in entries.iter().enumerate() {
+                    self.rotten.insert((step, at));
+                    self.suspect.insert((step, at));
+                    self.damaged.insert(entry.meta.position.index.0);
+                }
+            }
+            if !matches!(op, DiskOp::Repair(_)) {
+                self.make_durable();
+                each(self);
+            }
+        }
+        self.crash(0, each);
     }
 
     /// The node stops; the first `survives` steps that were under way are on the disk, nobody was told.
@@ -105,9 +185,24 @@ impl Disk {
     }
 
     pub fn replay(&self, restored: &mut Restored) {
-        for op in &self.history {
+        for (step, op) in self.history.iter().enumerate() {
             match op {
-                DiskOp::Append(entries) => entries.iter().for_each(|e| restored.entry(&e.meta)),
+                DiskOp::Append(entries) => {
+                    for (at, entry) in entries.iter().enumerate() {
+                        let Position { index, generation } = entry.meta.position;
+                        let range = DamagedRange { first: index, last: index, generation };
+                        match (self.rotten.contains(&(step, at)), self.suspect.contains(&(step, at))) {
+                            (false, _) => restored.entry(&entry.meta),
+                            (true, false) => restored.damaged(range, Harm::Damaged),
+                            (true, true) => restored.damaged(range, Harm::Suspect),
+                        }
+                    }
+                }
+                DiskOp::Repair(entries) => {
+                    let good =
+                        entries.iter().enumerate().filter(|(at, _)| !self.rotten.contains(&(step, *at)));
+                    good.for_each(|(_, entry)| restored.moved(&entry.meta));
+                }
                 DiskOp::Promise(generation, vote) => restored.promise(*generation, *vote),
                 DiskOp::Cut(keep) => restored.cut(*keep),
                 DiskOp::HighWater(mark) => restored.high_water(*mark),
