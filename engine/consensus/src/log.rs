@@ -105,6 +105,13 @@ impl Log {
         self.last = entry.index;
     }
 
+    /// Entries of one generation at the end, from `first` up to `last`.
+    pub(crate) fn push_run(&mut self, first: Position, last: Index) {
+        self.push(first);
+        assert!(first.index <= last, "a run has a first and a last entry");
+        self.last = last;
+    }
+
     /// Removes everything above `keep`.
     pub(crate) fn cut(&mut self, keep: Index) {
         assert!(keep <= self.last, "a cut keeps what is there: {keep} of {}", self.last);

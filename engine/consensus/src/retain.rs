@@ -54,10 +54,12 @@ impl Starts {
         Starts { committed, pending: VecDeque::new() }
     }
 
-    /// One more entry at the log's end.
+    /// One more entry: at the log's end, or one that was lost and is known again.
     pub(crate) fn push(&mut self, entry: &EntryMeta) {
         if let Some(first) = entry.log_start {
-            self.pending.push_back((entry.position.index, first));
+            let index = entry.position.index;
+            let at = self.pending.partition_point(|(before, _)| *before < index);
+            self.pending.insert(at, (index, first));
         }
     }
 
@@ -181,6 +183,7 @@ impl Replica {
             self.ordered.low_water = None;
             self.log.begin_behind(first.prev());
             self.history.begin_at(first);
+            self.damage.let_go(first);
         }
     }
 
