@@ -232,7 +232,10 @@ impl NetTransport {
         match (&mut conn.role, header.kind) {
             (Role::Peer(channel), FrameKind::Messages | FrameKind::Append) if !channel.established => {
                 // The peer takes the channel for up and this node does not: a hello went astray.
-                tracing::debug!(node = ?channel.node(), "message before the channel is up; connection closed");
+                tracing::debug!(
+                    node = channel.node().map(tidelog_types::NodeId::get),
+                    "message before the channel is up; connection closed"
+                );
                 self.close(io, key, events);
             }
             (Role::Peer(channel), FrameKind::Messages) => {
