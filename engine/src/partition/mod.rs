@@ -309,7 +309,7 @@ impl Partition {
             Err(refused) => {
                 let error = match refused {
                     Refused::NotLeader { hint } => cx.not_leader(hint),
-                    Refused::Busy => RequestError::Busy { retry_after: cx.retry_after },
+                    Refused::Busy => RequestError::busy(cx.retry_after),
                     Refused::SessionExpired => RequestError::SessionExpired,
                     Refused::SequenceGap { expected } => RequestError::SequenceGap { expected },
                     Refused::SequenceTooOld => RequestError::SequenceTooOld,
@@ -348,7 +348,7 @@ impl Partition {
                 partition = %self.id,
                 role = ?self.replica.role(),
                 generation = %self.replica.generation(),
-                leader = ?self.replica.leader(),
+                leader = self.replica.leader().map(NodeId::get),
                 "role"
             );
         }

@@ -93,7 +93,7 @@ fn a_full_disk() {
         |outcomes: &[Value], outcome: &str| outcomes.iter().filter(|line| line["outcome"] == outcome).count();
     assert!(count(&outcomes, "acked") > 50, "most of it fits");
     let refused = outcomes.iter().find(|line| line["outcome"] == "refused").expect("the disk is full");
-    assert!(refused["error"].as_str().is_some_and(|why| why.contains("busy")), "{refused}");
+    assert!(refused["error"].as_str().is_some_and(|why| why.contains("busy: the disk is full")), "{refused}");
     cluster.node(1).wait_logged(&["appends are refused until there is"]);
     assert!(cluster.node(1).is_running() && cluster.status(1).is_some(), "it stays up");
     assert!(!read_local(&cluster, 1).is_empty(), "and is read from");

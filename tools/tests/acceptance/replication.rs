@@ -210,3 +210,14 @@ fn the_demo_with_a_file() {
     std::fs::write(&empty, "").expect("a file");
     tidelog(&["demo", "--input", &empty, "--dir", &name("more")]).refused(2, &[&empty, "no lines"]);
 }
+
+/// A node that no configuration names: said at once, with those that there are, and not after the time for an answer.
+#[test]
+fn reading_from_a_node_that_is_not_there() {
+    let mut cluster = Cluster::start(&Shape { nodes: 1, ..Shape::default() });
+    let before = std::time::Instant::now();
+    let said = cluster.tidelog("read", &["--node", "9"]);
+    said.refused(1, &["there is no node 9 in this cluster, its nodes are 1"]);
+    assert!(before.elapsed() < std::time::Duration::from_secs(8), "{:?}", before.elapsed());
+    cluster.stop();
+}
