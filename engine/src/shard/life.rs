@@ -6,6 +6,7 @@ use crate::inbox::RETRY_AFTER;
 use crate::partition::{Context, Origin, Partition};
 use crate::reads::Reads;
 use crate::request::Request;
+use crate::returning::Returning;
 use crate::transport::{PeerMessage, Transport};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ pub(super) struct Life {
     pub(super) placement: Placement,
     pub(super) wal: Wal,
     pub(super) reads: Reads,
+    pub(super) returning: Returning,
     pub(super) replicas: Replicas,
 }
 
@@ -88,11 +90,11 @@ pub(super) fn split<'a>(
     clock: Clock,
     addresses: &'a BTreeMap<NodeId, SocketAddr>,
 ) -> Option<(&'a mut Replicas, Context<'a>)> {
-    let Life { cluster, wal, reads, replicas, .. } = life.as_mut()?;
+    let Life { cluster, wal, reads, returning, replicas, .. } = life.as_mut()?;
     let cluster = *cluster;
     Some((
         replicas,
-        Context { io, wal, transport, reads, clock, cluster, addresses, retry_after: RETRY_AFTER },
+        Context { io, wal, transport, reads, returning, clock, cluster, addresses, retry_after: RETRY_AFTER },
     ))
 }
 
@@ -148,6 +150,7 @@ impl Shard {
 
     /// Submits the batch, feeds the peers, flushes the sockets, publishes the marks.
     pub(super) fn finish(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+        self.sealing = None;
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
         {
@@ -158,7 +161,13 @@ impl Shard {
                     waiting.insert(*id);
                 }
             }
-            cx.wal.flush(cx.io);
+            // Writers that were just answered may be let into the batch that is about to leave.
+            if cx.wal.is_ready() && self.stopping.is_none() {
+                self.sealing = cx.returning.wait(self.clock.now, cx.wal.growing_bytes());
+            }
+            if self.sealing.is_none() {
+                cx.wal.flush(cx.io);
+            }
             let mut feed = std::mem::take(&mut replicas.unsent);
             feed.extend(replicas.touched.iter().copied());
             for id in feed {
