@@ -42,6 +42,17 @@ pub(super) struct Replicas {
     pub(super) full: bool,
 }
 
+/// A growing batch of so many bytes takes no more from the inbox: with two halves, one is encoded while the other is being written,
+/// and a batch that took all there is would leave its writers nothing to do meanwhile.
+const BATCH_BYTES_ENOUGH: usize = 2 << 20;
+
+impl Life {
+    /// Whether the growing batch has no room for more requests of this process, or should have none.
+    pub(super) fn has_enough(&self) -> bool {
+        !self.replicas.requests.is_empty() || self.wal.growing_bytes() >= BATCH_BYTES_ENOUGH
+    }
+}
+
 impl Replicas {
     pub(super) fn touch_all(&mut self) {
         self.touched.extend(self.partitions.keys().copied());

@@ -326,7 +326,7 @@ impl Shard {
     fn take_commands(&mut self, io: &mut dyn Io) {
         for _ in 0..COMMANDS_PER_TURN {
             // What does not fit the growing batch stays in the inbox, whose bound is the back-pressure.
-            if self.life.as_ref().is_some_and(|life| !life.replicas.requests.is_empty()) {
+            if self.life.as_ref().is_some_and(Life::has_enough) {
                 break;
             }
             match self.inbox.next() {
@@ -387,7 +387,7 @@ impl Shard {
             self.stopping,
             self.sealing,
             // Commands that were left in the inbox by the bound on a turn.
-            (!self.inbox.is_empty() && life.is_none_or(|l| l.replicas.requests.is_empty())).then_some(self.clock.now),
+            (!self.inbox.is_empty() && !life.is_some_and(Life::has_enough)).then_some(self.clock.now),
         ]
         .into_iter()
         .flatten()
