@@ -299,6 +299,9 @@ impl Partition {
         let waiter = Waiter { origin, opens_session: session_key.is_some() };
         match self.replica.propose(cx.clock, proposal, &mut self.effects) {
             Ok(Admitted::New(meta)) => {
+                if matches!(waiter.origin, Origin::Local(_)) {
+                    cx.returning.came(cx.clock.now);
+                }
                 self.waiting.push(meta.position, waiter);
                 self.settle(cx, Source::Proposal { meta, payload, payload_crc });
             }
@@ -394,6 +397,9 @@ impl Partition {
 }
 
 fn done(cx: &mut Context<'_>, position: Position, waiter: Waiter) {
+    if matches!(waiter.origin, Origin::Local(_)) {
+        cx.returning.answered(cx.clock.now, cx.wal.last_write());
+    }
     let reply = if waiter.opens_session {
         Reply::SessionOpened { session: SessionId(position.index.0), position }
     } else {

@@ -6,6 +6,7 @@ use crate::inbox::RETRY_AFTER;
 use crate::partition::{Context, Origin, Partition};
 use crate::reads::Reads;
 use crate::request::Request;
+use crate::returning::Returning;
 use crate::transport::{PeerMessage, Transport};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ pub(super) struct Life {
     pub(super) placement: Placement,
     pub(super) wal: Wal,
     pub(super) reads: Reads,
+    pub(super) returning: Returning,
     pub(super) replicas: Replicas,
 }
 
@@ -38,6 +40,17 @@ pub(super) struct Replicas {
     pub(super) requests: VecDeque<(Origin, PartitionId, Request)>,
     /// The disk has no space for another segment.
     pub(super) full: bool,
+}
+
+/// A growing batch of so many bytes takes no more from the inbox: with two halves, one is encoded while the other is being written,
+/// and a batch that took all there is would leave its writers nothing to do meanwhile.
+const BATCH_BYTES_ENOUGH: usize = 2 << 20;
+
+impl Life {
+    /// Whether the growing batch has no room for more requests of this process, or should have none.
+    pub(super) fn has_enough(&self) -> bool {
+        !self.replicas.requests.is_empty() || self.wal.growing_bytes() >= BATCH_BYTES_ENOUGH
+    }
 }
 
 impl Replicas {
@@ -88,11 +101,11 @@ pub(super) fn split<'a>(
     clock: Clock,
     addresses: &'a BTreeMap<NodeId, SocketAddr>,
 ) -> Option<(&'a mut Replicas, Context<'a>)> {
-    let Life { cluster, wal, reads, replicas, .. } = life.as_mut()?;
+    let Life { cluster, wal, reads, returning, replicas, .. } = life.as_mut()?;
     let cluster = *cluster;
     Some((
         replicas,
-        Context { io, wal, transport, reads, clock, cluster, addresses, retry_after: RETRY_AFTER },
+        Context { io, wal, transport, reads, returning, clock, cluster, addresses, retry_after: RETRY_AFTER },
     ))
 }
 
@@ -148,6 +161,7 @@ impl Shard {
 
     /// Submits the batch, feeds the peers, flushes the sockets, publishes the marks.
     pub(super) fn finish(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+        self.sealing = None;
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
         {
@@ -158,7 +172,13 @@ impl Shard {
                     waiting.insert(*id);
                 }
             }
-            cx.wal.flush(cx.io);
+            // Writers that were just answered may be let into the batch that is about to leave.
+            if cx.wal.is_ready() && self.stopping.is_none() {
+                self.sealing = cx.returning.wait(self.clock.now, cx.wal.growing_bytes());
+            }
+            if self.sealing.is_none() {
+                cx.wal.flush(cx.io);
+            }
             let mut feed = std::mem::take(&mut replicas.unsent);
             feed.extend(replicas.touched.iter().copied());
             for id in feed {

@@ -7,6 +7,7 @@ use crate::partition::{Machine, Partition};
 use crate::reads::Reads;
 use crate::recovery::Recovering;
 use crate::request::RequestError;
+use crate::returning::Returning;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tidelog_consensus::Replica;
 use tidelog_io::{Completion, Foreground, Io, TokenClass, Wait};
@@ -70,7 +71,14 @@ impl Shard {
             full: false,
         };
         let cluster = formed.cluster.tag();
-        self.life = Some(Life { cluster, placement, wal, reads: Reads::default(), replicas });
+        self.life = Some(Life {
+            cluster,
+            placement,
+            wal,
+            reads: Reads::default(),
+            returning: Returning::default(),
+            replicas,
+        });
         self.hand_out(io, others);
         Ok(())
     }
@@ -120,6 +128,7 @@ impl Shard {
             }
             replicas.partitions.values_mut().for_each(|p| p.abandon(&mut cx, why));
         }
+        self.wake_answered();
     }
 
     /// Drops the log and the replicas. Gives back the state machines.

@@ -79,6 +79,8 @@ pub struct Shard {
     fenced: Option<String>,
     failures: VecDeque<Monotonic>,
     stopping: Option<Monotonic>,
+    /// The growing batch waits until then for writers that are about to come back.
+    sealing: Option<Monotonic>,
     wanted: Monotonic,
     clock: Clock,
     report: Option<RecoveryReport>,
@@ -120,6 +122,7 @@ impl Shard {
             fenced: None,
             failures: VecDeque::new(),
             stopping: None,
+            sealing: None,
             wanted: clock.now,
             clock,
             report: None,
@@ -209,6 +212,10 @@ impl Shard {
     /// # Errors
     /// If the shard cannot go on: the node is to stop with this error.
     pub fn turn(&mut self, io: &mut dyn Io, wait: Wait) -> Result<Turn, Error> {
+        let wait = match (self.sealing, wait) {
+            (Some(sealing), Wait::Until(deadline)) => Wait::Briefly(sealing.min(deadline)),
+            _ => wait,
+        };
         let mut completions = std::mem::take(&mut self.completions);
         io.poll(wait, &mut completions);
         self.clock = io.clock();
@@ -223,9 +230,11 @@ impl Shard {
             self.reopen(io, &why)?;
         }
         self.handle_events(io)?;
+        self.wake_answered();
         self.take_commands(io);
         self.tick_replicas(io);
         self.finish(io)?;
+        self.wake_answered();
         if self.stopping.is_some_and(|deadline| self.drained() || self.clock.now >= deadline) {
             self.close(io);
             return Ok(Turn::Stopped);
@@ -263,6 +272,13 @@ impl Shard {
             }
             TokenClass::Net => self.transport.complete(io, completion, &mut self.events),
             _ => {}
+        }
+    }
+
+    /// Those who were answered, now that all of them are.
+    pub(super) fn wake_answered(&mut self) {
+        if let Some(life) = &mut self.life {
+            life.returning.wake();
         }
     }
 
@@ -311,12 +327,12 @@ impl Shard {
     fn take_commands(&mut self, io: &mut dyn Io) {
         for _ in 0..COMMANDS_PER_TURN {
             // What does not fit the growing batch stays in the inbox, whose bound is the back-pressure.
-            if self.life.as_ref().is_some_and(|life| !life.replicas.requests.is_empty()) {
+            if self.life.as_ref().is_some_and(Life::has_enough) {
                 break;
             }
             match self.inbox.next() {
-                Some(Command::Request { request, reply }) => {
-                    self.take_request(io, Origin::Local(reply), request)
+                Some(Command::Request { request, asker }) => {
+                    self.take_request(io, Origin::Local(asker), request)
                 }
                 Some(Command::Stop) => self.stop(),
                 None => break,
@@ -370,9 +386,9 @@ impl Shard {
             life.and_then(|l| l.wal.deadline()),
             life.and_then(|l| l.replicas.ticks.first().map(|(at, _)| *at)),
             self.stopping,
+            self.sealing,
             // Commands that were left in the inbox by the bound on a turn.
-            (!self.inbox.is_empty() && life.is_none_or(|l| l.replicas.requests.is_empty()))
-                .then_some(self.clock.now),
+            (!self.inbox.is_empty() && !life.is_some_and(Life::has_enough)).then_some(self.clock.now),
         ]
         .into_iter()
         .flatten()
@@ -383,6 +399,10 @@ impl Shard {
 fn answer(transport: &mut dyn Transport, origin: Origin, response: crate::request::Response) {
     match origin {
         Origin::Client(client) => transport.respond(client, response),
-        Origin::Local(reply) => drop(reply.send(response)),
+        Origin::Local(asker) => {
+            if let Some(waker) = asker.answer(response) {
+                waker.wake();
+            }
+        }
     }
 }
