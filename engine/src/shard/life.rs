@@ -158,7 +158,17 @@ impl Shard {
                     waiting.insert(*id);
                 }
             }
-            cx.wal.flush(cx.io);
+            if waiting.is_empty() {
+                // Every replica's steps are in the log: it may be saved.
+                let partitions = &replicas.partitions;
+                cx.wal.flush_saving(cx.io, &mut |id, out| {
+                    if let Some(p) = partitions.get(&id) {
+                        p.replica().save(out);
+                    }
+                });
+            } else {
+                cx.wal.flush(cx.io);
+            }
             let mut feed = std::mem::take(&mut replicas.unsent);
             feed.extend(replicas.touched.iter().copied());
             for id in feed {
