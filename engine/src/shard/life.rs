@@ -176,7 +176,17 @@ impl Shard {
             if cx.wal.is_ready() && self.stopping.is_none() {
                 self.sealing = cx.returning.wait(self.clock.now, cx.wal.growing_bytes());
             }
-            if self.sealing.is_none() {
+            if self.sealing.is_some() {
+                // It leaves in a later turn.
+            } else if waiting.is_empty() {
+                // Every replica's steps are in the log: it may be saved.
+                let partitions = &replicas.partitions;
+                cx.wal.flush_saving(cx.io, &mut |id, out| {
+                    if let Some(p) = partitions.get(&id) {
+                        p.replica().save(out);
+                    }
+                });
+            } else {
                 cx.wal.flush(cx.io);
             }
             let mut feed = std::mem::take(&mut replicas.unsent);

@@ -150,6 +150,7 @@ fn segment() {
         bytes: 0x40_0000,
         epoch: 2,
         prev_epoch_end: Lsn(0x3000),
+        recycled: false,
     };
     let mut page = [0; 4096];
     header.encode(&mut page);
