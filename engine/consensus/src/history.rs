@@ -43,7 +43,8 @@ impl History {
 
     /// Appends its bytes.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        for number in [self.last.0, self.newest.0, self.end, self.last_of_client.0, self.samples.len() as u64] {
+        for number in [self.last.0, self.newest.0, self.end, self.last_of_client.0, self.samples.len() as u64]
+        {
             put(out, number);
         }
         for sample in &self.samples {

@@ -57,7 +57,14 @@ struct Marks {
     base: Index,
 }
 
-fn write(marks: &Marks, log: &Log, starts: &Starts, history: &History, sessions: &Sessions, out: &mut Vec<u8>) {
+fn write(
+    marks: &Marks,
+    log: &Log,
+    starts: &Starts,
+    history: &History,
+    sessions: &Sessions,
+    out: &mut Vec<u8>,
+) {
     let runs = log.runs_to(log.last().index);
     for number in [
         VERSION,

@@ -201,7 +201,10 @@ mod tests {
         assert_eq!(super::chain(&hole, 2, From::Kept), Err(ChainError::Missing(Lsn(end1 - 1))));
         let at = Lsn(2 * MIB + 8192);
         let behind = super::chain(&headers, 2, From::Checkpoint(at)).unwrap();
-        assert_eq!((behind.parts.len(), behind.parts[0].start, behind.parts[0].end), (2, at, Some(Lsn(end1))));
+        assert_eq!(
+            (behind.parts.len(), behind.parts[0].start, behind.parts[0].end),
+            (2, at, Some(Lsn(end1)))
+        );
         let within = super::chain(&headers[1..], 2, From::Checkpoint(Lsn(4 * MIB + 8192))).unwrap();
         assert_eq!((within.parts.len(), within.parts[0].start), (1, Lsn(4 * MIB + 8192)));
         let cut_off = super::chain(&headers, 2, From::Checkpoint(Lsn(end1 + 4096)));

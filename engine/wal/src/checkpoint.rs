@@ -186,7 +186,8 @@ fn decode_log(fields: &mut Fields<'_>) -> Result<PartitionLog, FormatError> {
     log.high_water_written = log.high_water;
     log.low_water = Index(fields.varint()?);
     log.snapshot = position(fields)?;
-    if log.high_water > log.last.index || log.low_water.prev() > log.last.index || log.last.index.0 >= 1 << 62 {
+    if log.high_water > log.last.index || log.low_water.prev() > log.last.index || log.last.index.0 >= 1 << 62
+    {
         return Err(FormatError::Field("marks"));
     }
     let mut index = 0u64;

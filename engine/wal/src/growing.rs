@@ -544,7 +544,14 @@ mod tests {
 
     fn identity(durable: u64) -> Identity {
         let (store, wall) = (STORE, WallMs(1_790_000_000_123));
-        Identity { store, segment_seq: 2, epoch: 2, durable: Lsn(durable), checkpoints: Default::default(), wall }
+        Identity {
+            store,
+            segment_seq: 2,
+            epoch: 2,
+            durable: Lsn(durable),
+            checkpoints: Default::default(),
+            wall,
+        }
     }
 
     fn entry(index: u64, generation: u64, prev: u64, payload: &[u8], extended: bool) -> RecordHeader {

@@ -332,7 +332,8 @@ impl PartitionLog {
                 holds.hold(old.segment);
             }
         }
-        if let Some(at) = from.checked_sub(1).filter(|at| self.refs.get(*at).is_some_and(|r| r.segment != segment))
+        if let Some(at) =
+            from.checked_sub(1).filter(|at| self.refs.get(*at).is_some_and(|r| r.segment != segment))
         {
             self.tighten(at, holds);
         }

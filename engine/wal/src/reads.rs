@@ -147,9 +147,7 @@ impl ReadJob {
                 break;
             }
             let reaches = match log.find(first) {
-                Some(Place::Span(at)) => {
-                    log.span(at).filter(|now| now.lsn == span.lsn).map(LookupSpan::last)
-                }
+                Some(Place::Span(at)) => log.span(at).filter(|now| now.lsn == span.lsn).map(LookupSpan::last),
                 // Its spans may have left memory since.
                 Some(Place::Segment { segment, last }) => (segment == self.base).then_some(last),
                 None => None,
@@ -233,4 +231,3 @@ pub(crate) struct Flaw {
     pub(crate) index: Index,
     pub(crate) why: String,
 }
-

@@ -83,10 +83,11 @@ impl State {
     /// Lets the spans of segments go whose summaries lie before `end`, in full.
     pub(crate) fn demote(&mut self, end: Lsn) {
         for (base, pieces) in std::mem::take(&mut self.pieces) {
-            let complete = pieces.values().all(|(piece, head)| {
-                piece.lsn < end && head.pieces as usize == pieces.len()
-            });
-            let Some(file) = self.files.get(base).filter(|f| complete && f.summary.is_none()) else { continue };
+            let complete =
+                pieces.values().all(|(piece, head)| piece.lsn < end && head.pieces as usize == pieces.len());
+            let Some(file) = self.files.get(base).filter(|f| complete && f.summary.is_none()) else {
+                continue;
+            };
             if pieces.values().any(|(_, head)| head.segment_seq != file.seq) {
                 continue;
             }
@@ -151,7 +152,13 @@ impl State {
                         return Err(wrong("an entry does not follow the one before it: entries are lost"));
                     }
                     let lsn = batch.lsn.plus(offset as u64);
-                    log.note(record.position(), lsn, record.record_bytes() as u32, batch.lsn, &mut self.files);
+                    log.note(
+                        record.position(),
+                        lsn,
+                        record.record_bytes() as u32,
+                        batch.lsn,
+                        &mut self.files,
+                    );
                     replay.entry(record.partition, &record.meta(), payload);
                 }
                 RecordKind::Cut => {

@@ -199,7 +199,8 @@ fn load(
     }
     let mut content = Vec::with_capacity(end.bytes as usize);
     for (at, chunk) in end.chunks.iter().enumerate() {
-        let record = bytes_at(disk, names, chunk.lsn, (HEADER_BYTES + chunk.len as usize).next_multiple_of(64))?;
+        let record =
+            bytes_at(disk, names, chunk.lsn, (HEADER_BYTES + chunk.len as usize).next_multiple_of(64))?;
         match RecordHeader::decode_record(&record) {
             Ok((found, payload))
                 if found.kind == RecordKind::CheckpointChunk
@@ -234,10 +235,7 @@ pub(crate) fn floor(names: &[Named], at: Lsn) -> usize {
 }
 
 /// A header for a segment that is only known from a checkpoint.
-pub(crate) fn known_header(
-    known: &checkpoint::KnownSegment,
-    like: &SegmentHeader,
-) -> SegmentHeader {
+pub(crate) fn known_header(known: &checkpoint::KnownSegment, like: &SegmentHeader) -> SegmentHeader {
     SegmentHeader {
         base: known.base,
         bytes: known.bytes,

@@ -6,9 +6,9 @@ use crate::format::{FLAG_DONE, FLAG_OPEN, SegmentHeader};
 use crate::growing::{Class, EntrySpan, Growing, Plan, Shape};
 use crate::names;
 use crate::recovery::{Judged, Opening};
-use crate::scan::{Source, records_of};
-use crate::segments::{Segments, Spare, Step};
 use crate::replay::State;
+use crate::scan::{Source, records_of};
+use crate::segments::{RESERVED_SEGMENTS, Segments, Spare, Step};
 use crate::wal::Wal;
 use crate::window::Window;
 use core::time::Duration;
@@ -51,7 +51,8 @@ impl Opening<'_, '_> {
             spare_number = spare_number.max(number + 1);
             let path = self.options.dir.join(names::spare(number));
             let (file, bytes) = disk.open(&path, OpenMode::ReadWrite)?;
-            if bytes == self.options.segment_bytes && free.len() <= self.options.spares {
+            if bytes == self.options.segment_bytes && free.len() <= self.options.spares.max(RESERVED_SEGMENTS)
+            {
                 // A segment's header is left in a file that was one.
                 let mut window = Window::new(file, bytes);
                 let recycled = window.view(disk, 0, PAGE_BYTES)?.iter().any(|b| *b != 0);
@@ -109,7 +110,12 @@ impl Opening<'_, '_> {
     }
 
     /// Writes the accepted window and the adopted promises to the new epoch, and DONE.
-    pub(crate) fn rewrite(&mut self, disk: &mut Disk<'_>, wal: &mut Wal, judged: &Judged) -> Result<(), OpenError> {
+    pub(crate) fn rewrite(
+        &mut self,
+        disk: &mut Disk<'_>,
+        wal: &mut Wal,
+        judged: &Judged,
+    ) -> Result<(), OpenError> {
         let mut batches = Vec::new();
         for (source, header) in &judged.window {
             let (file, bytes) = disk.open(&source.path, OpenMode::Read)?;
@@ -283,7 +289,10 @@ impl Opening<'_, '_> {
                     return Err(OpenError::NoSpace { dir, segment_bytes, error });
                 }
                 if !wal.roll() {
-                    return Err(OpenError::Missing { dir: self.options.dir.clone(), lsn: wal.active.header.end() });
+                    return Err(OpenError::Missing {
+                        dir: self.options.dir.clone(),
+                        lsn: wal.active.header.end(),
+                    });
                 }
             }
         }

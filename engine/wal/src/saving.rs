@@ -76,7 +76,7 @@ impl Wal {
         self.full
             && base != self.active.base()
             && oldest.holds == 0
-            && oldest.end > self.replay_start()
+            && oldest.end >= self.replay_start()
             && self.background.saved_at < self.growing.lsn
     }
 
@@ -108,7 +108,10 @@ impl Wal {
         }
         self.background.saved_at = at;
         if content.len() as u64 > checkpoint::CHECKPOINT_BYTES_MAX {
-            tracing::warn!(bytes = content.len(), "a checkpoint would be too large: the log is not shortened");
+            tracing::warn!(
+                bytes = content.len(),
+                "a checkpoint would be too large: the log is not shortened"
+            );
             return;
         }
         self.background.saving = Some(Saving {
@@ -157,8 +160,7 @@ impl Wal {
             ..RecordHeader::new(kind, PartitionId(0))
         };
         let before = self.growing.lsn;
-        let placed =
-            self.place_rolling(std::iter::once(Shape::of(&header)), 1, Class::Bulk, Class::Control);
+        let placed = self.place_rolling(std::iter::once(Shape::of(&header)), 1, Class::Bulk, Class::Control);
         let Ok(plan) = placed else { return false };
         let lsn = self.growing.lsn;
         if kind == RecordKind::CheckpointEnd && lsn != before {

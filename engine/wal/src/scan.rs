@@ -74,10 +74,7 @@ pub(crate) struct Evidence {
 const fn is_harmless(kind: RecordKind) -> bool {
     matches!(
         kind,
-        RecordKind::HighWater
-            | RecordKind::CheckpointChunk
-            | RecordKind::CheckpointEnd
-            | RecordKind::Summary
+        RecordKind::HighWater | RecordKind::CheckpointChunk | RecordKind::CheckpointEnd | RecordKind::Summary
     )
 }
 
@@ -358,7 +355,8 @@ impl<'a> Scanner<'a> {
                 && at == self.at
                 && let Some(header) = &bad.header
             {
-                leavings = Some((source.offset(bad.lsn), source.offset(header.end().min(source.header.end()))));
+                leavings =
+                    Some((source.offset(bad.lsn), source.offset(header.end().min(source.header.end()))));
             }
             while lsn.0 + PAGE <= source.header.end().0
                 && self.part.end.is_none_or(|end| lsn < end)

@@ -160,10 +160,7 @@ impl Wal {
         if matches!(self.blocks.get(base), Some(Block::Rescanned(_))) {
             let (partition, index) = (job.partition, job.first);
             let (file, why) = (self.path_of(base), "the entry is not in its segment".into());
-            return self.answer(
-                &job,
-                Err(ReadError::Damaged { file, offset: 0, partition, index, why }),
-            );
+            return self.answer(&job, Err(ReadError::Damaged { file, offset: 0, partition, index, why }));
         }
         self.rescan(io, job, base);
     }

@@ -33,7 +33,11 @@ impl Wal {
             ..RecordHeader::new(RecordKind::Summary, PartitionId(0))
         };
         // A disk that is filling up has no room for what only saves memory.
-        let placed = if self.full { None } else { self.place(std::iter::once(Shape::of(&header)), 1, Class::Bulk).ok() };
+        let placed = if self.full {
+            None
+        } else {
+            self.place(std::iter::once(Shape::of(&header)), 1, Class::Bulk).ok()
+        };
         let Some(plan) = placed else {
             if let Some(summing) = &mut self.background.summing {
                 summing.left.push((first, payload));
@@ -64,13 +68,8 @@ impl Wal {
                 self.background.resident.pop_front();
                 continue;
             }
-            let head = SummaryHead {
-                store: self.options.store,
-                segment_seq: file.seq,
-                base,
-                piece: 0,
-                pieces: 1,
-            };
+            let head =
+                SummaryHead { store: self.options.store, segment_seq: file.seq, base, piece: 0, pieces: 1 };
             let end = file.end;
             let mut groups: Vec<(PartitionId, Vec<SummarySpan>)> = Vec::new();
             for (id, log) in &self.partitions {

@@ -65,9 +65,7 @@ pub(crate) fn read_header(disk: &mut Disk<'_>, name: &Named) -> Result<SegmentHe
         Ok(header) if header.bytes > bytes => {
             Err(OpenError::Missing { dir: file, lsn: header.base.plus(bytes) })
         }
-        Ok(header) if header.base != name.base => {
-            Err(foreign(path, "base LSN", header.base.0, name.base.0))
-        }
+        Ok(header) if header.base != name.base => Err(foreign(path, "base LSN", header.base.0, name.base.0)),
         Ok(header) => Ok(header),
         Err(error) if error.is_newer() => {
             Err(OpenError::Newer { file, offset: 0, what: format!("segment header: {error}") })
@@ -120,12 +118,7 @@ pub(crate) fn newest_in_use(disk: &mut Disk<'_>, sources: &[Source]) -> Result<u
 }
 
 /// Turns a fault of the chain into an error that names a file.
-pub(crate) fn chain_of(
-    dir: &Path,
-    sources: &[Source],
-    newest: u64,
-    from: From,
-) -> Result<Chain, OpenError> {
+pub(crate) fn chain_of(dir: &Path, sources: &[Source], newest: u64, from: From) -> Result<Chain, OpenError> {
     let headers: Vec<_> = sources.iter().map(|s| s.header).collect();
     chain(&headers, newest, from).map_err(|e| match e {
         ChainError::Missing(lsn) => OpenError::Missing { dir: dir.to_path_buf(), lsn },

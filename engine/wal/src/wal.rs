@@ -5,17 +5,17 @@
 //! Any error of a batch's write, or of the device while segments are made, fences the log: nothing is reported
 //! any more, and only opening it again goes on.
 
-use crate::cache::TailCache;
-use crate::error::{ReadError, WalError};
 use crate::background::Background;
 use crate::blocks::Blocks;
+use crate::cache::TailCache;
+use crate::error::{ReadError, WalError};
 use crate::files::Files;
 use crate::format::FLAG_SEAL;
 use crate::growing::{Frozen, Growing, Identity, Link};
 use crate::lookup::PartitionLog;
 use crate::options::Options;
 use crate::reads::{ReadId, ReadJob, Run};
-use crate::segments::{Segment, Segments, Step};
+use crate::segments::{RESERVED_SEGMENTS, Segment, Segments, Step};
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 use tidelog_io::{Completion, Io, Op, Output, Token, Wait};
@@ -168,7 +168,7 @@ pub struct Wal {
     seal_at: Monotonic,
     pub(crate) clock: Clock,
     pub(crate) full: bool,
-    no_space: bool,
+    pub(crate) no_space: bool,
     pub(crate) fenced: bool,
     pub(crate) events: Vec<WalEvent>,
     pub(crate) stats: Stats,
@@ -234,11 +234,7 @@ impl Wal {
         self.flush_or_save(io, Some(save));
     }
 
-    fn flush_or_save(
-        &mut self,
-        io: &mut dyn Io,
-        save: Option<&mut dyn FnMut(PartitionId, &mut Vec<u8>)>,
-    ) {
+    fn flush_or_save(&mut self, io: &mut dyn Io, save: Option<&mut dyn FnMut(PartitionId, &mut Vec<u8>)>) {
         self.clock = io.clock();
         if self.fenced {
             return;
@@ -550,7 +546,7 @@ impl Wal {
 
     /// Compares what is ready with what control records need.
     pub(crate) fn weigh_space(&mut self) {
-        let ready = self.segments.ready() >= 2;
+        let ready = self.segments.ready() > RESERVED_SEGMENTS;
         if ready {
             self.no_space = false;
         }

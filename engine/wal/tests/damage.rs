@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{whole, DIR, NODE, Rig, tiny};
+use common::{DIR, NODE, Rig, whole};
 use std::path::Path;
 use std::time::Duration;
 use tidelog_io::{Foreground, Op};

@@ -11,16 +11,16 @@ mod segment;
 mod summary;
 pub(crate) mod varint;
 
-pub use checkpoint::{CHECKPOINT_END_VERSION, CheckpointEnd, ChunkPlace};
-pub use summary::{
-    SUMMARY_HEAD_BYTES, SUMMARY_VERSION, SummaryHead, SummarySpan, encode_summary, visit_summary,
-};
 pub use batch::{
     BATCH_HEADER_BYTES, BATCH_MAGIC, BATCH_VERSION, BatchHeader, FLAG_DONE, FLAG_OPEN, FLAG_SEAL,
     FOOTER_OFFSET_MIN,
 };
+pub use checkpoint::{CHECKPOINT_END_VERSION, CheckpointEnd, ChunkPlace};
 pub use footer::{FOOTER_BYTES, FOOTER_MAGIC, Footer, SPAN_BYTES, Span, footer_bytes};
 pub use segment::{BATCHES_START, SEGMENT_MAGIC, SEGMENT_VERSION, SegmentHeader};
+pub use summary::{
+    SUMMARY_HEAD_BYTES, SUMMARY_VERSION, SummaryHead, SummarySpan, encode_summary, visit_summary,
+};
 
 /// Why bytes are not the structure asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

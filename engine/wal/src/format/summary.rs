@@ -203,27 +203,30 @@ mod tests {
     }
 
     fn spans() -> impl Strategy<Value = Vec<SummarySpan>> {
-        proptest::collection::vec((1u64..500, 1u32..300, 0u64..9, 0u64..1 << 20, 1u32..1024, any::<bool>()), 1..40)
-            .prop_map(|list| {
-                let mut next = 0;
-                list.into_iter()
-                    .map(|(gap, count, generation, offset, units, pure)| {
-                        let first = next + gap;
-                        next = first + u64::from(count);
-                        let bytes = units * 64;
-                        let held = if pure { bytes } else { bytes / 128 * 64 };
-                        SummarySpan {
-                            first: Index(first),
-                            count,
-                            generation: Generation(generation),
-                            offset: offset * 64,
-                            bytes,
-                            held,
-                            pure,
-                        }
-                    })
-                    .collect()
-            })
+        proptest::collection::vec(
+            (1u64..500, 1u32..300, 0u64..9, 0u64..1 << 20, 1u32..1024, any::<bool>()),
+            1..40,
+        )
+        .prop_map(|list| {
+            let mut next = 0;
+            list.into_iter()
+                .map(|(gap, count, generation, offset, units, pure)| {
+                    let first = next + gap;
+                    next = first + u64::from(count);
+                    let bytes = units * 64;
+                    let held = if pure { bytes } else { bytes / 128 * 64 };
+                    SummarySpan {
+                        first: Index(first),
+                        count,
+                        generation: Generation(generation),
+                        offset: offset * 64,
+                        bytes,
+                        held,
+                        pure,
+                    }
+                })
+                .collect()
+        })
     }
 
     proptest! {

@@ -295,7 +295,9 @@ impl Rig {
                         if partition == p && (*generation, *vote) == told.promise)
                 })
             };
-            model.kept().entries == told.kept().entries && model.low == told.low && (model.promise == told.promise || later())
+            model.kept().entries == told.kept().entries
+                && model.low == told.low
+                && (model.promise == told.promise || later())
         })
     }
 
