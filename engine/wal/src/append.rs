@@ -6,6 +6,7 @@ use crate::error::{Busy, BusyWhy};
 use crate::files::Files;
 use crate::growing::{Class, EntrySpan, Growing, Plan, Shape};
 use crate::lookup::PartitionLog;
+use crate::segments::RESERVED_SEGMENTS;
 use crate::wal::{HINTS_EVERY, Wal};
 use tidelog_types::record::{FLAG_EXTENDED, HEADER_BYTES};
 use tidelog_types::{
@@ -262,6 +263,8 @@ impl Wal {
     /// begins with a segment of its own on a disk that may be full.
     pub(crate) fn may_roll(&self, class: Class) -> bool {
         let least = match class {
+            // While no spare can be made, the next two lives' first segments are kept as well.
+            Class::Bulk if self.no_space => 1 + RESERVED_SEGMENTS,
             Class::Bulk => 2,
             Class::Control => 1,
         };

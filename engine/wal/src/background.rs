@@ -5,6 +5,7 @@
 //! a summary or a checkpoint counts only when all of it is durable.
 
 use crate::files::Piece;
+use crate::growing::Class;
 use crate::moving::Moving;
 use crate::replay::State;
 use crate::saving::{Kept, Saving};
@@ -96,19 +97,14 @@ impl Wal {
         self.settle_summary();
     }
 
-    /// Whether there is work that only waits for a turn.
+    /// Whether there is work that only waits for a turn, and a place for it.
     pub(crate) fn has_background(&self) -> bool {
         let b = &self.background;
-        let blocked = !self.may_roll_for_background() && self.growing.limit() < self.options.batch_bytes_max;
-        !blocked
-            && (b.saving.as_ref().is_some_and(Saving::has_more)
-                || b.summing.as_ref().is_some_and(|s| !s.left.is_empty())
-                || self.has_move())
-    }
-
-    /// Checkpoints and moves are what makes room: they may use what is kept for control records, but for the last
-    /// segment, which promises and the next life need.
-    pub(crate) fn may_roll_for_background(&self) -> bool {
-        self.may_roll(crate::growing::Class::Control)
+        let place = |roll| self.growing.limit() >= self.options.batch_bytes_max || self.may_roll(roll);
+        // Checkpoints and moves are what makes room: on a full disk they may use what is kept for control records.
+        let moves = if self.full { Class::Control } else { Class::Bulk };
+        (b.saving.as_ref().is_some_and(Saving::has_more) && place(Class::Control))
+            || (!self.full && b.summing.as_ref().is_some_and(|s| !s.left.is_empty()) && place(Class::Bulk))
+            || (self.has_move() && place(moves))
     }
 }

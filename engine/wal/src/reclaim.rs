@@ -21,10 +21,12 @@ impl Wal {
                 _ => newest,
             };
             self.background.idle_since = Some((base, since));
-            if self.durable_seq < since || oldest.end > self.replay_start() {
+            // The segment that a checkpoint's position lies in is where an opening begins to read, even at its very end.
+            if self.durable_seq < since || oldest.end >= self.replay_start() {
                 return;
             }
-            let fits = oldest.end.0 - base.0 == self.options.segment_bytes;
+            // A write of a life that has died may still be on its way to a file of that life: it must not find a name.
+            let fits = oldest.end.0 - base.0 == self.options.segment_bytes && oldest.epoch == self.epoch;
             let Some(removed) = self.files.remove(base) else { return };
             self.background.resident.retain(|b| *b != base);
             self.background.idle_since = None;

@@ -19,6 +19,7 @@ use crate::quarantine;
 use crate::replay::{Replay, State};
 use crate::restart::{self, Loaded, Search};
 use crate::scan::{Found, Scanner, Source};
+use crate::segments::RESERVED_SEGMENTS;
 use crate::survey::{Named, chain_of, finding, foreign, newest_in_use, sources, survey};
 use crate::wal::Wal;
 use core::time::Duration;
@@ -60,6 +61,9 @@ pub struct RecoveryReport {
     pub bad_checkpoints: Vec<(Lsn, String)>,
 }
 
+/// Most bytes of an epoch that is written again as a whole.
+const FOLD_BYTES_MAX: u64 = 1 << 20;
+
 /// What reading the log gives.
 #[derive(Default)]
 pub(crate) struct Judged {
@@ -74,6 +78,8 @@ pub(crate) struct Judged {
     pub(crate) promises: Vec<Span>,
     /// Segments at the end in which nothing was ever written.
     pub(crate) blank: Vec<PathBuf>,
+    /// A newest epoch that holds little is written again as a whole, so that its segment is given back.
+    pub(crate) fold: bool,
 }
 
 pub(crate) struct Opening<'o, 'r> {
@@ -96,7 +102,9 @@ pub(crate) fn open(
     opening.report.duration = disk.clock().now.since(began);
     let report = opening.report;
     if let Ok(wal) = &result {
-        for file in wal.segments.files().chain([wal.active.file]) {
+        // The window may have taken more than one segment.
+        let written = wal.files.iter().filter_map(|(_, segment)| segment.file);
+        for file in wal.segments.files().chain(written) {
             disk.keep(file);
         }
     }
@@ -153,6 +161,8 @@ impl Opening<'_, '_> {
         let mut judged = Judged::default();
         let unknown = self.begin(&mut judged, old, &sources, &chain, search.loaded);
         let search = Search { loaded: None, bad: search.bad };
+        // A life that could not have all its spares: its disk is full.
+        judged.fold = directory.spares.len() < RESERVED_SEGMENTS;
         self.judge(disk, &sources, &chain, &mut judged).map_err(|e| search.blame(&dir, e))?;
         judged.state.demote(judged.end);
         let read_from = sources.first().map_or(Lsn(0), |s| s.header.base);
@@ -292,12 +302,20 @@ impl Opening<'_, '_> {
             let mut batches: VecDeque<(Source, BatchHeader)> = VecDeque::new();
             let mut last_proven = None;
             let mut proven_records = 0;
+            let mut folded = Vec::new();
+            let mut foldable = judged.fold && part.end.is_none() && part.start > checkpoint;
+            let mut bytes_of_part = 0;
             loop {
                 match scanner.next(disk)? {
                     Found::Good(header) => {
                         let Some(source) = scanner.here().cloned() else { break };
                         let bytes = scanner.bytes(disk, &header)?;
                         judged.state.apply(&source, &header, bytes, &mut self.report, self.replay)?;
+                        bytes_of_part += u64::from(header.total_len);
+                        foldable &= bytes_of_part <= FOLD_BYTES_MAX && header.checkpoint < part.start;
+                        if foldable {
+                            folded.push((source.clone(), header));
+                        }
                         proven = proven.max(header.durable);
                         batches.push_back((source, header));
                         while let Some((_, first)) = batches.front()
@@ -316,6 +334,7 @@ impl Opening<'_, '_> {
                                 return Err(OpenError::Damaged(Box::new(finding)));
                             }
                             Verdict::Superseded => {
+                                foldable = false;
                                 scanner.skip(evidence.next);
                                 self.report.findings.push(finding);
                                 continue;
@@ -358,6 +377,10 @@ impl Opening<'_, '_> {
                     judged.link = before;
                 }
                 judged.window = batches.into();
+                if foldable && proven_records > 0 {
+                    (judged.end, judged.link) = (part.prev_epoch_end, before);
+                    judged.window = folded;
+                }
             } else {
                 judged.link = link.unwrap_or(last_proven.unwrap_or(before));
             }

@@ -76,7 +76,7 @@ impl Wal {
         self.full
             && base != self.active.base()
             && oldest.holds == 0
-            && oldest.end > self.replay_start()
+            && oldest.end >= self.replay_start()
             && self.background.saved_at < self.growing.lsn
     }
 

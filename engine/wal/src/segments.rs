@@ -24,6 +24,9 @@ use tidelog_types::{Lsn, Monotonic};
 
 /// Bytes of one write of zeros.
 const FILL_BYTES: u64 = 1 << 20;
+/// Prepared segments that entries may not use on a full disk: one for control records or the next life, and one for the
+/// life after that, which then gives the segment of the one before it back.
+pub(crate) const RESERVED_SEGMENTS: usize = 2;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
@@ -73,6 +76,8 @@ enum Job {
     CloseReturned { path: PathBuf, file: FileId, fits: bool },
     NameReturned { number: u64, path: PathBuf },
     SyncReturned { number: u64 },
+    DropReturned { path: PathBuf },
+    SyncDropped { path: PathBuf },
     OpenReturned { number: u64 },
     CloseDiscarded { file: FileId, path: PathBuf },
     RemoveDiscarded { path: PathBuf },
@@ -122,7 +127,7 @@ impl Segments {
             dir,
             pool,
             upcoming,
-            spares,
+            spares: spares.max(RESERVED_SEGMENTS),
             next: None,
             free,
             spare_number,
@@ -207,7 +212,7 @@ impl Segments {
                 self.spare_number += 1;
                 Job::NameReturned { number, path }
             }
-            None => Job::RemoveDiscarded { path },
+            None => Job::DropReturned { path },
         }
     }
 
@@ -250,13 +255,15 @@ impl Segments {
             Job::OpenReturned { number } => {
                 Op::Open { path: at(names::spare(*number)), mode: OpenMode::ReadWrite }
             }
-            Job::SyncSpareName { .. } | Job::SyncSegmentName { .. } | Job::SyncReturned { .. } => {
-                Op::SyncDir { path: self.dir.clone() }
-            }
+            // Before the next older one goes: the segments that are left are to be contiguous after any crash.
+            Job::SyncSpareName { .. }
+            | Job::SyncSegmentName { .. }
+            | Job::SyncReturned { .. }
+            | Job::SyncDropped { .. } => Op::SyncDir { path: self.dir.clone() },
             Job::CloseReturned { file, .. } | Job::CloseDiscarded { file, .. } => {
                 Op::CloseFile { file: *file }
             }
-            Job::RemoveDiscarded { path } => Op::Remove { path: path.clone() },
+            Job::RemoveDiscarded { path } | Job::DropReturned { path } => Op::Remove { path: path.clone() },
         }
     }
 
@@ -282,7 +289,9 @@ impl Segments {
             Job::CloseReturned { file, path, .. } | Job::CloseDiscarded { file, path } => {
                 (path.clone(), Some(*file))
             }
-            Job::RemoveDiscarded { path } => (path.clone(), None),
+            Job::RemoveDiscarded { path } | Job::DropReturned { path } | Job::SyncDropped { path } => {
+                (path.clone(), None)
+            }
         }
     }
 
@@ -325,6 +334,8 @@ impl Segments {
                 Some(self.take_back(Returned { path, file: None, fits }))
             }
             Job::NameReturned { number, .. } => Some(Job::SyncReturned { number }),
+            Job::DropReturned { path } => Some(Job::SyncDropped { path }),
+            Job::SyncDropped { .. } => None,
             Job::SyncReturned { number } => Some(Job::OpenReturned { number }),
             Job::OpenReturned { number } => {
                 if let Output::Opened { file, .. } = output {
@@ -374,7 +385,8 @@ impl Segments {
             Job::CloseReturned { .. } | Job::NameReturned { .. } | Job::OpenReturned { .. } => {
                 "recycling a segment"
             }
-            Job::SyncReturned { .. } => "syncing the directory",
+            Job::DropReturned { .. } => "removing a segment",
+            Job::SyncReturned { .. } | Job::SyncDropped { .. } => "syncing the directory",
             _ => "making a segment",
         };
         Step::Failed(WalError { file: path, offset: 0, what, error })

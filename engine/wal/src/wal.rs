@@ -15,7 +15,7 @@ use crate::growing::{Frozen, Growing, Identity, Link};
 use crate::lookup::PartitionLog;
 use crate::options::Options;
 use crate::reads::{ReadId, ReadJob, Run};
-use crate::segments::{Segment, Segments, Step};
+use crate::segments::{RESERVED_SEGMENTS, Segment, Segments, Step};
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 use tidelog_io::{Completion, Io, Op, Output, Token, Wait};
@@ -170,7 +170,7 @@ pub struct Wal {
     seal_at: Monotonic,
     pub(crate) clock: Clock,
     pub(crate) full: bool,
-    no_space: bool,
+    pub(crate) no_space: bool,
     pub(crate) fenced: bool,
     pub(crate) events: Vec<WalEvent>,
     pub(crate) stats: Stats,
@@ -564,7 +564,7 @@ impl Wal {
 
     /// Compares what is ready with what control records need.
     pub(crate) fn weigh_space(&mut self) {
-        let ready = self.segments.ready() >= 2;
+        let ready = self.segments.ready() > RESERVED_SEGMENTS;
         if ready {
             self.no_space = false;
         }
