@@ -109,7 +109,8 @@ impl Answer {
         })
     }
 
-    fn take(&mut self) -> Option<Response> {
+    /// The answer if it is there; it is given once.
+    pub(crate) fn take(&mut self) -> Option<Response> {
         match Arc::get_mut(&mut self.one) {
             // The asker is done with it.
             Some(one) => one.response.take(),

@@ -314,6 +314,19 @@ impl Partition {
         })
     }
 
+    /// Takes a snapshot of the state machine on this node; the answer comes when it is durable, read back and marked in
+    /// the log. It covers at least what was applied before the call: the last entry covered.
+    ///
+    /// [`RequestError::Invalid`] if the partition has no state machine, [`RequestError::Unavailable`] if none could be
+    /// taken.
+    pub fn snapshot(&self) -> Pending<Position> {
+        let request = Request::Snapshot { partition: self.id };
+        Pending::new(self.shared.inbox.request(request), |response: Response| match response? {
+            Reply::Snapshot { covered, .. } => Ok(covered),
+            _ => Err(mismatched()),
+        })
+    }
+
     /// The partition's marks on this node.
     pub fn marks(&self) -> Marks {
         self.marks.load()

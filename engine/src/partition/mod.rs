@@ -6,14 +6,17 @@
 
 mod context;
 mod feed;
+mod keep;
 mod serve;
 mod writes;
 
 pub(crate) use context::{Context, Origin};
 use feed::Fetch;
+use keep::Done;
 pub(crate) use serve::Machine;
 use writes::{Source, Write, fitting};
 
+use crate::keep::Keep;
 use crate::marks::{Marks, SharedMarks};
 use crate::request::{Level, Reply, Request, RequestError};
 use crate::transport::PeerMessage;
@@ -64,6 +67,8 @@ pub(crate) struct Partition {
     fetches: BTreeMap<NodeId, Fetch>,
     marks: Arc<SharedMarks>,
     metas: Vec<EntryMeta>,
+    keep: Keep,
+    done: Done,
 }
 
 impl Partition {
@@ -72,7 +77,11 @@ impl Partition {
         replica: Replica,
         machine: Option<Machine>,
         marks: Arc<SharedMarks>,
+        keep: Keep,
+        clock: Clock,
     ) -> Partition {
+        // What is not kept any more was applied before.
+        let applied = replica.marks().low_water.prev();
         Partition {
             id,
             replica,
@@ -84,11 +93,13 @@ impl Partition {
             read_rounds: BTreeMap::new(),
             read_round_next: 0,
             machine,
-            applied: Index::ZERO,
+            applied,
             apply_reading: false,
             fetches: BTreeMap::new(),
             marks,
             metas: Vec::new(),
+            keep,
+            done: Done::since(clock.now),
         }
     }
 
@@ -109,7 +120,9 @@ impl Partition {
         let m = self.replica.marks();
         let applied =
             self.machine.as_ref().map_or(self.applied, |machine| machine.applied.min(m.applicable()));
-        Marks { low_water: m.low_water, applied, durable: m.durable, high_water: m.high_water }
+        // As readers see it: a committed log start counts also where bytes below it are still held.
+        let low_water = self.first_readable().min(applied.next()).max(m.low_water);
+        Marks { low_water, applied, durable: m.durable, high_water: m.high_water }
     }
 
     /// Shows the marks to the handles, and checks their relation (invariants 5, 10).
@@ -223,6 +236,7 @@ impl Partition {
         self.settle(cx, Source::None);
         // What was committed and durable already when the log was opened, and reads that found no room.
         self.apply(cx);
+        self.shorten(cx);
     }
 
     pub(crate) fn paused(&mut self, clock: Clock) {
@@ -275,7 +289,9 @@ impl Partition {
                     Level::Linearizable => self.read_round(cx, wanted),
                 }
             }
-            Request::Status => cx.respond(origin, Err(RequestError::Invalid("status is of a node".into()))),
+            Request::Status | Request::Snapshot { .. } => {
+                cx.respond(origin, Err(RequestError::Invalid("not a request to a log".into())));
+            }
         }
         Ok(())
     }

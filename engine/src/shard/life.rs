@@ -7,6 +7,7 @@ use crate::partition::{Context, Origin, Partition};
 use crate::reads::Reads;
 use crate::request::Request;
 use crate::returning::Returning;
+use crate::snapshot::Snapshots;
 use crate::transport::{PeerMessage, Transport};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ pub(super) struct Life {
     pub(super) reads: Reads,
     pub(super) returning: Returning,
     pub(super) replicas: Replicas,
+    pub(super) snapshots: Snapshots,
 }
 
 /// The replicas of a shard and what is to be done for them.
@@ -38,6 +40,8 @@ pub(super) struct Replicas {
     /// Peer messages and requests that wait for room in the growing batch, in order.
     pub(super) messages: VecDeque<(NodeId, PeerMessage)>,
     pub(super) requests: VecDeque<(Origin, PartitionId, Request)>,
+    /// Snapshots that are due.
+    pub(super) due: BTreeSet<PartitionId>,
     /// The disk has no space for another segment.
     pub(super) full: bool,
 }
@@ -159,9 +163,37 @@ impl Shard {
         }
     }
 
+    /// Takes the snapshots' next steps.
+    pub(super) fn tick_snapshots(&mut self, io: &mut dyn Io) {
+        let Some(mut life) = self.life.take() else { return };
+        let Life { cluster, wal, reads, returning, replicas, snapshots, .. } = &mut life;
+        for id in std::mem::take(&mut replicas.due) {
+            if !snapshots.has(id) {
+                snapshots.want(id);
+            }
+        }
+        let mut cx = Context {
+            io,
+            wal,
+            transport: &mut *self.transport,
+            reads,
+            returning,
+            clock: self.clock,
+            cluster: *cluster,
+            addresses: &self.addresses,
+            retry_after: RETRY_AFTER,
+        };
+        let Replicas { partitions, touched, .. } = replicas;
+        snapshots.run(&mut cx, partitions, &mut |id| {
+            touched.insert(id);
+        });
+        self.life = Some(life);
+    }
+
     /// Submits the batch, feeds the peers, flushes the sockets, publishes the marks.
     pub(super) fn finish(&mut self, io: &mut dyn Io) -> Result<(), Error> {
         self.sealing = None;
+        let now = self.clock.now;
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
         {
@@ -201,6 +233,9 @@ impl Shard {
             while let Some(id) = replicas.touched.pop_first() {
                 if let Some(p) = replicas.partitions.get(&id) {
                     p.publish();
+                    if !replicas.full && p.wants_snapshot(now) {
+                        replicas.due.insert(id);
+                    }
                     let at = p.replica().deadline();
                     if let Some(old) = replicas.tick_of.insert(id, at) {
                         replicas.ticks.remove(&(old, id));

@@ -19,10 +19,10 @@ use life::{Life, split};
 use crate::error::Error;
 use crate::formation::Hello;
 use crate::identity::Identity;
-use crate::inbox::{Command, Commands};
+use crate::inbox::{Command, Commands, RETRY_AFTER};
 use crate::marks::SharedMarks;
 use crate::options::Options;
-use crate::partition::{Origin, Partition};
+use crate::partition::{Context, Origin, Partition};
 use crate::request::{BusyReason, Level, Reply, Request, RequestError};
 use crate::state_machine::StateMachine;
 use crate::transport::{Event, Transport};
@@ -233,6 +233,7 @@ impl Shard {
         self.wake_answered();
         self.take_commands(io);
         self.tick_replicas(io);
+        self.tick_snapshots(io);
         self.finish(io)?;
         self.wake_answered();
         if self.stopping.is_some_and(|deadline| self.drained() || self.clock.now >= deadline) {
@@ -271,6 +272,11 @@ impl Shard {
                 self.handle_wal_events(io);
             }
             TokenClass::Net => self.transport.complete(io, completion, &mut self.events),
+            TokenClass::Engine => {
+                if let Some(life) = &mut self.life {
+                    life.snapshots.complete(completion, self.clock.now);
+                }
+            }
             _ => {}
         }
     }
@@ -348,6 +354,7 @@ impl Shard {
         let partition = match &request {
             Request::Append { partition, .. }
             | Request::OpenSession { partition, .. }
+            | Request::Snapshot { partition }
             | Request::Read { partition, .. } => *partition,
             Request::Status => return,
         };
@@ -359,7 +366,9 @@ impl Shard {
                     "the cluster is not formed yet: all founding nodes must be up once".into(),
                 )),
                 Some(life) if !life.replicas.partitions.contains_key(&partition) => Some(match request {
-                    Request::Read { level: Level::Local, .. } => RequestError::NoSuchPartition(partition),
+                    Request::Read { level: Level::Local, .. } | Request::Snapshot { .. } => {
+                        RequestError::NoSuchPartition(partition)
+                    }
                     _ => self.elsewhere(&life.placement, partition),
                 }),
                 Some(life) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
@@ -371,11 +380,30 @@ impl Shard {
         if let Some(error) = refusal {
             return answer(&mut *self.transport, origin, Err(error));
         }
+        if matches!(request, Request::Snapshot { .. }) {
+            return self.ask_snapshot(io, origin, partition);
+        }
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
         {
             replicas.give(&mut cx, origin, partition, request);
         }
+    }
+
+    fn ask_snapshot(&mut self, io: &mut dyn Io, origin: Origin, partition: PartitionId) {
+        let Some(life) = &mut self.life else { return };
+        let mut cx = Context {
+            io,
+            wal: &mut life.wal,
+            transport: &mut *self.transport,
+            reads: &mut life.reads,
+            returning: &mut life.returning,
+            clock: self.clock,
+            cluster: life.cluster,
+            addresses: &self.addresses,
+            retry_after: RETRY_AFTER,
+        };
+        life.snapshots.ask(&mut cx, partition, origin);
     }
 
     fn deadline(&self) -> Monotonic {
@@ -384,6 +412,8 @@ impl Shard {
         [
             self.transport.deadline(),
             life.and_then(|l| l.wal.deadline()),
+            life.and_then(|l| l.snapshots.deadline()),
+            life.and_then(|l| (!l.replicas.due.is_empty()).then_some(self.clock.now)),
             life.and_then(|l| l.replicas.ticks.first().map(|(at, _)| *at)),
             self.stopping,
             self.sealing,
