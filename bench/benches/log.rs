@@ -27,6 +27,7 @@ impl Replay for Nothing {
     fn cut(&mut self, _: PartitionId, _: Position) {}
     fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
     fn high_water(&mut self, _: PartitionId, _: Index) {}
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 }
 
 struct Log {

@@ -32,6 +32,14 @@ pub enum LogOpKind {
         /// Last index.
         last: Index,
     },
+    /// Write the bytes of the entries `first ..= last` back: they are damaged, and those of the message that was
+    /// stepped, or of the call of `repair`, are good. This changes where entries lie, never which there are.
+    Repair {
+        /// First index.
+        first: Index,
+        /// Last index.
+        last: Index,
+    },
     /// One entry that the replica itself makes: the no-op that opens a generation, or a log start.
     Make(EntryMeta),
     /// Generation and vote.

@@ -56,8 +56,15 @@ impl Replica {
         self.verified = self.verified.max(end);
         self.commit(append.high_water.min(self.verified), effects);
         // The confirmation is for this append's end only, so that it waits for no more than that.
-        let ticket = self.tickets.covering(end);
-        let message = Asserting::AppendReply { generation, matched: end, round };
+        let (matched, ticket) = self.confirmable(end);
+        let message = if matched < prev.index {
+            // Damage lies before this append, and what is not committed cannot be confirmed across it: the leader is
+            // to begin again there. Its bytes heal what is damaged.
+            let hint = self.log.last_within(Position::new(matched, generation)).unwrap_or(base);
+            Asserting::AppendRefused { generation, prev: prev.index, hint, round }
+        } else {
+            Asserting::AppendReply { generation, matched, round }
+        };
         self.assert_to(from, ticket, message, effects);
     }
 
@@ -78,7 +85,7 @@ impl Replica {
                 return;
             }
             self.commit(high_water.min(self.verified), effects);
-            let matched = self.verified.min(self.tickets.index());
+            let matched = self.verified.min(self.counted());
             Asserting::HeartbeatReply { generation, round, matched, wall: clock.wall }
         };
         self.assert_to(from, Ticket(0), message, effects);
@@ -113,7 +120,10 @@ impl Replica {
         let known = |entry: &&EntryMeta| {
             self.log.generation_at(entry.position.index) == Some(entry.position.generation)
         };
-        let new = entries.get(entries.iter().take_while(known).count()..).unwrap_or_default();
+        let (old, new) = entries.split_at(entries.iter().take_while(known).count());
+        if !self.damage.is_empty() {
+            self.repair(old, effects);
+        }
         let Some(first) = new.first().map(|entry| entry.position.index) else { return true };
         if first <= self.verified {
             return false; // within one generation a leader only appends (invariant 3)
@@ -151,6 +161,7 @@ impl Replica {
         let generation = self.log.generation_at(keep).expect("a cut keeps an entry of the log");
         self.log.cut(keep);
         self.sessions.cut(keep);
+        self.damage.cut(keep);
         self.tickets.cut(keep);
         self.starts.cut(keep);
         self.history.cut(keep);

@@ -124,6 +124,7 @@ pub(crate) struct Leader {
 impl Replica {
     /// Elected.
     pub(crate) fn lead(&mut self, clock: Clock, votes: &Votes, effects: &mut Effects) {
+        assert!(self.damage.is_empty() && !self.sessions.has_holes(), "a damaged replica does not campaign");
         let last = self.log.last().index;
         let progress =
             self.peers.iter().map(|peer| Progress::new(last, clock.now, votes.witness(*peer))).collect();
@@ -373,6 +374,10 @@ impl Replica {
             // Check-quorum: whoever can reach a quorum may lead instead.
             return self.step_down(clock, effects);
         }
+        if self.is_crippled(clock) {
+            return self.step_down(clock, effects);
+        }
+        let State::Leader(leader) = &mut self.state else { return };
         leader.heartbeat_deadline = clock.now.after(self.config.heartbeat);
         for progress in &mut leader.progress {
             progress.retry(clock.now, self.config.heartbeat, timeout);
@@ -432,8 +437,8 @@ impl Replica {
 
     /// Moves the high-water mark to what a quorum has made durable.
     pub(crate) fn advance(&mut self, effects: &mut Effects) {
+        let own = self.counted();
         let State::Leader(leader) = &mut self.state else { return };
-        let own = self.tickets.index();
         let agreed = agreed_of(leader.progress.iter().map(Progress::matched).chain([own]));
         // An entry of an earlier generation may be on a quorum and still be replaced by a later leader; one of
         // the own generation cannot, and commits all before it (Raft 5.4.2, figure 8).

@@ -8,6 +8,7 @@
 //! sends is dropped and counted. A broken promise of our own stops the process by an assertion.
 
 use crate::config::Config;
+use crate::damage::Damage;
 use crate::effects::{Effects, LogOp, LogOpKind, Outgoing};
 use crate::election::Votes;
 use crate::history::History;
@@ -59,12 +60,14 @@ pub struct Marks {
     pub last: Index,
     /// Highest index known to be durable on a quorum, inclusive.
     pub high_water: Index,
+    /// Nothing up to here is damaged; `last` if nothing is.
+    pub whole: Index,
 }
 
 impl Marks {
-    /// The last index that may be applied here: committed, and durable on this node too.
+    /// The last index that may be applied here: committed, durable on this node too, and nothing before it damaged.
     pub fn applicable(&self) -> Index {
-        self.high_water.min(self.durable)
+        self.high_water.min(self.durable).min(self.whole)
     }
 }
 
@@ -98,6 +101,8 @@ pub struct Replica {
     pub(crate) promised: Ticket,
     pub(crate) log: Log,
     pub(crate) sessions: Sessions,
+    /// Entries of `log` whose bytes are lost here.
+    pub(crate) damage: Damage,
     pub(crate) tickets: Tickets,
     /// Log starts said in the log.
     pub(crate) starts: Starts,
@@ -149,6 +154,7 @@ impl Replica {
         let Restored {
             log,
             sessions,
+            damage,
             stamp,
             generation,
             vote,
@@ -173,6 +179,7 @@ impl Replica {
             history,
             snapshot,
             ordered: Ordered::default(),
+            damage,
             stamp,
             high_water,
             verified: Index::ZERO,
@@ -186,9 +193,12 @@ impl Replica {
             malformed: 0,
             config,
         };
-        // A single voter has nobody to wait for.
-        if !replica.is_alone() {
-            replica.await_leader(clock);
+        if !replica.is_alone() || !replica.damage.is_empty() {
+            replica.await_leader(clock); // otherwise it has nobody to wait for
+        }
+        if replica.is_alone() && !replica.damage.is_empty() {
+            // What a single voter has made durable is committed; one that may not lead has nobody else to learn it from.
+            replica.high_water = replica.log.last().index;
         }
         replica
     }
@@ -225,6 +235,8 @@ impl Replica {
                 self.on_heartbeat(clock, from, generation, high_water, round, effects);
             }
             Message::Asserting(reply) => self.on_reply(clock, from, reply, effects),
+            // Whoever has the bytes answers these; one that gets here was not looked at.
+            Message::Repair(_) => self.malformed += 1,
         }
     }
 
@@ -232,6 +244,7 @@ impl Replica {
     pub fn durable(&mut self, clock: Clock, ticket: Ticket, effects: &mut Effects) {
         self.tickets.report(ticket);
         self.settle_marks();
+        self.repairs_durable(ticket);
         self.end_turn_of_round();
         match &self.state {
             State::Candidate { ticket, .. } if self.tickets.is_durable(*ticket) => {
@@ -274,6 +287,10 @@ impl Replica {
         message.generation() == self.generation
             && match message {
                 Asserting::Vote { .. } => matches!(self.state, State::Candidate { .. }),
+                // Not if what it confirms was damaged while it waited.
+                Asserting::AppendReply { matched, .. } | Asserting::HeartbeatReply { matched, .. } => {
+                    self.damage.first_from(self.high_water.next()).is_none_or(|lost| *matched < lost)
+                }
                 _ => true,
             }
     }
@@ -320,6 +337,11 @@ impl Replica {
         self.generation
     }
 
+    /// The newest generation whose promise is durable here.
+    pub fn generation_promised(&self) -> Generation {
+        self.tickets.generation()
+    }
+
     /// The vote given in that generation.
     pub fn vote(&self) -> Option<NodeId> {
         self.vote
@@ -332,6 +354,7 @@ impl Replica {
             durable: self.tickets.index(),
             last: self.log.last().index,
             high_water: self.high_water,
+            whole: self.damage.first_from(Index(1)).map_or(self.log.last().index, Index::prev),
         }
     }
 

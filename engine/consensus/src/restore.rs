@@ -6,6 +6,7 @@
 //! came from.
 
 use crate::base::Base;
+use crate::damage::{Damage, DamagedRange, Harm};
 use crate::history::History;
 use crate::log::Log;
 use crate::retain::Starts;
@@ -104,6 +105,7 @@ pub enum RestoreFault {
 pub struct Restored {
     pub(crate) log: Log,
     pub(crate) sessions: Sessions,
+    pub(crate) damage: Damage,
     pub(crate) stamp: ReplicatedMs,
     pub(crate) generation: Generation,
     pub(crate) vote: Option<NodeId>,
@@ -113,8 +115,8 @@ pub struct Restored {
     pub(crate) snapshot: Position,
     /// The highest mark found. It may lie in front of its entries within one batch, so it is only believed as
     /// far as the log reaches.
-    hint: Index,
-    fault: Option<RestoreFault>,
+    pub(crate) hint: Index,
+    pub(crate) fault: Option<RestoreFault>,
 }
 
 impl Restored {
@@ -131,6 +133,7 @@ impl Restored {
         Restored {
             log,
             sessions,
+            damage: Damage::default(),
             stamp,
             generation: position.generation,
             vote: None,
@@ -174,6 +177,53 @@ impl Restored {
         }
     }
 
+    /// The next entries, whose bytes are lost: only their positions are known.
+    pub fn damaged(&mut self, range: DamagedRange, harm: Harm) {
+        if self.fault.is_some() {
+            return;
+        }
+        let DamagedRange { first, last: end, generation } = range;
+        let (last, found) = (self.log.last(), Position::new(first, generation));
+        let follows = last.index.0.checked_add(1) == Some(first.0)
+            && first <= end
+            && generation >= last.generation
+            && generation > Generation::ZERO;
+        if !follows {
+            self.fault = Some(RestoreFault::Entry { last, found });
+        } else if generation > self.generation {
+            self.fault = Some(RestoreFault::Unpromised { promised: self.generation, found });
+        } else {
+            self.log.push_run(found, end);
+            self.sessions.hole(first, end);
+            self.damage.insert(first, end, harm);
+            self.high_water = self.hint.min(end).max(self.high_water);
+        }
+    }
+
+    /// A good copy of an entry that came before was written again, further on. If it was damaged, it is whole now.
+    pub fn moved(&mut self, entry: &EntryMeta) {
+        let index = entry.position.index;
+        if self.fault.is_some() || !self.damage.contains(index) {
+            return;
+        }
+        let there = self.log.generation_at(index) == Some(entry.position.generation)
+            && self.log.generation_at(index.prev()) == Some(entry.prev_generation);
+        if !there {
+            let (last, found) = (self.log.last(), entry.position);
+            self.fault = Some(RestoreFault::Entry { last, found });
+            return;
+        }
+        match self.sessions.patch(entry, self.high_water) {
+            Ok(()) => {
+                self.damage.remove(index, index);
+                self.stamp = self.stamp.max(entry.timestamp);
+                self.starts.push(entry);
+                self.starts.commit(self.high_water);
+            }
+            Err(fault) => self.fault = Some(RestoreFault::Session { index, fault }),
+        }
+    }
+
     /// Everything above `keep` was removed.
     pub fn cut(&mut self, keep: Position) {
         if self.fault.is_some() {
@@ -189,6 +239,7 @@ impl Restored {
         self.sessions.cut(keep.index);
         self.starts.cut(keep.index);
         self.history.cut(keep.index);
+        self.damage.cut(keep.index);
     }
 
     /// A generation was promised, and a vote given in it or not.
@@ -244,13 +295,16 @@ impl Restored {
         self.high_water(first.prev().min(self.log.last().index));
         let before = self.log.base().index.next();
         let covered = self.snapshot.index.next().max(self.starts.furthest());
-        if first < before || first > covered || first.prev() > self.log.last().index {
+        // What let it rise may be lost.
+        let covers = first <= covered || self.sessions.has_holes();
+        if first < before || !covers || first.prev() > self.log.last().index {
             let last = self.log.last();
             self.fault = Some(RestoreFault::LowWater { before, found: first, covered, last });
             return;
         }
         self.log.begin_behind(first.prev());
         self.history.begin_at(first);
+        self.damage.let_go(first);
     }
 
     /// The last entry that a durable snapshot covers.
@@ -326,6 +380,44 @@ mod tests {
         assert_eq!(r.check(), Err(RestoreFault::HighWater { last, found: Index(3) }));
         r.entry(&entry(3, 1, 1));
         assert_eq!((r.check(), r.high_water), (Ok(()), Index(3)));
+    }
+
+    fn range(first: u64, last: u64, generation: u64) -> DamagedRange {
+        DamagedRange { first: Index(first), last: Index(last), generation: Generation(generation) }
+    }
+
+    #[test]
+    fn lost_entries_keep_their_places_until_they_are_cut_or_found() {
+        let mut r = two_entries();
+        r.high_water(Index(4));
+        r.damaged(range(3, 4, 1), Harm::Damaged);
+        assert_eq!((r.check(), r.high_water), (Ok(()), Index(4)), "a mark covers what is damaged, too");
+        r.entry(&entry(5, 1, 1));
+        r.promise(Generation(2), None);
+        r.damaged(range(6, 6, 2), Harm::Suspect);
+        r.cut(Position::new(Index(5), Generation(1)));
+        assert!(r.damage.contains(Index(4)) && !r.damage.contains(Index(6)));
+        r.moved(&entry(4, 1, 1));
+        r.moved(&entry(5, 1, 1)); // whole already
+        assert_eq!(r.damage.first_from(Index(1)), Some(Index(3)));
+        r.moved(&entry(3, 1, 1));
+        assert!(r.check().is_ok() && r.damage.is_empty());
+        let mut clean = two_entries();
+        (3..=5).for_each(|i| clean.entry(&entry(i, 1, 1)));
+        assert_eq!((r.sessions, r.stamp), (clean.sessions, clean.stamp));
+    }
+
+    #[test]
+    fn lost_entries_that_do_not_follow_are_a_contradiction() {
+        for wrong in [range(4, 5, 1), range(3, 2, 1), range(3, 3, 0), range(3, 3, 2)] {
+            let mut r = two_entries();
+            r.damaged(wrong, Harm::Damaged);
+            assert!(r.check().is_err(), "{wrong:?}");
+        }
+        let mut r = two_entries();
+        r.damaged(range(3, 3, 1), Harm::Damaged);
+        r.moved(&entry(3, 1, 0));
+        assert!(matches!(r.check(), Err(RestoreFault::Entry { .. })));
     }
 
     #[test]

@@ -125,6 +125,17 @@ impl Script {
                 let retention = Retention { age: None, bytes: Some(number(n)?) };
                 self.world.retain(number(node)?, retention);
             }
+            ["crash", node, "suspect"] => self.world.crash_suspect(number(node)?),
+            ["rot", node, index] => {
+                if !self.world.rot(number(node)?, number(index)?) {
+                    return Err("there is nothing to rot".into());
+                }
+            }
+            ["fetch", node, peer] => {
+                if !self.world.fetch(number(node)?, number(peer)?) {
+                    return Err("nothing is wanted".into());
+                }
+            }
             ["pause", node] => self.world.paused(number(node)?),
             ["down", node, peer] => self.world.channel(number(node)?, number(peer)?, false),
             ["up", node, peer] => self.world.channel(number(node)?, number(peer)?, true),
@@ -232,6 +243,9 @@ impl Script {
                 let leader = node.replica().leader().map_or("none".into(), |v| v.to_string());
                 same("leader", n, &leader)
             }
+            ["damaged", n] => same("damaged", n, &node.replica().damaged_entries().to_string()),
+            ["suspect", n] => same("suspect", n, &node.replica().suspect_entries().to_string()),
+            ["applicable", n] => same("applicable", n, &node.replica().marks().applicable().to_string()),
             ["malformed", n] => same("malformed", n, &node.replica().malformed().to_string()),
             ["low-water", n] => same("low-water", n, &node.replica().marks().low_water.to_string()),
             ["log-start", n] => same("log-start", n, &node.replica().log_start().to_string()),
@@ -305,6 +319,8 @@ macro_rules! transcripts {
 transcripts! {
     check_quorum
     cut_and_reused_index
+    damaged_follower
+    damaged_longest_log
     deposed_with_requests_waiting
     divergent_follower
     duplicated_and_reordered
@@ -313,8 +329,10 @@ transcripts! {
     first_append
     follower_behind_the_base
     follower_below_the_base
+    helical_damage
     kip_101
     late_vote
+    leader_damaged
     leader_reopened
     log_start
     lost_messages
@@ -329,6 +347,7 @@ transcripts! {
     stale_leader
     stale_round
     sticky_leader
+    suspect_is_cut
     vote_before_reply
     vote_log_check
 }

@@ -153,6 +153,10 @@ pub struct WalSection {
     pub in_flight: usize,
     /// Segments prepared ahead.
     pub spare_segments: usize,
+    /// Bytes of log between two checkpoints, at least.
+    pub checkpoint_every: u64,
+    /// Bytes of segments that a log is kept at.
+    pub budget: u64,
     /// Idle time after which the log is sealed.
     pub seal_after: Duration,
     /// Bytes of recent entries kept in memory.
@@ -187,6 +191,8 @@ pub struct LimitsSection {
     pub requests_in_flight: usize,
     /// Most bytes of unanswered requests of one connection.
     pub request_bytes_in_flight: usize,
+    /// Most bytes of unanswered requests and of answers on their way of all client connections together.
+    pub client_bytes: usize,
     /// Most requests waiting for a shard's turn.
     pub inbox: usize,
 }
@@ -370,6 +376,8 @@ impl Config {
                 batch_max: 0,
                 in_flight: 0,
                 spare_segments: 0,
+                checkpoint_every: 0,
+                budget: 0,
                 seal_after: Duration::ZERO,
                 cache: 0,
             },
@@ -386,6 +394,7 @@ impl Config {
                 client_connections: 0,
                 requests_in_flight: 0,
                 request_bytes_in_flight: 0,
+                client_bytes: 0,
                 inbox: 0,
             },
             snapshot: SnapshotSection { every: 0, interval: Duration::ZERO },

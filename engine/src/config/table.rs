@@ -132,7 +132,7 @@ static KEYS: &[Key] = &[
             step: PAGE_BYTES as u64,
         },
         default: Default::Given("4MiB"),
-        effect: "Buffer memory registered with the ring, which saves the kernel work per write. It counts as locked memory (ulimit -l, often 8 MiB); what cannot be registered is used unregistered. 0B registers none.",
+        effect: "Buffer memory registered with the ring, which saves the kernel work per write. It counts as locked memory (ulimit -l, often 8 MiB for all nodes of a user together); what cannot be registered is used unregistered, and the node says so. 0B registers none.",
         later: None,
     },
     Key {
@@ -191,6 +191,32 @@ static KEYS: &[Key] = &[
         kind: Kind::Count { field: number!(wal.spare_segments), min: 1, max: 16 },
         default: Default::Given("2"),
         effect: "Empty segments kept ready, so that going on to the next one never waits for a file to be filled.",
+        later: None,
+    },
+    Key {
+        name: "wal.checkpoint_every",
+        scope: Scope::Node,
+        kind: Kind::Size {
+            field: number!(wal.checkpoint_every),
+            min: MIB,
+            max: 64 * GIB,
+            step: PAGE_BYTES as u64,
+        },
+        default: Default::Given("64MiB"),
+        effect: "Log written between two checkpoints, at least: about twice as much is read when the log is opened. A large checkpoint comes more seldom, so that checkpoints are at most a sixteenth of what is written.",
+        later: None,
+    },
+    Key {
+        name: "wal.budget",
+        scope: Scope::Node,
+        kind: Kind::Size {
+            field: number!(wal.budget),
+            min: 64 * MIB,
+            max: 1024 * GIB,
+            step: PAGE_BYTES as u64,
+        },
+        default: Default::Given("4GiB"),
+        effect: "Bytes of segments that a log is kept at. Above it snapshots are asked for, and what is still live in the oldest segment is moved to the end, so that the segment can be used again. Nothing is refused because of it; what must be kept may take more.",
         later: None,
     },
     Key {
@@ -312,6 +338,19 @@ static KEYS: &[Key] = &[
         },
         default: Default::Given("16MiB"),
         effect: "The same bound in bytes of payload.",
+        later: None,
+    },
+    Key {
+        name: "limits.client_bytes",
+        scope: Scope::Node,
+        kind: Kind::Size {
+            field: number!(limits.client_bytes),
+            min: FLIGHT_BYTES_MIN,
+            max: 64 * GIB,
+            step: 1,
+        },
+        default: Default::Given("256MiB"),
+        effect: "Bytes of unanswered requests and of answers on their way of all client connections of a shard together; above it clients are not read until answers have gone out.",
         later: None,
     },
     Key {

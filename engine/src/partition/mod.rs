@@ -315,6 +315,9 @@ impl Partition {
         let waiter = Waiter { origin, opens_session: session_key.is_some() };
         match self.replica.propose(cx.clock, proposal, &mut self.effects) {
             Ok(Admitted::New(meta)) => {
+                if matches!(waiter.origin, Origin::Local(_)) {
+                    cx.returning.came(cx.clock.now);
+                }
                 self.waiting.push(meta.position, waiter);
                 self.settle(cx, Source::Proposal { meta, payload, payload_crc });
             }
@@ -325,7 +328,7 @@ impl Partition {
             Err(refused) => {
                 let error = match refused {
                     Refused::NotLeader { hint } => cx.not_leader(hint),
-                    Refused::Busy => RequestError::Busy { retry_after: cx.retry_after },
+                    Refused::Busy => RequestError::busy(cx.retry_after),
                     Refused::SessionExpired => RequestError::SessionExpired,
                     Refused::SequenceGap { expected } => RequestError::SequenceGap { expected },
                     Refused::SequenceTooOld => RequestError::SequenceTooOld,
@@ -364,7 +367,7 @@ impl Partition {
                 partition = %self.id,
                 role = ?self.replica.role(),
                 generation = %self.replica.generation(),
-                leader = ?self.replica.leader(),
+                leader = self.replica.leader().map(NodeId::get),
                 "role"
             );
         }
@@ -410,6 +413,9 @@ impl Partition {
 }
 
 fn done(cx: &mut Context<'_>, position: Position, waiter: Waiter) {
+    if matches!(waiter.origin, Origin::Local(_)) {
+        cx.returning.answered(cx.clock.now, cx.wal.last_write());
+    }
     let reply = if waiter.opens_session {
         Reply::SessionOpened { session: SessionId(position.index.0), position }
     } else {

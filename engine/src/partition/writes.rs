@@ -62,7 +62,7 @@ impl Partition {
             (LogOpKind::Append { first, last }, Source::Message { records, metas }) => {
                 return self.write_records(cx, ticket, *first, *last, records, metas);
             }
-            (LogOpKind::Append { .. }, Source::None) => panic!("an append without its bytes"),
+            (LogOpKind::Append { .. } | LogOpKind::Repair { .. }, _) => panic!("entries without their bytes"),
         };
         self.write_or_wait(cx, ticket, write);
     }

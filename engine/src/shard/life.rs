@@ -6,6 +6,7 @@ use crate::inbox::RETRY_AFTER;
 use crate::partition::{Context, Origin, Partition};
 use crate::reads::Reads;
 use crate::request::Request;
+use crate::returning::Returning;
 use crate::snapshot::Snapshots;
 use crate::transport::{PeerMessage, Transport};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,6 +22,7 @@ pub(super) struct Life {
     pub(super) placement: Placement,
     pub(super) wal: Wal,
     pub(super) reads: Reads,
+    pub(super) returning: Returning,
     pub(super) replicas: Replicas,
     pub(super) snapshots: Snapshots,
 }
@@ -42,6 +44,17 @@ pub(super) struct Replicas {
     pub(super) due: BTreeSet<PartitionId>,
     /// The disk has no space for another segment.
     pub(super) full: bool,
+}
+
+/// A growing batch of so many bytes takes no more from the inbox: with two halves, one is encoded while the other is being written,
+/// and a batch that took all there is would leave its writers nothing to do meanwhile.
+const BATCH_BYTES_ENOUGH: usize = 2 << 20;
+
+impl Life {
+    /// Whether the growing batch has no room for more requests of this process, or should have none.
+    pub(super) fn has_enough(&self) -> bool {
+        !self.replicas.requests.is_empty() || self.wal.growing_bytes() >= BATCH_BYTES_ENOUGH
+    }
 }
 
 impl Replicas {
@@ -92,11 +105,11 @@ pub(super) fn split<'a>(
     clock: Clock,
     addresses: &'a BTreeMap<NodeId, SocketAddr>,
 ) -> Option<(&'a mut Replicas, Context<'a>)> {
-    let Life { cluster, wal, reads, replicas, .. } = life.as_mut()?;
+    let Life { cluster, wal, reads, returning, replicas, .. } = life.as_mut()?;
     let cluster = *cluster;
     Some((
         replicas,
-        Context { io, wal, transport, reads, clock, cluster, addresses, retry_after: RETRY_AFTER },
+        Context { io, wal, transport, reads, returning, clock, cluster, addresses, retry_after: RETRY_AFTER },
     ))
 }
 
@@ -153,7 +166,7 @@ impl Shard {
     /// Takes the snapshots' next steps.
     pub(super) fn tick_snapshots(&mut self, io: &mut dyn Io) {
         let Some(mut life) = self.life.take() else { return };
-        let Life { cluster, wal, reads, replicas, snapshots, .. } = &mut life;
+        let Life { cluster, wal, reads, returning, replicas, snapshots, .. } = &mut life;
         for id in std::mem::take(&mut replicas.due) {
             if !snapshots.has(id) {
                 snapshots.want(id);
@@ -164,6 +177,7 @@ impl Shard {
             wal,
             transport: &mut *self.transport,
             reads,
+            returning,
             clock: self.clock,
             cluster: *cluster,
             addresses: &self.addresses,
@@ -179,6 +193,7 @@ impl Shard {
     /// Submits the batch, feeds the peers, flushes the sockets, publishes the marks.
     pub(super) fn finish(&mut self, io: &mut dyn Io) -> Result<(), Error> {
         let now = self.clock.now;
+        self.sealing = None;
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
         {
@@ -189,7 +204,23 @@ impl Shard {
                     waiting.insert(*id);
                 }
             }
-            cx.wal.flush(cx.io);
+            // Writers that were just answered may be let into the batch that is about to leave.
+            if cx.wal.is_ready() && self.stopping.is_none() {
+                self.sealing = cx.returning.wait(self.clock.now, cx.wal.growing_bytes());
+            }
+            if self.sealing.is_some() {
+                // It leaves in a later turn.
+            } else if waiting.is_empty() {
+                // Every replica's steps are in the log: it may be saved.
+                let partitions = &replicas.partitions;
+                cx.wal.flush_saving(cx.io, &mut |id, out| {
+                    if let Some(p) = partitions.get(&id) {
+                        p.replica().save(out);
+                    }
+                });
+            } else {
+                cx.wal.flush(cx.io);
+            }
             let mut feed = std::mem::take(&mut replicas.unsent);
             feed.extend(replicas.touched.iter().copied());
             for id in feed {

@@ -7,6 +7,7 @@ use crate::partition::{Machine, Partition};
 use crate::reads::Reads;
 use crate::recovery::Recovering;
 use crate::request::RequestError;
+use crate::returning::Returning;
 use crate::snapshot::format::Header;
 use crate::snapshot::{Snapshots, files};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -81,7 +82,9 @@ impl Shard {
         let mut partitions = BTreeMap::new();
         for (id, voters) in held {
             let config = crate::recovery::replica_config(&self.options, id, voters, io.random());
-            let restored = recovering.take(id);
+            let restored = recovering.take(id).map_err(|e| {
+                Error::Recovery(format!("the checkpoint of partition {id}: {e}. The data is left as it is"))
+            })?;
             restored.check().map_err(|e| {
                 Error::Recovery(format!(
                     "the log of partition {id} contradicts itself: {e}. The data is left as it is"
@@ -115,7 +118,15 @@ impl Shard {
         };
         let cluster = formed.cluster.tag();
         let snapshots = Snapshots::new(self.options.data_dir.clone());
-        self.life = Some(Life { cluster, placement, wal, reads: Reads::default(), replicas, snapshots });
+        self.life = Some(Life {
+            cluster,
+            placement,
+            wal,
+            reads: Reads::default(),
+            returning: Returning::default(),
+            replicas,
+            snapshots,
+        });
         self.hand_out(io, others);
         Ok(())
     }
@@ -177,6 +188,7 @@ impl Shard {
         for origin in askers {
             super::answer(&mut *self.transport, origin, Err(RequestError::Unavailable(why.to_owned())));
         }
+        self.wake_answered();
     }
 
     /// Drops the log and the replicas. Gives back the state machines.

@@ -23,7 +23,7 @@ use crate::inbox::{Command, Commands, RETRY_AFTER};
 use crate::marks::SharedMarks;
 use crate::options::Options;
 use crate::partition::{Context, Origin, Partition};
-use crate::request::{Level, Reply, Request, RequestError};
+use crate::request::{BusyReason, Level, Reply, Request, RequestError};
 use crate::state_machine::StateMachine;
 use crate::transport::{Event, Transport};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -41,7 +41,8 @@ const COMMANDS_PER_TURN: usize = 4096;
 /// Failures of the log within [`FAILURE_WINDOW`] after which the node stops.
 const FAILURES_MAX: usize = 3;
 /// What a writer is told to wait when the disk is full.
-const FULL_RETRY_AFTER: Duration = Duration::from_millis(500);
+const DISK_FULL: RequestError =
+    RequestError::Busy { retry_after: Duration::from_millis(500), reason: BusyReason::DiskFull };
 const FAILURE_WINDOW: Duration = Duration::from_secs(600);
 /// How long a stopping shard waits for what is in flight.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -78,6 +79,8 @@ pub struct Shard {
     fenced: Option<String>,
     failures: VecDeque<Monotonic>,
     stopping: Option<Monotonic>,
+    /// The growing batch waits until then for writers that are about to come back.
+    sealing: Option<Monotonic>,
     wanted: Monotonic,
     clock: Clock,
     report: Option<RecoveryReport>,
@@ -119,6 +122,7 @@ impl Shard {
             fenced: None,
             failures: VecDeque::new(),
             stopping: None,
+            sealing: None,
             wanted: clock.now,
             clock,
             report: None,
@@ -208,6 +212,10 @@ impl Shard {
     /// # Errors
     /// If the shard cannot go on: the node is to stop with this error.
     pub fn turn(&mut self, io: &mut dyn Io, wait: Wait) -> Result<Turn, Error> {
+        let wait = match (self.sealing, wait) {
+            (Some(sealing), Wait::Until(deadline)) => Wait::Briefly(sealing.min(deadline)),
+            _ => wait,
+        };
         let mut completions = std::mem::take(&mut self.completions);
         io.poll(wait, &mut completions);
         self.clock = io.clock();
@@ -222,10 +230,12 @@ impl Shard {
             self.reopen(io, &why)?;
         }
         self.handle_events(io)?;
+        self.wake_answered();
         self.take_commands(io);
         self.tick_replicas(io);
         self.tick_snapshots(io);
         self.finish(io)?;
+        self.wake_answered();
         if self.stopping.is_some_and(|deadline| self.drained() || self.clock.now >= deadline) {
             self.close(io);
             return Ok(Turn::Stopped);
@@ -268,6 +278,13 @@ impl Shard {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Those who were answered, now that all of them are.
+    pub(super) fn wake_answered(&mut self) {
+        if let Some(life) = &mut self.life {
+            life.returning.wake();
         }
     }
 
@@ -316,12 +333,12 @@ impl Shard {
     fn take_commands(&mut self, io: &mut dyn Io) {
         for _ in 0..COMMANDS_PER_TURN {
             // What does not fit the growing batch stays in the inbox, whose bound is the back-pressure.
-            if self.life.as_ref().is_some_and(|life| !life.replicas.requests.is_empty()) {
+            if self.life.as_ref().is_some_and(Life::has_enough) {
                 break;
             }
             match self.inbox.next() {
-                Some(Command::Request { request, reply }) => {
-                    self.take_request(io, Origin::Local(reply), request)
+                Some(Command::Request { request, asker }) => {
+                    self.take_request(io, Origin::Local(asker), request)
                 }
                 Some(Command::Stop) => self.stop(),
                 None => break,
@@ -355,7 +372,7 @@ impl Shard {
                     _ => self.elsewhere(&life.placement, partition),
                 }),
                 Some(life) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
-                    Some(RequestError::Busy { retry_after: FULL_RETRY_AFTER })
+                    Some(DISK_FULL)
                 }
                 Some(_) => None,
             }
@@ -380,6 +397,7 @@ impl Shard {
             wal: &mut life.wal,
             transport: &mut *self.transport,
             reads: &mut life.reads,
+            returning: &mut life.returning,
             clock: self.clock,
             cluster: life.cluster,
             addresses: &self.addresses,
@@ -398,9 +416,9 @@ impl Shard {
             life.and_then(|l| (!l.replicas.due.is_empty()).then_some(self.clock.now)),
             life.and_then(|l| l.replicas.ticks.first().map(|(at, _)| *at)),
             self.stopping,
+            self.sealing,
             // Commands that were left in the inbox by the bound on a turn.
-            (!self.inbox.is_empty() && life.is_none_or(|l| l.replicas.requests.is_empty()))
-                .then_some(self.clock.now),
+            (!self.inbox.is_empty() && !life.is_some_and(Life::has_enough)).then_some(self.clock.now),
         ]
         .into_iter()
         .flatten()
@@ -411,6 +429,10 @@ impl Shard {
 fn answer(transport: &mut dyn Transport, origin: Origin, response: crate::request::Response) {
     match origin {
         Origin::Client(client) => transport.respond(client, response),
-        Origin::Local(reply) => drop(reply.send(response)),
+        Origin::Local(asker) => {
+            if let Some(waker) = asker.answer(response) {
+                waker.wake();
+            }
+        }
     }
 }

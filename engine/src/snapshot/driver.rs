@@ -6,7 +6,7 @@
 use super::format::Header;
 use super::job::{Begun, Job, Wants};
 use crate::partition::{Context, Origin, Partition};
-use crate::request::{Reply, RequestError};
+use crate::request::{BusyReason, Reply, RequestError};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use tidelog_types::{Monotonic, PartitionId, Position};
 /// Most requests that wait for a snapshot of one partition.
 const ASKERS_MAX: usize = 64;
 /// Shortest wait between two pieces.
-const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// A piece's time, times this, is the wait behind it.
 const PAUSE_FACTOR: u32 = 10;
 /// Longest wait between two pieces, whatever a stalled disk did.
@@ -78,7 +78,10 @@ impl Snapshots {
     pub(crate) fn ask(&mut self, cx: &mut Context<'_>, partition: PartitionId, origin: Origin) {
         let askers = self.wanted.entry(partition).or_default();
         if askers.len() >= ASKERS_MAX {
-            return cx.respond(origin, Err(RequestError::Busy { retry_after: cx.retry_after }));
+            return cx.respond(
+                origin,
+                Err(RequestError::Busy { retry_after: cx.retry_after, reason: BusyReason::Load }),
+            );
         }
         askers.push(origin);
         self.not_before.remove(&partition);

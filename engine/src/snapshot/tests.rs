@@ -14,6 +14,7 @@ use bytes::Bytes;
 use std::io::{Cursor, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tidelog_consensus::Retention;
 use tidelog_io::Wait;
@@ -131,12 +132,11 @@ impl Life {
     }
 
     fn ask(&mut self, request: Request) -> Option<Response> {
-        let answer = self.inbox.request(request);
+        let mut answer = self.inbox.request(request);
         loop {
-            match answer.try_recv() {
-                Ok(response) => return Some(response),
-                Err(oneshot::TryRecvError::Empty) => self.turn()?,
-                Err(oneshot::TryRecvError::Disconnected) => panic!("every request is answered"),
+            match answer.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(response) => return Some(response),
+                Poll::Pending => self.turn()?,
             }
         }
     }
@@ -156,12 +156,12 @@ impl Life {
 
     /// Begins a snapshot, appends meanwhile, and waits for it.
     fn snapshot(&mut self, acked: &mut Vec<u64>) -> Option<Index> {
-        let answer = self.inbox.request(Request::Snapshot { partition: P });
+        let mut answer = self.inbox.request(Request::Snapshot { partition: P });
         loop {
-            match answer.try_recv() {
-                Ok(Ok(Reply::Snapshot { covered, .. })) => return Some(covered.index),
-                Ok(other) => panic!("{other:?}"),
-                Err(_) => {
+            match answer.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(Reply::Snapshot { covered, .. })) => return Some(covered.index),
+                Poll::Ready(other) => panic!("{other:?}"),
+                Poll::Pending => {
                     let at = self.append(&payload(acked.len()))?;
                     acked.push(at.0);
                 }

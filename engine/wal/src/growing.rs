@@ -83,6 +83,8 @@ pub(crate) struct Identity {
     pub(crate) segment_seq: u64,
     pub(crate) epoch: u64,
     pub(crate) durable: Lsn,
+    /// The newest checkpoint and the one before it.
+    pub(crate) checkpoints: (Lsn, Lsn),
     pub(crate) wall: WallMs,
 }
 
@@ -171,6 +173,11 @@ impl Growing {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.at == 0
+    }
+
+    /// Its bytes so far, without a footer.
+    pub(crate) fn bytes(&self) -> usize {
+        self.at
     }
 
     /// Moves the batch, while it is empty, to `lsn`, where it may take `limit` bytes.
@@ -364,7 +371,13 @@ impl Growing {
 
     /// Puts a control record, with its span.
     pub(crate) fn put_control(&mut self, header: &RecordHeader) {
-        let offset = self.put(header, &[]);
+        self.put_local(header, &[]);
+    }
+
+    /// Puts a record of this log's own, with its span; returns its offset.
+    pub(crate) fn put_local(&mut self, header: &RecordHeader, payload: &[u8]) -> usize {
+        let offset = self.put(header, payload);
+        self.not_the_clients(payload.len());
         self.spans.push(Span {
             partition: header.partition,
             generation: header.generation,
@@ -373,6 +386,12 @@ impl Growing {
             offset: offset as u32, // below the batch's length
             kind: header.kind,
         });
+        offset
+    }
+
+    /// What was put last is no payload on its first way to the disk.
+    pub(crate) fn not_the_clients(&mut self, bytes: usize) {
+        self.payload_bytes -= bytes as u64;
     }
 
     /// Remembers which ticket becomes durable with this batch.
@@ -426,7 +445,8 @@ impl Growing {
             batch_seq: self.seq,
             prev: prev.lsn,
             durable: identity.durable,
-            checkpoint: Lsn(0),
+            checkpoint: identity.checkpoints.0,
+            older_checkpoint: identity.checkpoints.1,
             total_len: total as u32,             // at most BATCH_BYTES_MAX
             footer_offset: footer_offset as u32, // below it
             record_count: self.records,
@@ -529,7 +549,14 @@ mod tests {
 
     fn identity(durable: u64) -> Identity {
         let (store, wall) = (STORE, WallMs(1_790_000_000_123));
-        Identity { store, segment_seq: 2, epoch: 2, durable: Lsn(durable), wall }
+        Identity {
+            store,
+            segment_seq: 2,
+            epoch: 2,
+            durable: Lsn(durable),
+            checkpoints: Default::default(),
+            wall,
+        }
     }
 
     fn entry(index: u64, generation: u64, prev: u64, payload: &[u8], extended: bool) -> RecordHeader {

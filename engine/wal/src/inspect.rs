@@ -9,12 +9,16 @@ use crate::error::{Finding, OpenError, Verdict};
 use crate::format::{BatchHeader, Footer, SegmentHeader, Span};
 use crate::growing::Link;
 
+use crate::chain::From;
+use crate::restart::{self, Loaded};
 use crate::scan::{Found, Scanner, footer_of, records_of};
-use crate::survey::{chain_of, finding, newest_in_use, survey};
+use crate::survey::{chain_of, finding, newest_in_use, sources, survey};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tidelog_io::Io;
-use tidelog_types::{Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind};
+use tidelog_io::{Io, IoErrorKind};
+use tidelog_types::{
+    Generation, Incarnation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind,
+};
 
 /// What a walk comes by.
 #[derive(Debug)]
@@ -92,6 +96,10 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Why the walk ended early, if it did.
     pub stopped: Option<OpenError>,
+    /// The newest good checkpoint: an opening would begin there.
+    pub checkpoint: Option<Lsn>,
+    /// Checkpoints that should be good and are not: where each ends, and what is wrong with it.
+    pub bad_checkpoints: Vec<(Lsn, String)>,
     /// Segments that are not part of the log: leftovers of openings and of tails that were written again.
     pub left_over: Vec<PathBuf>,
     /// Spares.
@@ -111,8 +119,18 @@ impl Report {
 /// # Errors
 /// If the files cannot be read, or a segment's header is not valid.
 pub fn verify(io: &mut dyn Io, dir: &Path) -> Result<Report, OpenError> {
+    for _ in 1..VERIFY_TRIES {
+        match walk(io, dir, &mut |_| {}) {
+            // A running node gave a segment back meanwhile.
+            Err(OpenError::Io(error)) if error.kind == IoErrorKind::NotFound => {}
+            result => return result,
+        }
+    }
     walk(io, dir, &mut |_| {})
 }
+
+/// Walks over the files of a running node before one of them that is gone is called an error.
+const VERIFY_TRIES: usize = 3;
 
 /// Visits everything in the log of a directory.
 ///
@@ -120,9 +138,17 @@ pub fn verify(io: &mut dyn Io, dir: &Path) -> Result<Report, OpenError> {
 /// If the files cannot be read, or a segment's header is not valid.
 pub fn walk(io: &mut dyn Io, dir: &Path, visit: &mut dyn FnMut(Item<'_>)) -> Result<Report, OpenError> {
     let mut disk = Disk::new(io);
-    let mut walk = Walk { visit, report: Report::default(), cuts: Vec::new(), promises: Vec::new() };
+    let mut walk = Walk {
+        visit,
+        report: Report::default(),
+        cuts: Vec::new(),
+        promises: Vec::new(),
+        partial: false,
+        known: BTreeMap::new(),
+        moved: 0,
+    };
     let result = walk.run(&mut disk, dir);
-    let mut report = walk.finish();
+    let mut report = walk.finish(dir);
     // A tool has its own ring: nobody else's completions are on it.
     drop(disk.finish());
     match result {
@@ -142,19 +168,48 @@ struct Walk<'v> {
     cuts: Vec<(Lsn, PartitionId, Index)>,
     /// (position, partition) of every promise behind damage.
     promises: Vec<(Lsn, PartitionId)>,
+    /// The log's beginning may have been given back.
+    partial: bool,
+    /// What a checkpoint says of partitions, and of which position.
+    known: BTreeMap<PartitionId, (Lsn, PartitionEnd)>,
+    /// Records that are left of a move.
+    moved: u64,
 }
 
 impl Walk<'_> {
     fn run(&mut self, disk: &mut Disk<'_>, dir: &Path) -> Result<(), OpenError> {
         let directory = survey(disk, dir)?;
-        let sources = &directory.sources;
+        let sources = sources(disk, &directory.names)?;
+        let sources = &sources;
         let newest = newest_in_use(disk, sources)?;
-        let chain = chain_of(dir, sources, newest)?;
+        let store = sources.last().map_or(Incarnation(0), |s| s.header.store);
+        let search = restart::search(disk, &directory.names, store)?;
+        // Whatever is kept is looked at, also what lies before a checkpoint.
+        let from = if search.loaded.is_some() { From::Kept } else { From::Beginning };
+        let chain = chain_of(dir, sources, newest, from).map_err(|e| search.blame(dir, e))?;
+        self.report.checkpoint = search.loaded.as_ref().map(|l| l.kept.at);
+        self.report.bad_checkpoints = search.bad;
+        self.partial = search.loaded.is_some();
+        if let Some(Loaded { kept, content }) = search.loaded {
+            for (id, log, _) in content.partitions {
+                let end = PartitionEnd {
+                    last: log.last,
+                    generation: log.generation,
+                    vote: log.vote,
+                    high_water: log.high_water,
+                    low_water: log.low_water,
+                    snapshot: log.snapshot,
+                    ..PartitionEnd::default()
+                };
+                self.known.insert(id, (kept.at, end));
+            }
+        }
         self.report.epoch = newest;
         self.report.spares = directory.spares.len();
         self.report.left_over =
             chain.left_over.iter().filter_map(|&at| sources.get(at)).map(|s| s.path.clone()).collect();
-        let mut link = Some(Link::default());
+        // What lies before the first segment that is kept is not known.
+        let mut link = (!self.partial).then(Link::default);
         for part in &chain.parts {
             let mut scanner = Scanner::new(sources, part, link);
             let mut segment = None;
@@ -229,11 +284,31 @@ impl Walk<'_> {
             return Ok(());
         }
         let behind_damage = !self.report.findings.is_empty();
+        match record.kind {
+            RecordKind::CheckpointChunk | RecordKind::CheckpointEnd | RecordKind::Summary => return Ok(()),
+            RecordKind::Moved => {
+                self.moved = record.index.0;
+                return Ok(());
+            }
+            _ => {}
+        }
+        let seen = self.report.partitions.contains_key(&record.partition);
         let end = self.report.partitions.entry(record.partition).or_default();
         match record.kind {
+            kind if kind.is_entry() && self.moved > 0 => {
+                self.moved -= 1;
+                if end.first == Index::ZERO || record.index < end.first {
+                    end.first = record.index;
+                }
+                if end.last == Position::ZERO {
+                    end.last = record.position();
+                }
+            }
             kind if kind.is_entry() => {
-                let follows =
-                    record.index == end.last.index.next() && record.prev_generation == end.last.generation;
+                // The first of a partition may follow what was given back.
+                let begins = self.partial && (!seen || end.last == Position::ZERO);
+                let follows = begins
+                    || record.index == end.last.index.next() && record.prev_generation == end.last.generation;
                 if !follows && !behind_damage {
                     return Err(OpenError::Inconsistent {
                         file: file.to_path_buf(),
@@ -273,12 +348,40 @@ impl Walk<'_> {
     }
 
     /// Damage to what a later record made worthless is not damage any more.
-    fn finish(mut self) -> Report {
+    fn finish(mut self, dir: &Path) -> Report {
+        // What only records say that were given back.
+        for (id, (_, known)) in std::mem::take(&mut self.known) {
+            let end = self.report.partitions.entry(id).or_default();
+            if end.generation < known.generation {
+                (end.generation, end.vote) = (known.generation, known.vote);
+            }
+            if end.last == Position::ZERO {
+                end.last = known.last;
+            }
+            end.high_water = end.high_water.max(known.high_water);
+            end.low_water = end.low_water.max(known.low_water);
+            end.snapshot = end.snapshot.max(known.snapshot);
+        }
+        if self.partial && self.report.findings.is_empty() {
+            for (&partition, end) in &self.report.partitions {
+                let index = end.low_water.max(Index(1));
+                if index <= end.last.index && (end.first == Index::ZERO || end.first > index) {
+                    let what = "the entry is in no segment: a segment is lost";
+                    let (file, offset) = (dir.to_path_buf(), 0);
+                    self.report.stopped =
+                        Some(OpenError::Inconsistent { file, offset, partition, index, what });
+                    break;
+                }
+            }
+        }
         let worthless = |at: Lsn, span: &Span| match span.kind {
             RecordKind::Data => self.cuts.iter().any(|c| c.0 > at && c.1 == span.partition && c.2 < span.a),
             RecordKind::Cut => self.cuts.iter().any(|c| c.0 > at && c.1 == span.partition && c.2 <= span.a),
             RecordKind::Promise => self.promises.iter().any(|p| p.0 > at && p.1 == span.partition),
-            RecordKind::HighWater => true,
+            RecordKind::HighWater
+            | RecordKind::CheckpointChunk
+            | RecordKind::CheckpointEnd
+            | RecordKind::Summary => true,
             _ => false,
         };
         for finding in &mut self.report.findings {

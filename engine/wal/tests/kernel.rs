@@ -25,6 +25,7 @@ impl Replay for Entries {
         assert_eq!(generation, Generation(1));
     }
     fn high_water(&mut self, _: PartitionId, _: Index) {}
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 }
 
 fn wait(wal: &mut Wal, io: &mut dyn Io) -> Vec<WalEvent> {

@@ -31,6 +31,8 @@ pub enum FrameKind {
     Messages = 4,
     /// One append message with its records.
     Append = 5,
+    /// Records that heal a peer's damaged log.
+    Fetched = 6,
     /// A client's first frame.
     ClientHello = 16,
     /// Its answer.
@@ -63,6 +65,7 @@ impl FrameKind {
             3 => K::Keepalive,
             4 => K::Messages,
             5 => K::Append,
+            6 => K::Fetched,
             16 => K::ClientHello,
             17 => K::ServerHello,
             32 => K::AppendRequest,
@@ -84,7 +87,7 @@ impl FrameKind {
             K::Hello | K::Messages | K::ServerHello | K::Answers => (META_BYTES_MAX, 0),
             K::Refused | K::ClientHello => (TEXT_BYTES_MAX, 0),
             K::Keepalive | K::OpenSession | K::Read | K::Status | K::Snapshot => (0, 0),
-            K::Append => (HEADER_BYTES as u32, APPEND_BYTES_MAX as u32),
+            K::Append | K::Fetched => (HEADER_BYTES as u32, APPEND_BYTES_MAX as u32),
             K::AppendRequest => (0, PAYLOAD_BYTES_MAX as u32),
             K::Records => (0, APPEND_BYTES_MAX as u32),
             K::StatusAnswer => (STATUS_BYTES_MAX, 0),

@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, Shape};
 use crate::command::{Said, tidelog};
-use crate::history::read_local;
+use crate::history::{Load, judge_all, read_local};
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -178,4 +178,33 @@ fn garbage_behind_the_end() {
     cluster.stop();
     let verdict = tidelog(&["wal", "verify", cluster.place(1).data_name()]);
     assert_eq!(verdict.code, 0, "{verdict:?}");
+}
+
+/// `wal verify` and `wal diff` on the directories of nodes that write meanwhile: a moving tail is not damage, and
+/// replicas that are some records apart do not contradict each other.
+#[test]
+fn looking_at_logs_under_load() {
+    const LOOKS: usize = 8;
+    let mut cluster = Cluster::start(&Shape::default());
+    let load = Load::start(&cluster, "load", &["--in-flight", "4", "--timeout", "10s"]);
+    load.wait_acked(200);
+    let dirs: Vec<String> = cluster.nodes().map(|node| cluster.place(node).data_name().to_owned()).collect();
+    for look in 0..LOOKS {
+        let (one, other) = (&dirs[look % dirs.len()], &dirs[(look + 1) % dirs.len()]);
+        let verdict = tidelog(&["wal", "verify", one, "--output", "json"]);
+        assert_eq!((verdict.code, verdict.stderr.as_str()), (0, ""), "look {look}: {verdict:?}");
+        assert!(verdict.json()[0]["records"].as_u64() > Some(200), "{verdict:?}");
+        let diff = tidelog(&["wal", "diff", one, other, "--output", "json"]);
+        assert_eq!(diff.code, 0, "look {look}: {diff:?}");
+        assert!(diff.json()[0]["partitions"][0]["same_entries"].as_u64() > Some(0), "{diff:?}");
+        load.wait_acked(1);
+    }
+    let told = load.finish();
+    assert!(judge_all(&cluster, &told) >= 200 + LOOKS);
+    cluster.stop();
+    for (at, dir) in dirs.iter().enumerate() {
+        let diff = tidelog(&["wal", "diff", dir, &dirs[(at + 1) % dirs.len()]]);
+        assert!(diff.code == 0 && diff.stdout.starts_with("same"), "{diff:?}");
+        assert_eq!(tidelog(&["wal", "verify", dir]).code, 0);
+    }
 }

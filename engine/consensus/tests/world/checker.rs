@@ -3,7 +3,7 @@
 use super::Packet;
 use super::disk::{Disk, Stored};
 use std::collections::{BTreeMap, BTreeSet};
-use tidelog_consensus::{Asserting, Free, Message, Replica};
+use tidelog_consensus::{Asserting, Free, Message, Repair, Replica};
 use tidelog_types::{Generation, Index, NodeId, Position, SessionRef};
 
 #[derive(Debug, Default)]
@@ -84,6 +84,11 @@ impl Checker {
             let p = entry.meta.position;
             assert!(p.generation <= is.0, "R10: node {id} holds {p:?} under promise {is:?}");
             seen.counted.push(p);
+            if !disk.is_damaged(p.index) {
+                self.durable_on.entry((p.index, p.generation)).or_default().insert(id);
+            }
+        }
+        for p in &disk.healed {
             self.durable_on.entry((p.index, p.generation)).or_default().insert(id);
         }
     }
@@ -168,6 +173,15 @@ impl Checker {
                 assert!(holds, "invariant 4, {event}: the leader of {later} lacks {p:?}");
             }
         }
+        assert!(
+            replica.damaged_entries() >= disk.damaged().filter(|i| *i >= low).count() as u64,
+            "{event}: node {id} knows its damage"
+        );
+        let lost = disk.damaged().find(|i| *i >= low);
+        assert!(
+            lost.is_none_or(|i| marks.applicable() < i),
+            "{event}: node {id} may apply {lost:?}, which is lost"
+        );
         if replica.is_leader() && seen.led < generation {
             seen.led = generation;
             self.elections += 1;
@@ -208,7 +222,10 @@ impl Checker {
         let speaks_as_leader = |generation: Generation| {
             claim(promised == generation && vote == Some(NodeId(from)), "its own vote is durable");
         };
+        let mark = self.seen[&from].high_water;
         let matches = |generation: Generation, matched: Index| {
+            let lost = disk.damaged().find(|i| mark < *i && *i <= matched);
+            claim(lost.is_none(), "nothing of it is damaged");
             claim(disk.durable.len() as u64 >= matched.0, "the entries are durable");
             let own = disk.durable.get(usize::try_from(matched.0).unwrap().wrapping_sub(1));
             let log = &self.leader_logs[&generation];
@@ -227,6 +244,11 @@ impl Checker {
                 assert_eq!(packet.entries.len() as u64, append.count);
             }
             Message::Free(Free::Heartbeat { generation, .. }) => speaks_as_leader(*generation),
+            Message::Repair(Repair::Fetched { .. }) => {
+                let rotten = packet.entries.iter().any(|e| disk.is_damaged(e.meta.position.index));
+                claim(!rotten, "nothing damaged is given away");
+            }
+            Message::Repair(_) => {}
             Message::Asserting(m) => {
                 claim(promised == m.generation(), "its generation is durable");
                 match m {

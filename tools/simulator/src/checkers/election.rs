@@ -237,6 +237,10 @@ impl Elections {
             Message::Asserting(Asserting::AppendRefused { generation, .. }) => {
                 promised(*generation, "a refusal")
             }
+            Message::Repair(tidelog_consensus::Repair::Missing { promised: by, .. }) => {
+                promised(*by, "a denial")
+            }
+            Message::Repair(_) => Ok(()),
         }
     }
 
