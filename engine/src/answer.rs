@@ -109,8 +109,7 @@ impl Answer {
         })
     }
 
-    /// The answer if it is there; it is given once.
-    pub(crate) fn take(&mut self) -> Option<Response> {
+    fn take(&mut self) -> Option<Response> {
         match Arc::get_mut(&mut self.one) {
             // The asker is done with it.
             Some(one) => one.response.take(),

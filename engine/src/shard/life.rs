@@ -192,8 +192,8 @@ impl Shard {
 
     /// Submits the batch, feeds the peers, flushes the sockets, publishes the marks.
     pub(super) fn finish(&mut self, io: &mut dyn Io) -> Result<(), Error> {
-        self.sealing = None;
         let now = self.clock.now;
+        self.sealing = None;
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
         {

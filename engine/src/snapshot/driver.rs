@@ -1,13 +1,12 @@
 //! The shard's snapshots: which are wanted, the one under way, and how much of the disk it may take.
 //!
 //! One at a time, one operation at a time: a snapshot of one partition must not slow down the appends of all. Between two
-//! pieces it waits at least three times as long as the last one took, so that it has the disk for a quarter of the time
-//! at most. A job that fails is tried again after a while; whoever asked for it is told why.
+//! pieces it waits at least ten times as long as the last one took, so that it has the disk for a small part of the time. A job that fails is tried again after a while; whoever asked for it is told why.
 
 use super::format::Header;
 use super::job::{Begun, Job, Wants};
 use crate::partition::{Context, Origin, Partition};
-use crate::request::{Reply, RequestError};
+use crate::request::{BusyReason, Reply, RequestError};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,9 +16,9 @@ use tidelog_types::{Monotonic, PartitionId, Position};
 /// Most requests that wait for a snapshot of one partition.
 const ASKERS_MAX: usize = 64;
 /// Shortest wait between two pieces.
-const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// A piece's time, times this, is the wait behind it.
-const PAUSE_FACTOR: u32 = 3;
+const PAUSE_FACTOR: u32 = 10;
 /// Longest wait between two pieces, whatever a stalled disk did.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// When a snapshot could not be made: the wait before the next attempt.
@@ -79,7 +78,10 @@ impl Snapshots {
     pub(crate) fn ask(&mut self, cx: &mut Context<'_>, partition: PartitionId, origin: Origin) {
         let askers = self.wanted.entry(partition).or_default();
         if askers.len() >= ASKERS_MAX {
-            return cx.respond(origin, Err(RequestError::busy(cx.retry_after)));
+            return cx.respond(
+                origin,
+                Err(RequestError::Busy { retry_after: cx.retry_after, reason: BusyReason::Load }),
+            );
         }
         askers.push(origin);
         self.not_before.remove(&partition);

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use std::io::{Cursor, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tidelog_consensus::Retention;
 use tidelog_io::Wait;
@@ -133,9 +134,9 @@ impl Life {
     fn ask(&mut self, request: Request) -> Option<Response> {
         let mut answer = self.inbox.request(request);
         loop {
-            match answer.take() {
-                Some(response) => return Some(response),
-                None => self.turn()?,
+            match answer.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(response) => return Some(response),
+                Poll::Pending => self.turn()?,
             }
         }
     }
@@ -157,10 +158,10 @@ impl Life {
     fn snapshot(&mut self, acked: &mut Vec<u64>) -> Option<Index> {
         let mut answer = self.inbox.request(Request::Snapshot { partition: P });
         loop {
-            match answer.take() {
-                Some(Ok(Reply::Snapshot { covered, .. })) => return Some(covered.index),
-                Some(other) => panic!("{other:?}"),
-                None => {
+            match answer.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(Reply::Snapshot { covered, .. })) => return Some(covered.index),
+                Poll::Ready(other) => panic!("{other:?}"),
+                Poll::Pending => {
                     let at = self.append(&payload(acked.len()))?;
                     acked.push(at.0);
                 }

@@ -88,8 +88,8 @@ impl Profile {
     /// What its nodes keep. A replica that is behind is never left behind: nothing could bring it on yet.
     const fn keep(&self) -> Keep {
         Keep {
-            snapshot_every: u64::MAX,
-            snapshot_interval: None,
+            snapshot_every: if self.machines { 96 << 10 } else { u64::MAX },
+            snapshot_interval: if self.machines { Some(Duration::from_secs(3)) } else { None },
             retention: Retention { age: None, bytes: None },
             follower_bytes: u64::MAX,
             follower_age: Duration::MAX,
