@@ -6,11 +6,13 @@
 
 mod context;
 mod feed;
+mod repair;
 mod serve;
 mod writes;
 
 pub(crate) use context::{Context, Origin};
 use feed::Fetch;
+use repair::Repairs;
 pub(crate) use serve::Machine;
 use writes::{Source, Write, fitting};
 
@@ -62,6 +64,7 @@ pub(crate) struct Partition {
     applied: Index,
     apply_reading: bool,
     fetches: BTreeMap<NodeId, Fetch>,
+    repairs: Repairs,
     marks: Arc<SharedMarks>,
     metas: Vec<EntryMeta>,
 }
@@ -87,6 +90,7 @@ impl Partition {
             applied: Index::ZERO,
             apply_reading: false,
             fetches: BTreeMap::new(),
+            repairs: Repairs::default(),
             marks,
             metas: Vec::new(),
         }
@@ -107,8 +111,10 @@ impl Partition {
 
     pub(crate) fn marks(&self) -> Marks {
         let m = self.replica.marks();
-        let applied =
-            self.machine.as_ref().map_or(self.applied, |machine| machine.applied.min(m.applicable()));
+        let applied = self
+            .machine
+            .as_ref()
+            .map_or(self.applied, |machine| machine.applied.min(m.high_water.min(m.durable)));
         Marks { low_water: m.low_water, applied, durable: m.durable, high_water: m.high_water }
     }
 
@@ -139,9 +145,10 @@ impl Partition {
         let mut metas = std::mem::take(&mut self.metas);
         metas.clear();
         let records = message.records.pop().unwrap_or_default();
-        let left = match self.metas_of(cx, from, &records, &mut metas) {
-            true => self.step_by_room(cx, from, message, records, &metas),
-            false => None,
+        let left = match (self.metas_of(cx, from, &records, &mut metas), &message.message) {
+            (true, Message::Repair(_)) => self.on_repair(cx, from, message, records, &metas),
+            (true, _) => self.step_by_room(cx, from, message, records, &metas),
+            (false, _) => None,
         };
         self.metas = metas;
         left
@@ -221,6 +228,7 @@ impl Partition {
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         self.replica.tick(cx.clock, &mut self.effects);
         self.settle(cx, Source::None);
+        self.seek_repair(cx);
         // What was committed and durable already when the log was opened, and reads that found no room.
         self.apply(cx);
     }
@@ -308,7 +316,9 @@ impl Partition {
             Ok(Admitted::Known(position)) => self.waiting.attach(self.replica.generation(), position, waiter),
             Err(refused) => {
                 let error = match refused {
-                    Refused::NotLeader { hint } => cx.not_leader(hint),
+                    Refused::NotLeader { hint } => {
+                        self.refused_for_damage().unwrap_or_else(|| cx.not_leader(hint))
+                    }
                     Refused::Busy => RequestError::Busy { retry_after: cx.retry_after },
                     Refused::SessionExpired => RequestError::SessionExpired,
                     Refused::SequenceGap { expected } => RequestError::SequenceGap { expected },

@@ -162,16 +162,17 @@ impl Shard {
             let mut feed = std::mem::take(&mut replicas.unsent);
             feed.extend(replicas.touched.iter().copied());
             for id in feed {
-                if let Some(p) = replicas.partitions.get_mut(&id)
-                    && p.pump(&mut cx)
-                {
-                    replicas.unsent.insert(id);
+                if let Some(p) = replicas.partitions.get_mut(&id) {
+                    p.seek_repair(&mut cx);
+                    if p.pump(&mut cx) {
+                        replicas.unsent.insert(id);
+                    }
                 }
             }
             while let Some(id) = replicas.touched.pop_first() {
                 if let Some(p) = replicas.partitions.get(&id) {
                     p.publish();
-                    let at = p.replica().deadline();
+                    let at = p.deadline();
                     if let Some(old) = replicas.tick_of.insert(id, at) {
                         replicas.ticks.remove(&(old, id));
                     }

@@ -53,7 +53,11 @@ impl Shard {
             let replica = Replica::new(config, restored, clock);
             let machine = machines.remove(&id).unwrap_or_else(|| (self.machines)(id).map(Machine::new));
             let marks = self.marks.get(&id).cloned().unwrap_or_default();
-            partitions.insert(id, Partition::new(id, replica, machine, marks));
+            let mut partition = Partition::new(id, replica, machine, marks);
+            let place =
+                self.report.as_ref().map_or(String::new(), |report| crate::recovery::place(report, id));
+            partition.damage_at_opening(clock, &place);
+            partitions.insert(id, partition);
         }
         let touched = partitions.keys().copied().collect();
         for node in &self.connected {

@@ -246,7 +246,7 @@ impl Wal {
         }
     }
 
-    fn admit(&self, class: Class) -> Result<(), Busy> {
+    pub(crate) fn admit(&self, class: Class) -> Result<(), Busy> {
         match class {
             _ if self.fenced => Err(Busy { why: BusyWhy::Fenced, room: 0 }),
             Class::Bulk if self.full => Err(Busy { why: BusyWhy::Space, room: 0 }),
@@ -265,7 +265,7 @@ impl Wal {
     }
 
     /// A place in the growing batch, which moves on to the next segment if it is empty and this one is full.
-    fn place(
+    pub(crate) fn place(
         &mut self,
         shapes: impl Iterator<Item = Shape> + Clone,
         spans: usize,
@@ -324,6 +324,11 @@ fn follows(log: &PartitionLog, position: Position, prev_generation: Generation) 
         position.generation <= log.generation,
         "a generation is promised in the log before its first entry"
     );
+}
+
+/// The shapes of records that were verified already.
+pub(crate) fn shapes(records: &[u8]) -> impl Iterator<Item = Shape> + Clone {
+    Raw(records).map(|record| record.shape)
 }
 
 /// Walks over records that were verified already.

@@ -17,7 +17,7 @@
 //! without changing anything.
 //!
 //! ```
-//! use tidelog_wal::{Options, Replay, Wal, WalEvent};
+//! use tidelog_wal::{Lost, Options, Replay, Wal, WalEvent};
 //! use tidelog_io::{Io, Wait};
 //! use tidelog_types::{
 //!     EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
@@ -30,6 +30,8 @@
 //!     fn cut(&mut self, _: PartitionId, _: Position) {}
 //!     fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
 //!     fn high_water(&mut self, _: PartitionId, _: Index) {}
+//!     fn damaged(&mut self, _: PartitionId, lost: Lost) { panic!("{lost:?}") }
+//!     fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
 //! }
 //!
 //! let world = tidelog_sim::World::new(1); // or a real back-end
@@ -71,11 +73,13 @@ pub mod format;
 mod growing;
 pub mod inspect;
 mod lookup;
+mod moved;
 mod names;
 mod options;
 mod quarantine;
 mod reads;
 mod recovery;
+mod salvage;
 mod scan;
 mod segments;
 mod serve;
@@ -87,4 +91,5 @@ pub use error::{BadWhy, Busy, BusyWhy, Finding, OpenError, ReadError, Verdict, W
 pub use options::{BATCH_BYTES_MIN, IN_FLIGHT_LIMIT, Options, SPARES_LIMIT};
 pub use reads::{ReadId, Run};
 pub use recovery::{RecoveryReport, Replay};
+pub use salvage::Lost;
 pub use wal::{Closed, Stats, Wal, WalEvent};

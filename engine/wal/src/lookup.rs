@@ -25,6 +25,10 @@ pub(crate) struct LookupSpan {
 }
 
 impl LookupSpan {
+    /// Whether its bytes are lost.
+    pub(crate) const fn is_lost(&self) -> bool {
+        self.bytes == 0
+    }
     pub(crate) fn last(&self) -> Index {
         Index(self.first.0 + u64::from(self.count) - 1)
     }
@@ -84,6 +88,85 @@ impl PartitionLog {
         self.spans.push_back(LookupSpan { first, generation, lsn, count: 1, bytes, pure: true });
     }
 
+    /// Notes entries behind the last one whose bytes are lost; the batch at `lsn` held them.
+    pub(crate) fn note_lost(&mut self, first: Index, last: Position, lsn: Lsn) {
+        let count = u32::try_from(last.index.0.saturating_sub(first.0) + 1).unwrap_or(u32::MAX);
+        self.spans.push_back(LookupSpan {
+            first,
+            generation: last.generation,
+            lsn,
+            count,
+            bytes: 0,
+            pure: false,
+        });
+        self.closed = true;
+        self.last = last;
+    }
+
+    /// The newest copy of an entry of this log is lost.
+    pub(crate) fn lose(&mut self, position: Position, lsn: Lsn) {
+        self.replace(
+            position,
+            LookupSpan {
+                first: position.index,
+                generation: position.generation,
+                lsn,
+                count: 1,
+                bytes: 0,
+                pure: false,
+            },
+        );
+    }
+
+    /// The last span's range must not grow: what lies behind it cannot be walked over.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// An entry of this log lies at `lsn` now, in the batch at `batch`: the same bytes at a newer place. Never changes which entries
+    /// there are.
+    pub(crate) fn relocate(&mut self, position: Position, lsn: Lsn, bytes: u32, batch: Lsn) {
+        let (first, generation) = (position.index, position.generation);
+        self.replace(position, LookupSpan { first, generation, lsn, count: 1, bytes, pure: true });
+        // A run of copies is one span again.
+        let Some(at) = self.find(first).and_then(|at| at.checked_sub(1)) else { return };
+        if let (Some(before), Some(_)) = (self.spans.get(at).copied(), self.spans.get(at + 1))
+            && before.generation == generation
+            && before.lsn > batch
+            && before.last().next() == first
+            && before.bytes > 0
+            && lsn.0 + u64::from(bytes) - before.lsn.0 <= SPAN_RANGE_MAX
+        {
+            self.spans.remove(at + 1);
+            if let Some(span) = self.spans.get_mut(at) {
+                span.pure &= lsn == span.end();
+                span.bytes = (lsn.0 + u64::from(bytes) - span.lsn.0) as u32; // at most SPAN_RANGE_MAX
+                span.count += 1;
+            }
+        }
+    }
+
+    fn replace(&mut self, position: Position, new: LookupSpan) {
+        let index = position.index;
+        let found = self.find(index).and_then(|at| Some((at, self.spans.remove(at)?)));
+        let Some((at, old)) = found else {
+            // It is being written again, and where it lay is forgotten already.
+            let at = self.spans.partition_point(|s| s.first < index);
+            return self.spans.insert(at, new);
+        };
+        // What lies before and behind it in the span stays where it is.
+        if index < old.last() {
+            let count = (old.last().0 - index.0) as u32; // less than it was
+            self.spans.insert(at, LookupSpan { first: index.next(), count, pure: false, ..old });
+        }
+        self.spans.insert(at, new);
+        if old.first < index {
+            let count = (index.0 - old.first.0) as u32; // less than it was
+            self.spans.insert(at, LookupSpan { count, pure: false, ..old });
+        }
+        self.closed |= index == self.last.index;
+    }
+
     /// Forgets every entry above `keep`.
     pub(crate) fn cut(&mut self, keep: Position) {
         while self.spans.back().is_some_and(|s| s.first > keep.index) {
@@ -106,6 +189,11 @@ impl PartitionLog {
         while self.spans.back().is_some_and(|s| s.lsn >= lsn) {
             self.spans.pop_back();
         }
+    }
+
+    /// The last index that has a place: below [`Self::last`] while the log's end is being written again.
+    pub(crate) fn noted(&self) -> Index {
+        self.spans.back().map_or(Index::ZERO, LookupSpan::last)
     }
 
     /// Position of the span that holds `index`.

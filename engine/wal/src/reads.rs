@@ -94,6 +94,7 @@ impl ReadJob {
         let mut stop = head.end();
         while let Some(span) = log.span(at)
             && span.first <= self.last
+            && !span.is_lost()
             && span.lsn >= head.lsn
             && span.end() <= end
             && (self.spans.is_empty() || span.end().0 - start <= self.bytes_max as u64)

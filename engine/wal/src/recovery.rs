@@ -6,24 +6,27 @@
 //! OPEN, the last one DONE; only when that is durable does anything count that this life says. A crash before that
 //! leaves an epoch without DONE, which is discarded, and the same tail to be judged again.
 //!
-//! A torn tail is cut. A suspect one is set aside, its promises are kept (they only raise), and it is cut. Anything
-//! damaged or unknown ends the opening with an error: the files stay as they are.
+//! A torn tail is cut. Behind a damaged batch the log goes on: what of it is good is kept, its control records are known
+//! from its spans, the entries that are lost are told as such. A suspect one is the same where there are other voters, and
+//! what it held, found or lost, is written again; a single voter sets it aside, keeps its promises (they only
+//! raise), and cuts it. What is unknown ends the opening with an error: the files stay as they are.
 
 use crate::chain::Chain;
 use crate::disk::Disk;
 use crate::error::{Finding, OpenError, Verdict};
 use crate::format::{BatchHeader, FLAG_DONE, FLAG_OPEN, SegmentHeader, Span};
-use crate::growing::{Class, EntrySpan, Growing, Link, Shape};
+use crate::growing::{Class, Growing, Link, Shape};
 use crate::lookup::PartitionLog;
 use crate::names;
 use crate::options::Options;
 use crate::quarantine;
-use crate::scan::{Found, Scanner, Source, records_of};
+use crate::salvage::{self, Lost, Piece, What};
+use crate::scan::{Found, Scanner, Source};
 use crate::segments::{Segments, Spare, Step};
 use crate::survey::{Directory, chain_of, finding, foreign, newest_in_use, survey};
 use crate::wal::Wal;
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use tidelog_io::{Completion, Io, IoError, IoErrorKind, Op, OpenMode, Output};
 use tidelog_types::{
@@ -41,6 +44,11 @@ pub trait Replay {
     fn cut(&mut self, partition: PartitionId, keep: Position);
     /// Generation and vote.
     fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>);
+    /// The bytes of entries are lost. Either they follow the partition's last one, or they are in the log already and only
+    /// their newest copies are lost.
+    fn damaged(&mut self, partition: PartitionId, lost: Lost);
+    /// A good copy of an entry that is in the log already: if it was lost, it is not any more.
+    fn moved(&mut self, partition: PartitionId, meta: &EntryMeta, payload: &[u8]);
     /// The high-water mark was at least here.
     fn high_water(&mut self, partition: PartitionId, mark: Index);
     /// Entries below `first` are not kept any more.
@@ -74,8 +82,10 @@ pub struct RecoveryReport {
     pub findings: Vec<Finding>,
     /// Records of the last life's unproven end that were written again.
     pub rewritten: u64,
-    /// Promises that were adopted from suspect batches.
+    /// Promises and marks that were known from the spans of bad batches only, and were written again.
     pub adopted: u64,
+    /// Entries whose bytes were lost when their batches were read, and were not found again further on.
+    pub lost: u64,
     /// Files removed: leftovers of earlier lives.
     pub removed: usize,
     /// The disk was too full for all spares.
@@ -89,12 +99,53 @@ struct Judged {
     end: Lsn,
     /// The batch before that.
     link: Link,
-    /// Good batches behind the proven end, and their segments.
-    window: Vec<(Source, BatchHeader)>,
-    /// Promises of suspect batches.
+    /// Batches behind the proven end.
+    window: Vec<Held>,
+    /// Promises of a suspect batch that was cut.
     promises: Vec<Span>,
+    /// Partitions whose promise or marks are known from the spans of a bad batch only.
+    adopted: BTreeSet<PartitionId>,
     /// Segments at the end in which nothing was ever written.
     blank: Vec<PathBuf>,
+}
+
+/// A batch of the newest epoch that is not proven yet.
+struct Held {
+    /// It may be left where it lies once everything before this is proven: itself, and, where only an echo says what it
+    /// held, the batch with the echo. An echo behind the epoch's end is gone for the next opening.
+    until: Lsn,
+    link: Link,
+    /// Whether there is anything in it.
+    holds: bool,
+    what: Tail,
+}
+
+enum Tail {
+    /// Good: read again when it is written again.
+    Good(Source, BatchHeader),
+    /// Not good: its bytes as they were found, and what it is known to have held.
+    Bad { lsn: Lsn, suspect: bool, bytes: Vec<u8>, pieces: Vec<Piece> },
+}
+
+impl Tail {
+    fn lsn(&self) -> Lsn {
+        match self {
+            Tail::Good(_, header) => header.lsn,
+            Tail::Bad { lsn, .. } => *lsn,
+        }
+    }
+}
+
+/// A batch being replayed.
+struct Replayed<'b> {
+    file: &'b Path,
+    /// Its offset in the file, and its position.
+    offset: u64,
+    lsn: Lsn,
+    bytes: &'b [u8],
+    suspect: bool,
+    /// What it holds is known from its spans.
+    from_spans: bool,
 }
 
 struct Opening<'o, 'r> {
@@ -193,7 +244,7 @@ impl Opening<'_, '_> {
             }
         }
         wal.partitions = std::mem::take(&mut judged.partitions);
-        self.rewrite(disk, &mut wal, &judged)?;
+        self.rewrite(disk, &mut wal, &mut judged)?;
         for log in wal.partitions.values_mut() {
             log.sequenced = log.last.index;
         }
@@ -240,6 +291,7 @@ impl Opening<'_, '_> {
             link: Link::default(),
             window: Vec::new(),
             promises: Vec::new(),
+            adopted: BTreeSet::new(),
             blank: Vec::new(),
         };
         // The batch before is known unless a bad one lies there.
@@ -248,7 +300,7 @@ impl Opening<'_, '_> {
             let before = link.unwrap_or(judged.link);
             let mut scanner = Scanner::new(sources, part, link);
             let mut proven = part.start;
-            let mut batches: VecDeque<(Source, BatchHeader)> = VecDeque::new();
+            let mut batches: VecDeque<Held> = VecDeque::new();
             let mut last_proven = None;
             let mut proven_records = 0;
             loop {
@@ -256,20 +308,64 @@ impl Opening<'_, '_> {
                     Found::Good(header) => {
                         let Some(source) = scanner.here().cloned() else { break };
                         let bytes = scanner.bytes(disk, &header)?;
-                        self.apply(&mut judged.partitions, &source, &header, bytes)?;
+                        self.report.batches += 1;
+                        self.report.records += u64::from(header.record_count);
+                        let batch = Replayed {
+                            file: &source.path,
+                            offset: source.offset(header.lsn),
+                            lsn: header.lsn,
+                            bytes,
+                            suspect: false,
+                            from_spans: false,
+                        };
+                        self.apply(&mut judged, &batch, &salvage::whole(bytes, &header))?;
                         proven = proven.max(header.durable);
-                        batches.push_back((source, header));
-                        while let Some((_, first)) = batches.front()
-                            && (first.end() <= proven || part.end.is_some())
+                        let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
+                        let (until, holds) = (header.end(), header.record_count > 0);
+                        batches.push_back(Held { until, link, holds, what: Tail::Good(source, header) });
+                        while batches.front().is_some_and(|b| b.until <= proven || part.end.is_some())
+                            && let Some(first) = batches.pop_front()
                         {
-                            proven_records += u64::from(first.record_count);
-                            last_proven = Some(Link { lsn: first.lsn, crc: first.crc, seq: first.batch_seq });
-                            batches.pop_front();
+                            proven_records += u64::from(first.holds);
+                            last_proven = Some(first.link);
                         }
                     }
                     Found::Bad(bad) => {
                         let evidence = scanner.evidence(disk, &bad)?;
                         let Some(mut finding) = finding(&scanner, &bad, &evidence, part.epoch) else { break };
+                        // With other voters, what cannot be told from a torn write counts as damage: present, and absent.
+                        let goes_on = match finding.verdict {
+                            Verdict::Damaged => true,
+                            Verdict::Suspect => !self.options.single_voter,
+                            _ => false,
+                        };
+                        if let (true, Some((end, link))) = (goes_on, evidence.end) {
+                            let suspect = finding.verdict == Verdict::Suspect;
+                            if suspect {
+                                let kept = quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
+                                finding.quarantined = kept;
+                            }
+                            tracing::error!(%finding, "the log goes on behind it");
+                            let bytes = scanner.bad_bytes(disk, &bad, end)?.to_vec();
+                            let pieces =
+                                salvage::salvaged(&bytes, &finding.spans, Some(self.options.cluster_tag));
+                            let (file, offset) = (&finding.file, finding.offset);
+                            let batch = Replayed {
+                                file,
+                                offset,
+                                lsn: bad.lsn,
+                                bytes: &bytes,
+                                suspect,
+                                from_spans: true,
+                            };
+                            self.apply(&mut judged, &batch, &pieces)?;
+                            let what = Tail::Bad { lsn: bad.lsn, suspect, bytes, pieces };
+                            let until = evidence.known_by;
+                            batches.push_back(Held { until, link, holds: true, what });
+                            self.report.findings.push(finding);
+                            scanner.step_over(end, link, evidence.next);
+                            continue;
+                        }
                         match finding.verdict {
                             Verdict::Damaged | Verdict::Unknown => {
                                 return Err(OpenError::Damaged(Box::new(finding)));
@@ -284,9 +380,7 @@ impl Opening<'_, '_> {
                             Verdict::Suspect => {
                                 let kept = quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
                                 finding.quarantined = kept;
-                                if self.options.single_voter {
-                                    tracing::warn!(%finding, "cut, and there is no other voter to ask");
-                                }
+                                tracing::warn!(%finding, "cut, and there is no other voter to ask");
                                 judged
                                     .promises
                                     .extend(finding.spans.iter().filter(|s| s.kind == RecordKind::Promise));
@@ -306,11 +400,19 @@ impl Opening<'_, '_> {
             scanner.finish(disk)?;
             self.report.bytes += scanner.bytes_read();
             link = scanner.link;
+            while part.end.is_some()
+                && let Some(last) = batches.pop_back()
+            {
+                // A bad one at the end of an epoch that the next one names.
+                last_proven = Some(last.link);
+                batches.clear();
+            }
             if part.end.is_none() {
                 // An epoch that proved nothing worth keeping is dropped whole; then the one before it ends where it
                 // has ended since.
                 if proven_records > 0 {
-                    judged.end = proven;
+                    let rest = batches.front().map_or(proven, |held| held.what.lsn());
+                    judged.end = proven.min(rest);
                     judged.link = last_proven.unwrap_or(before);
                 } else {
                     judged.end = part.prev_epoch_end;
@@ -324,82 +426,162 @@ impl Opening<'_, '_> {
         Ok(judged)
     }
 
-    /// Replays a good batch.
+    /// Replays what a batch holds.
     fn apply(
         &mut self,
-        partitions: &mut FixedMap<PartitionId, PartitionLog>,
-        source: &Source,
-        batch: &BatchHeader,
-        bytes: &[u8],
+        judged: &mut Judged,
+        batch: &Replayed<'_>,
+        pieces: &[Piece],
     ) -> Result<(), OpenError> {
-        self.report.batches += 1;
-        for (offset, record, payload, _) in records_of(bytes, batch) {
-            self.report.records += 1;
-            let wrong = |what| OpenError::Inconsistent {
-                file: source.path.clone(),
-                offset: source.offset(batch.lsn) + offset as u64,
-                partition: record.partition,
-                index: record.index,
+        for piece in pieces {
+            let (partition, at) = (piece.partition, batch.lsn);
+            let log = judged.partitions.entry(partition).or_default();
+            let wrong = |offset: usize, index: Index, what| OpenError::Inconsistent {
+                file: batch.file.to_path_buf(),
+                offset: batch.offset + offset as u64,
+                partition,
+                index,
                 what,
             };
-            if record.kind == RecordKind::Pad {
-                continue;
+            match &piece.what {
+                What::Entry { offset, record, moved } => {
+                    let lsn = at.plus(*offset as u64);
+                    let bytes = record.record_bytes() as u32; // within a batch
+                    let payload = batch.bytes.get(offset + record.head_bytes()..).unwrap_or_default();
+                    let payload = payload.get(..record.payload_len as usize).unwrap_or_default();
+                    if *moved {
+                        if log.generation_at(record.index) != Some(record.generation) {
+                            return Err(wrong(
+                                *offset,
+                                record.index,
+                                "a copy of an entry that is not in the log",
+                            ));
+                        }
+                        // Between the records of a bad batch may lie what cannot be walked over.
+                        let batch_at = if batch.from_spans { Lsn(u64::MAX) } else { at };
+                        log.relocate(record.position(), lsn, bytes, batch_at);
+                        self.replay.moved(partition, &record.meta(), payload);
+                    } else {
+                        let follows = record.index == log.last.index.next()
+                            && record.prev_generation == log.last.generation;
+                        if !follows {
+                            let what = "an entry does not follow the one before it: entries are lost";
+                            return Err(wrong(*offset, record.index, what));
+                        }
+                        log.note(record.position(), lsn, bytes, at);
+                        if batch.from_spans {
+                            log.close();
+                        }
+                        self.replay.entry(partition, &record.meta(), payload);
+                    }
+                }
+                What::Lost { first, last, generation, moved: false } => {
+                    let follows = *first == log.last.index.next()
+                        && *generation >= log.last.generation
+                        && first <= last;
+                    if !follows {
+                        let what =
+                            "a lost entry does not follow the one before it: other entries are lost as well";
+                        return Err(wrong(0, *first, what));
+                    }
+                    log.note_lost(*first, Position::new(*last, *generation), at);
+                    let (first, last, generation) = (*first, *last, *generation);
+                    self.replay.damaged(partition, Lost { first, last, generation, suspect: batch.suspect });
+                }
+                // Unproven, the older copy still counts: nothing that it lies in is given back before a move is durable.
+                What::Lost { moved: true, .. } if batch.suspect => {}
+                What::Lost { first, last, generation, moved: true } => {
+                    for index in first.0..=last.0 {
+                        let index = Index(index);
+                        if log.generation_at(index) != Some(*generation) {
+                            return Err(wrong(0, index, "a lost copy of an entry that is not in the log"));
+                        }
+                        log.lose(Position::new(index, *generation), at);
+                    }
+                    let (first, last, generation) = (*first, *last, *generation);
+                    self.replay.damaged(partition, Lost { first, last, generation, suspect: batch.suspect });
+                }
+                What::Control(record) => {
+                    if batch.from_spans && record.kind != RecordKind::HighWater {
+                        judged.adopted.insert(partition);
+                    }
+                    self.control(log, partition, record, at).map_err(|what| match what {
+                        Some(what) => wrong(0, record.index, what),
+                        None => OpenError::Newer {
+                            file: batch.file.to_path_buf(),
+                            offset: batch.offset,
+                            what: format!("a record of kind {:?}", record.kind),
+                        },
+                    })?;
+                    if !batch.from_spans && record.kind == RecordKind::Promise {
+                        judged.adopted.remove(&partition);
+                    }
+                }
             }
-            let log = partitions.entry(record.partition).or_default();
-            match record.kind {
-                kind if kind.is_entry() => {
-                    if record.index != log.last.index.next() || record.prev_generation != log.last.generation
-                    {
-                        return Err(wrong("an entry does not follow the one before it: entries are lost"));
-                    }
-                    let lsn = batch.lsn.plus(offset as u64);
-                    log.note(record.position(), lsn, record.record_bytes() as u32, batch.lsn);
-                    self.replay.entry(record.partition, &record.meta(), payload);
+        }
+        Ok(())
+    }
+
+    /// Replays a control record. The error: what is wrong with it; none if it is not known.
+    fn control(
+        &mut self,
+        log: &mut PartitionLog,
+        partition: PartitionId,
+        record: &RecordHeader,
+        at: Lsn,
+    ) -> Result<(), Option<&'static str>> {
+        match record.kind {
+            RecordKind::Cut => {
+                if record.index > log.last.index || log.generation_at(record.index) != Some(record.generation)
+                {
+                    return Err(Some("a cut does not keep an entry of the log: entries are lost"));
                 }
-                RecordKind::Cut => {
-                    if record.index > log.last.index
-                        || log.generation_at(record.index) != Some(record.generation)
-                    {
-                        return Err(wrong("a cut does not keep an entry of the log: entries are lost"));
-                    }
-                    if record.index < log.high_water {
-                        return Err(wrong("a cut goes below the high-water mark"));
-                    }
-                    log.cut(record.position());
-                    self.replay.cut(record.partition, record.position());
+                if record.index < log.high_water {
+                    return Err(Some("a cut goes below the high-water mark"));
                 }
-                RecordKind::Promise => {
-                    log.generation = record.generation;
-                    log.vote = (record.index.0 != 0).then_some(NodeId(record.index.0));
-                    self.replay.promise(record.partition, log.generation, log.vote);
-                }
-                RecordKind::HighWater => {
-                    log.high_water = log.high_water.max(record.index);
-                    log.high_water_written = log.high_water;
-                    self.replay.high_water(record.partition, log.high_water);
-                }
-                RecordKind::LowWater => {
-                    if record.index < log.low_water || record.index > log.last.index.next() {
-                        return Err(wrong("a low-water mark goes back or beyond the log's end"));
-                    }
-                    log.low_water = record.index;
-                    self.replay.low_water(record.partition, log.low_water);
-                }
-                RecordKind::SnapshotMark => {
-                    if record.index > log.last.index {
-                        return Err(wrong("a snapshot mark names no entry of the log: entries are lost"));
-                    }
-                    log.snapshot = record.position();
-                    self.replay.snapshot_mark(record.partition, log.snapshot);
-                }
-                kind => {
-                    return Err(OpenError::Newer {
-                        file: source.path.clone(),
-                        offset: source.offset(batch.lsn) + offset as u64,
-                        what: format!("a record of kind {kind:?}"),
-                    });
-                }
+                log.cut(record.position());
+                self.replay.cut(partition, record.position());
             }
+            RecordKind::Promise => {
+                log.generation = record.generation;
+                log.vote = (record.index.0 != 0).then_some(NodeId(record.index.0));
+                self.replay.promise(partition, log.generation, log.vote);
+            }
+            RecordKind::HighWater => {
+                log.high_water = log.high_water.max(record.index);
+                log.high_water_written = log.high_water;
+                self.replay.high_water(partition, log.high_water);
+            }
+            RecordKind::LowWater => {
+                if record.index < log.low_water || record.index > log.last.index.next() {
+                    return Err(Some("a low-water mark goes back or beyond the log's end"));
+                }
+                log.low_water = record.index;
+                self.replay.low_water(partition, log.low_water);
+            }
+            RecordKind::SnapshotMark => {
+                if record.index > log.last.index {
+                    return Err(Some("a snapshot mark names no entry of the log: entries are lost"));
+                }
+                log.snapshot = record.position();
+                self.replay.snapshot_mark(partition, log.snapshot);
+            }
+            RecordKind::Lost => {
+                let (mut first, last, generation) = (log.last.index.next(), record.index, record.generation);
+                if last < first && log.generation_at(last) == Some(generation) {
+                    first = last;
+                    log.lose(record.position(), at);
+                    self.replay.damaged(partition, Lost { first, last, generation, suspect: false });
+                    return Ok(());
+                }
+                if last < first || generation < log.last.generation {
+                    return Err(Some("lost entries that are in the log already"));
+                }
+                log.note_lost(first, record.position(), at);
+                self.replay.damaged(partition, Lost { first, last, generation, suspect: true });
+            }
+            RecordKind::Moved => {}
+            _ => return Err(None),
         }
         Ok(())
     }
@@ -485,16 +667,26 @@ impl Opening<'_, '_> {
         Ok(full.filter(|_| !(next_only && segments.next.is_some())))
     }
 
-    /// Writes the accepted window and the adopted promises to the new epoch, and DONE.
-    fn rewrite(&mut self, disk: &mut Disk<'_>, wal: &mut Wal, judged: &Judged) -> Result<(), OpenError> {
+    /// Writes the accepted window and what is known from spans only to the new epoch, and DONE.
+    fn rewrite(&mut self, disk: &mut Disk<'_>, wal: &mut Wal, judged: &mut Judged) -> Result<(), OpenError> {
         let mut batches = Vec::new();
-        for (source, header) in &judged.window {
+        let from = judged.window.first().map_or(Lsn(u64::MAX), |held| held.what.lsn());
+        for held in std::mem::take(&mut judged.window) {
+            let (source, header) = match held.what {
+                Tail::Bad { suspect, bytes, mut pieces, .. } => {
+                    // Without a copy that nobody was told of the older one counts.
+                    pieces.retain(|p| !suspect || !matches!(p.what, What::Lost { moved: true, .. }));
+                    batches.push((bytes, pieces));
+                    continue;
+                }
+                Tail::Good(source, header) => (source, header),
+            };
             let (file, bytes) = disk.open(&source.path, OpenMode::Read)?;
             let mut window = crate::window::Window::new(file, bytes);
             let view = window.view(disk, source.offset(header.lsn), header.total_len as usize)?;
             let bytes = view.to_vec();
             disk.close(file)?;
-            if let Err(why) = crate::scan::check_records(&bytes, header) {
+            if let Err(why) = crate::scan::check_records(&bytes, &header) {
                 return Err(OpenError::Damaged(Box::new(Finding {
                     verdict: Verdict::Suspect,
                     file: source.path.clone(),
@@ -507,23 +699,20 @@ impl Opening<'_, '_> {
                     quarantined: None,
                 })));
             }
-            batches.push((header, bytes));
+            let pieces = salvage::whole(&bytes, &header);
+            batches.push((bytes, pieces));
         }
         let mut before = Vec::new();
-        for (header, bytes) in &batches {
-            for (_, record, _, _) in records_of(bytes, header) {
-                if let Some(log) = wal.partitions.get_mut(&record.partition) {
-                    before.push((record.partition, log.last));
-                    log.forget_from(judged.window.first().map_or(Lsn(u64::MAX), |w| w.1.lsn));
-                }
+        for piece in batches.iter().flat_map(|b| &b.1) {
+            if let Some(log) = wal.partitions.get_mut(&piece.partition) {
+                before.push((piece.partition, log.last));
+                log.forget_from(from);
             }
         }
-        for (header, bytes) in &batches {
-            for (_, record, _, whole) in records_of(bytes, header) {
-                if record.kind != RecordKind::Pad {
-                    self.put_again(disk, wal, &record, whole)?;
-                    self.report.rewritten += 1;
-                }
+        for (bytes, pieces) in &batches {
+            for piece in pieces {
+                self.put_piece(disk, wal, bytes, piece)?;
+                self.report.rewritten += 1;
             }
         }
         for (partition, last) in before.into_iter().rev() {
@@ -542,13 +731,28 @@ impl Opening<'_, '_> {
                 log.generation = span.generation;
                 log.vote = vote;
                 self.replay.promise(span.partition, span.generation, vote);
-                let header = RecordHeader {
-                    cluster: self.options.cluster_tag,
-                    ..RecordHeader::promise(span.partition, span.generation, vote)
-                };
-                let mut record = [0; tidelog_types::record::HEADER_BYTES];
-                header.encode(&mut record);
-                self.put_again(disk, wal, &header, &record)?;
+                judged.adopted.insert(span.partition);
+            }
+        }
+        // What rests on a bad batch's spans does so no longer.
+        for partition in std::mem::take(&mut judged.adopted) {
+            let log = wal.partitions.entry(partition).or_default();
+            let (low_water, snapshot) = (log.low_water, log.snapshot);
+            let records = [
+                (log.generation > Generation::ZERO)
+                    .then(|| RecordHeader::promise(partition, log.generation, log.vote)),
+                (snapshot > Position::ZERO).then(|| RecordHeader {
+                    index: snapshot.index,
+                    generation: snapshot.generation,
+                    ..RecordHeader::new(RecordKind::SnapshotMark, partition)
+                }),
+                (low_water > Index::ZERO).then(|| RecordHeader {
+                    index: low_water,
+                    ..RecordHeader::new(RecordKind::LowWater, partition)
+                }),
+            ];
+            for record in records.into_iter().flatten() {
+                self.put_control(disk, wal, &RecordHeader { cluster: self.options.cluster_tag, ..record })?;
                 self.report.adopted += 1;
             }
         }
@@ -557,12 +761,62 @@ impl Opening<'_, '_> {
         Ok(())
     }
 
+    fn put_piece(
+        &mut self,
+        disk: &mut Disk<'_>,
+        wal: &mut Wal,
+        bytes: &[u8],
+        piece: &Piece,
+    ) -> Result<(), OpenError> {
+        let (partition, cluster) = (piece.partition, self.options.cluster_tag);
+        match &piece.what {
+            // Copies are written with markers of their own.
+            What::Control(record) if record.kind == RecordKind::Moved => Ok(()),
+            What::Control(record) => self.put_control(disk, wal, record),
+            What::Entry { offset, record, moved } => {
+                if *moved {
+                    let marker = RecordHeader {
+                        index: Index(1),
+                        cluster,
+                        ..RecordHeader::new(RecordKind::Moved, partition)
+                    };
+                    self.put_control(disk, wal, &marker)?;
+                }
+                let whole = bytes.get(*offset..offset + record.record_bytes()).unwrap_or_default();
+                self.put_again(disk, wal, record, whole, *moved)
+            }
+            What::Lost { last, generation, moved: false, .. } => {
+                let record = salvage::lost_record(partition, Position::new(*last, *generation), cluster);
+                self.put_control(disk, wal, &record)
+            }
+            What::Lost { first, last, generation, moved: true } => {
+                for index in first.0..=last.0 {
+                    let at = Position::new(Index(index), *generation);
+                    self.put_control(disk, wal, &salvage::lost_record(partition, at, cluster))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn put_control(
+        &mut self,
+        disk: &mut Disk<'_>,
+        wal: &mut Wal,
+        header: &RecordHeader,
+    ) -> Result<(), OpenError> {
+        let mut record = [0; tidelog_types::record::HEADER_BYTES];
+        header.encode(&mut record);
+        self.put_again(disk, wal, header, &record, false)
+    }
+
     fn put_again(
         &mut self,
         disk: &mut Disk<'_>,
         wal: &mut Wal,
         record: &RecordHeader,
         whole: &[u8],
+        moved: bool,
     ) -> Result<(), OpenError> {
         let shape = Shape::of(record);
         let plan = loop {
@@ -586,12 +840,23 @@ impl Opening<'_, '_> {
         let log = wal.partitions.entry(record.partition).or_default();
         if record.kind.is_entry() {
             let offset = wal.growing.put_encoded(whole, shape);
-            log.note(record.position(), lsn.plus(offset as u64), whole.len() as u32, lsn);
-            let (partition, generation, index) = (record.partition, record.generation, record.index);
-            wal.growing.span_entry(log, &EntrySpan { partition, generation, index, offset });
+            let (at, bytes) = (lsn.plus(offset as u64), whole.len() as u32); // within a batch
+            if moved {
+                log.relocate(record.position(), at, bytes, lsn);
+                log.footer_span = (0, 0);
+            } else {
+                log.note(record.position(), at, bytes, lsn);
+            }
+            crate::moved::span(&mut wal.growing, log, record, offset);
+            if moved {
+                log.footer_span = (0, 0);
+            }
         } else {
-            if record.kind == RecordKind::Cut {
-                log.cut(record.position());
+            match record.kind {
+                RecordKind::Cut => log.cut(record.position()),
+                RecordKind::Lost if record.index <= log.noted() => log.lose(record.position(), lsn),
+                RecordKind::Lost => log.note_lost(log.noted().next(), record.position(), lsn),
+                _ => {}
             }
             wal.growing.put_control(record);
         }

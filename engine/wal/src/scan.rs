@@ -8,7 +8,7 @@ use crate::chain::EpochPart;
 use crate::disk::Disk;
 use crate::error::{BadWhy, OpenError, Verdict};
 use crate::format::{
-    BATCH_HEADER_BYTES, BatchHeader, FOOTER_MAGIC, Footer, FormatError, SegmentHeader, Span,
+    BATCH_HEADER_BYTES, BatchHeader, FOOTER_MAGIC, Footer, FormatError, SegmentHeader, Span, footer_bytes,
 };
 use crate::growing::Link;
 use crate::window::Window;
@@ -63,6 +63,10 @@ pub(crate) struct Evidence {
     pub(crate) spans: Option<Vec<Span>>,
     /// The next valid batch header: where the walk may go on.
     pub(crate) next: Option<(usize, BatchHeader)>,
+    /// Where it ends, and who it was for the chain: known wherever its spans are.
+    pub(crate) end: Option<(Lsn, Link)>,
+    /// Where what says its spans ends: itself, or the batch that echoes it.
+    pub(crate) known_by: Lsn,
     /// A page from there on could not be read.
     pub(crate) unreadable: bool,
     /// Bytes that are not zero from there on: (segment of the part, first offset, end offset).
@@ -276,13 +280,19 @@ impl<'a> Scanner<'a> {
         let mut evidence = Evidence { proven: self.part.end.is_some(), ..Evidence::default() };
         evidence.unreadable = bad.why == BadWhy::Unreadable;
         self.search(disk, bad, &mut evidence)?;
-        evidence.spans = self.own_spans(disk, bad, &evidence)?;
+        if let Some((footer, end, link)) = self.own_footer(disk, bad, &evidence)? {
+            evidence.spans = Some(footer.own);
+            (evidence.end, evidence.known_by) = (Some((end, link)), end);
+        }
         if evidence.spans.is_none()
             && let Some((at, next)) = evidence.next
             && next.prev == bad.lsn
         {
             let footer = self.footer(disk, at, &next)?;
             evidence.spans = footer.filter(|f| f.echo_batch_seq + 1 == next.batch_seq).map(|f| f.echo);
+            let link = Link { lsn: bad.lsn, crc: next.prev_crc, seq: next.batch_seq.saturating_sub(1) };
+            evidence.end = evidence.spans.as_ref().map(|_| (next.lsn, link));
+            evidence.known_by = next.end();
         }
         Ok(evidence)
     }
@@ -319,15 +329,16 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// Spans from the bad batch's own footer.
-    fn own_spans(
+    /// The bad batch's own footer, where the batch ends, and what the next one calls it.
+    fn own_footer(
         &mut self,
         disk: &mut Disk<'_>,
         bad: &Bad,
         evidence: &Evidence,
-    ) -> Result<Option<Vec<Span>>, OpenError> {
+    ) -> Result<Option<(Footer, Lsn, Link)>, OpenError> {
         if let Some(header) = &bad.header {
-            return Ok(self.footer(disk, self.at, header)?.map(|f| f.own));
+            let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
+            return Ok(self.footer(disk, self.at, header)?.map(|f| (f, header.end(), link)));
         }
         let Some(source) = self.here() else { return Ok(None) };
         let offset = source.offset(bad.lsn);
@@ -348,7 +359,10 @@ impl<'a> Scanner<'a> {
                 && footer.segment_seq == identity.segment_seq
                 && footer.lsn == bad.lsn
             {
-                return Ok(Some(footer.own));
+                let len = from + footer_bytes(footer.own.len() + footer.echo.len());
+                let end = bad.lsn.plus(len.next_multiple_of(PAGE_BYTES) as u64);
+                let link = Link { lsn: bad.lsn, crc: footer.header_crc, seq: footer.batch_seq };
+                return Ok(Some((footer, end, link)));
             }
         }
         Ok(None)
@@ -366,6 +380,25 @@ impl<'a> Scanner<'a> {
         let len = header.total_len - header.footer_offset;
         let bytes = self.window(disk, at)?.view(disk, offset, len as usize)?;
         Ok(footer_of(bytes, header))
+    }
+
+    /// The bytes of a bad batch that ends at `end`, as far as its segment has them; pages that cannot be read are zeros.
+    pub(crate) fn bad_bytes(&mut self, disk: &mut Disk<'_>, bad: &Bad, end: Lsn) -> Result<&[u8], OpenError> {
+        let at = self.at;
+        let Some(source) = self.source(at) else { return Ok(&[]) };
+        let len = end.min(source.header.end()).0.saturating_sub(bad.lsn.0).min(BATCH_BYTES_MAX as u64);
+        Ok(self.window(disk, at)?.view(disk, source.offset(bad.lsn), len as usize)?)
+    }
+
+    /// Goes on behind a bad batch whose end is known: `next` is the valid header behind it, if there is one.
+    pub(crate) fn step_over(&mut self, end: Lsn, link: Link, next: Option<(usize, BatchHeader)>) {
+        self.link = Some(link);
+        self.lsn = end;
+        if let Some((at, header)) = next
+            && header.lsn == end
+        {
+            self.at = at;
+        }
     }
 
     /// Goes on behind a bad batch: at the next valid header, or at the end. The batch before is not known then.

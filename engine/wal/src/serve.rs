@@ -4,7 +4,7 @@ use crate::cache::Gather;
 use crate::error::ReadError;
 use crate::reads::{READS_MAX, ReadId, ReadJob, Run, TRIES_MAX};
 use crate::wal::{Pending, Wal, WalEvent};
-use tidelog_io::{Io, IoError, Op, OpenMode, Output};
+use tidelog_io::{Io, IoError, IoErrorKind, Op, OpenMode, Output};
 use tidelog_types::{Index, PartitionId, Position, RecordHeader};
 
 impl Wal {
@@ -75,6 +75,18 @@ impl Wal {
             return self.answer(job.read, Err(ReadError::NotHere { first: job.first, last: Position::ZERO }));
         };
         job.last = job.last.min(log.sequenced);
+        if let Some(span) = log.find(job.first).and_then(|at| log.span(at)).filter(|span| span.is_lost()) {
+            let lsn = span.lsn;
+            let base = self.files.holding(lsn).map_or(lsn, |(base, _)| base);
+            let error = ReadError::Damaged {
+                file: self.files.get(base).map(|f| f.path.clone()).unwrap_or_default(),
+                offset: lsn.0 - base.0,
+                partition: job.partition,
+                index: job.first,
+                why: "its bytes were lost when the log was opened".into(),
+            };
+            return self.answer(job.read, Err(error));
+        }
         if let Err(e) = job.plan(log, |lsn| self.files.holding(lsn)) {
             return self.answer(job.read, Err(e));
         }
@@ -140,6 +152,17 @@ impl Wal {
         let (buffer, bytes) = match result {
             Ok(Output::Read { buffer, bytes }) => (buffer, bytes),
             Ok(_) => return self.end_read(job, Err(ReadError::Closed)),
+            Err(e) if e.kind == IoErrorKind::Device && !self.fenced => {
+                // The device does not give the bytes: that is damage like any other.
+                let error = ReadError::Damaged {
+                    file: self.files.get(job.base).map(|f| f.path.clone()).unwrap_or_default(),
+                    offset: job.extent.0 - job.base.0,
+                    partition: job.partition,
+                    index: job.first,
+                    why: e.to_string(),
+                };
+                return self.end_read(job, Err(error));
+            }
             Err(e) => return self.end_read(job, Err(ReadError::Io(e))),
         };
         if self.fenced {
