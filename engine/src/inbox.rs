@@ -58,7 +58,7 @@ impl Inbox {
         match self.queue.try_send(Command::Request { request, reply }) {
             Ok(()) => self.waker.wake(),
             Err(TrySendError::Full(Command::Request { reply, .. })) => {
-                drop(reply.send(Err(RequestError::Busy { retry_after: RETRY_AFTER })));
+                drop(reply.send(Err(RequestError::busy(RETRY_AFTER))));
             }
             Err(TrySendError::Disconnected(Command::Request { reply, .. })) => {
                 drop(reply.send(Err(RequestError::Unavailable("the engine is closed".into()))));

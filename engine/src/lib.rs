@@ -35,7 +35,7 @@ pub use inbox::Commands;
 pub use marks::Marks;
 pub use options::Options;
 pub use pending::Pending;
-pub use request::{Level, Record, RequestError};
+pub use request::{BusyReason, Level, Record, RequestError};
 pub use shard::{Shard, Turn};
 pub use state_machine::StateMachine;
 pub use tidelog_types::{

@@ -49,6 +49,12 @@ impl Replay for Recovering {
     fn high_water(&mut self, partition: PartitionId, mark: Index) {
         self.of(partition).high_water(mark);
     }
+    fn low_water(&mut self, partition: PartitionId, first: Index) {
+        self.of(partition).low_water(first);
+    }
+    fn snapshot_mark(&mut self, partition: PartitionId, covered: Position) {
+        self.of(partition).snapshot_mark(covered);
+    }
 }
 
 /// Where every partition's replicas are. Every founder computes the same from the members.

@@ -157,10 +157,12 @@ pub enum RequestError {
         address: Option<String>,
     },
     /// Too much is in flight, or there is no space: try again later. Nothing was appended.
-    #[error("busy, try again in {} ms", .retry_after.as_millis())]
+    #[error("busy: {reason}, try again in {} ms", .retry_after.as_millis())]
     Busy {
         /// When.
         retry_after: Duration,
+        /// What has to end first.
+        reason: BusyReason,
     },
     /// A newer holder of the lease has appended: this token is void.
     #[error("fenced: the partition has seen a higher token")]
@@ -214,6 +216,31 @@ pub enum RequestError {
     /// The request itself is wrong.
     #[error("invalid request: {0}")]
     Invalid(String),
+}
+
+impl RequestError {
+    /// Too much is in flight; the time to wait before the next try.
+    pub const fn busy(retry_after: Duration) -> RequestError {
+        RequestError::Busy { retry_after, reason: BusyReason::Load }
+    }
+}
+
+/// Why a node is busy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BusyReason {
+    /// As much is in flight as may be.
+    Load,
+    /// There is no space for another segment: until space is back, only votes and promises are written.
+    DiskFull,
+}
+
+impl core::fmt::Display for BusyReason {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            BusyReason::Load => "too much is in flight",
+            BusyReason::DiskFull => "the disk is full",
+        })
+    }
 }
 
 /// One committed record, decoded.

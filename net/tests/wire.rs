@@ -5,7 +5,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use std::time::Duration;
 use tidelog::formation::{Formed, Hello, Member};
-use tidelog::request::{Level, Reply, Request, RequestError, Response};
+use tidelog::request::{BusyReason, Level, Reply, Request, RequestError, Response};
 use tidelog_consensus::{Append, Asserting, Free, Message, Repair};
 use tidelog_net::wire::{
     self, FrameHeader, FrameKind, PeerHello, Refusal, RefusalCode, ServerHello, WireError,
@@ -198,7 +198,8 @@ fn error() -> impl Strategy<Value = RequestError> {
     prop_oneof![
         (prop::option::of(1u64..), prop::option::of("[a-z0-9.:]{1,40}"))
             .prop_map(|(hint, address)| E::NotLeader { hint: hint.map(NodeId), address }),
-        any::<u32>().prop_map(|us| E::Busy { retry_after: Duration::from_micros(us.into()) }),
+        (any::<u32>(), prop_oneof![Just(BusyReason::Load), Just(BusyReason::DiskFull)])
+            .prop_map(|(us, reason)| E::Busy { retry_after: Duration::from_micros(us.into()), reason }),
         Just(E::Fenced),
         any::<u64>().prop_map(|i| E::Truncated { first: Index(i) }),
         Just(E::Unknown),

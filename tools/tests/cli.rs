@@ -161,8 +161,6 @@ fn what_is_not_there_yet_says_so() {
         &["core", "get", "key"],
         &["lease", "grant", "name"],
         &["tune"],
-        &["wal", "repair", "dir", "--apply"],
-        &["wal", "diff", "a", "b"],
     ] {
         let (code, stdout, stderr) = said(&tidelog(args));
         assert_eq!((code, stdout.as_str()), (2, ""), "{args:?}");

@@ -86,6 +86,13 @@ impl Damage {
         }
     }
 
+    /// Entries below `first` are not kept any more, damaged or not.
+    pub(crate) fn let_go(&mut self, first: Index) {
+        if first > Index(1) {
+            self.remove(Index(1), first.prev());
+        }
+    }
+
     /// The first damaged index at or behind `from`.
     pub(crate) fn first_from(&self, from: Index) -> Option<Index> {
         self.all.first_from(from).map(|(first, _)| first)
@@ -135,8 +142,11 @@ impl Replica {
     /// Bytes of entries turned out to be damaged. Those that are not in the log (any more) are ignored.
     pub fn damaged(&mut self, clock: Clock, range: DamagedRange, effects: &mut Effects) {
         let DamagedRange { first, last, generation } = range;
-        let last = self.log.last_within(Position::new(last, generation)).index;
-        let there = first > Index::ZERO && self.log.generation_at(first) == Some(generation);
+        // What is not kept is nobody's loss.
+        let first = first.max(self.log.base().index.next());
+        let Some(last) = self.log.last_within(Position::new(last, generation)) else { return };
+        let last = last.index;
+        let there = self.log.generation_at(first) == Some(generation);
         if !there || first > last {
             return;
         }
@@ -190,9 +200,12 @@ impl Replica {
 
     /// Learns what a lost entry did. False if it contradicts the log around it.
     fn heal_meta(&mut self, entry: &EntryMeta) -> bool {
+        let unknown = self.sessions.is_hole(entry.position.index);
         let fits = self.sessions.patch(entry, self.high_water).is_ok();
-        if fits {
+        if fits && unknown {
             self.stamp = self.stamp.max(entry.timestamp);
+            self.starts.push(entry);
+            self.starts.commit(self.high_water);
         }
         fits
     }
@@ -202,7 +215,7 @@ impl Replica {
         let (first, last) = self.damage.wanted_from(Index(1))?;
         let generation = self.log.generation_at(first)?;
         // One generation at a time: a request names one.
-        let last = self.log.last_within(Position::new(last, generation)).index;
+        let last = self.log.last_within(Position::new(last, generation))?.index;
         Some(DamagedRange { first, last, generation })
     }
 
@@ -224,11 +237,11 @@ impl Replica {
     /// Which of the entries asked for this replica can give to a peer: the last of those from `first` on that are
     /// durable and whole here and are of `generation`. None: it has not even the first.
     pub fn can_give(&self, first: Index, last: Index, generation: Generation) -> Option<Index> {
-        if self.log.generation_at(first) != Some(generation) || first == Index::ZERO {
+        if self.log.generation_at(first) != Some(generation) || first <= self.log.base().index {
             return None;
         }
         let whole = self.damage.first_from(first).map_or(Index(u64::MAX), Index::prev);
-        let last = self.log.last_within(Position::new(last, generation)).index;
+        let last = self.log.last_within(Position::new(last, generation))?.index;
         let last = last.min(whole).min(self.tickets.index());
         (first <= last).then_some(last)
     }

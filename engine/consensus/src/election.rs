@@ -43,7 +43,7 @@ impl Replica {
             return;
         }
         // A damaged replica votes and follows, but does not lead: see `damage`.
-        if !self.damage.is_empty() {
+        if !self.damage.is_empty() || self.sessions.has_holes() {
             return self.await_leader(clock);
         }
         match &self.state {

@@ -11,10 +11,12 @@ use crate::config::Config;
 use crate::damage::Damage;
 use crate::effects::{Effects, LogOp, LogOpKind, Outgoing};
 use crate::election::Votes;
+use crate::history::History;
 use crate::leader::Leader;
 use crate::log::Log;
 use crate::message::{Asserting, Free, Message};
 use crate::restore::Restored;
+use crate::retain::{Ordered, Starts};
 use crate::session::Sessions;
 use crate::ticket::Tickets;
 use core::time::Duration;
@@ -102,6 +104,14 @@ pub struct Replica {
     /// Entries of `log` whose bytes are lost here.
     pub(crate) damage: Damage,
     pub(crate) tickets: Tickets,
+    /// Log starts said in the log.
+    pub(crate) starts: Starts,
+    /// How old and how large the log is.
+    pub(crate) history: History,
+    /// The last entry that a durable snapshot of this node covers.
+    pub(crate) snapshot: Position,
+    /// Marks on their way to the disk.
+    pub(crate) ordered: Ordered,
     /// At or above the stamp of every entry that was ever in this log.
     pub(crate) stamp: ReplicatedMs,
     /// `high_water <= log.last()`; never falls within a process life.
@@ -141,7 +151,20 @@ impl Replica {
         let peers = voters.iter().copied().filter(|node| *node != config.node).collect();
         let voting = voters.contains(&config.node);
         let seed = config.seed ^ config.node.0.rotate_left(32) ^ config.partition.0;
-        let Restored { log, sessions, damage, stamp, generation, vote, high_water, .. } = restored;
+        let Restored {
+            log,
+            sessions,
+            damage,
+            stamp,
+            generation,
+            vote,
+            high_water,
+            mut starts,
+            history,
+            snapshot,
+            ..
+        } = restored;
+        starts.commit(high_water);
         let silence = if generation > Generation::ZERO { config.election_timeout } else { Duration::ZERO };
         let mut replica = Replica {
             peers,
@@ -152,6 +175,10 @@ impl Replica {
             promised: Ticket(0),
             log,
             sessions,
+            starts,
+            history,
+            snapshot,
+            ordered: Ordered::default(),
             damage,
             stamp,
             high_water,
@@ -216,6 +243,7 @@ impl Replica {
     /// The log reports that `ticket`, and every ticket before it, is durable.
     pub fn durable(&mut self, clock: Clock, ticket: Ticket, effects: &mut Effects) {
         self.tickets.report(ticket);
+        self.settle_marks();
         self.repairs_durable(ticket);
         self.end_turn_of_round();
         match &self.state {
@@ -322,7 +350,7 @@ impl Replica {
     /// The marks. An entry may be applied once it is at or below [`Marks::applicable`].
     pub fn marks(&self) -> Marks {
         Marks {
-            low_water: Index(1),
+            low_water: self.log.base().index.next(),
             durable: self.tickets.index(),
             last: self.log.last().index,
             high_water: self.high_water,
@@ -335,7 +363,7 @@ impl Replica {
         self.log.last()
     }
 
-    /// The generation of the entry at `index`; 0 for index 0; none past the end.
+    /// The generation of the entry at `index`, or of the one before the first that is kept; none elsewhere.
     pub fn generation_at(&self, index: Index) -> Option<Generation> {
         self.log.generation_at(index)
     }
@@ -434,6 +462,7 @@ impl Replica {
         if mark > self.high_water {
             assert!(mark <= self.log.last().index, "only what is in the log can be committed here");
             self.high_water = mark;
+            self.starts.commit(mark);
             effects.committed = Some(mark);
         }
     }

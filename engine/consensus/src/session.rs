@@ -8,13 +8,14 @@
 //!
 //! Promises that [`Sessions::apply`] lets each (session, sequence) into a log at most once, in order. Does not
 //! know the clients, time, or what is durable. An entry that does not fit is refused with its [`Fault`] and
-//! changes nothing.
+//! changes nothing. A table is also kept in snapshots ([`crate::base`]), as of the entry that they cover.
 //!
 //! **Holes.** Entries whose bytes are lost may have opened sessions or carried sequences. While there are such holes the
 //! table is lenient exactly by them: a session may be unknown if its opening entry is a hole, sequences may be
 //! skipped as far as there are holes to have held them. [`Sessions::patch`] fills a hole; when the last one is
 //! filled, the table is the one of a log without holes, and strict again. Nobody is admitted against a table with holes.
 
+use crate::base::{BaseError, Input, put};
 use crate::ranges::Ranges;
 use std::collections::{BTreeMap, VecDeque};
 use tidelog_types::{EntryMeta, FixedMap, Index, RecordKind, Sequence, SessionId, SessionKey, SessionRef};
@@ -71,14 +72,17 @@ impl Session {
             && self.runs.iter().all(|run| core::mem::replace(&mut next, run.end()) == run.sequence)
     }
 
-    /// Forgets the oldest runs above the bound, as far as they can no longer be cut.
-    fn trim(&mut self, runs_max: usize, high_water: Index) {
+    /// Forgets the oldest runs above the bound, as far as they can no longer be cut. Returns the last entry of those.
+    fn trim(&mut self, runs_max: usize, high_water: Index) -> Index {
+        let mut last = Index::ZERO;
         while self.runs.len() > runs_max
             && let Some(run) = self.runs.front().filter(|run| run.last_index() <= high_water.0)
         {
             self.forgotten = run.end() - 1;
+            last = Index(run.last_index());
             self.runs.pop_front();
         }
+        last
     }
 }
 
@@ -133,6 +137,8 @@ pub(crate) struct Sessions {
     /// The keys are indexes of the log, never what a client chose, so the fixed hasher cannot be attacked.
     sessions: FixedMap<SessionId, Session>,
     keys: BTreeMap<SessionKey, SessionId>,
+    /// The last entry of any run forgotten.
+    forgotten: Index,
     /// Entries that are in the log and not known.
     holes: Ranges,
 }
@@ -200,7 +206,8 @@ impl Sessions {
             Some(run) if run.last_index() + 1 == index && run.end() == sequence.0 => run.count += 1,
             _ => session.runs.push_back(Run { sequence: sequence.0, index, count: 1 }),
         }
-        session.trim(runs_max, high_water);
+        let trimmed = session.trim(runs_max, high_water);
+        self.forgotten = self.forgotten.max(trimmed);
         Ok(())
     }
 
@@ -212,6 +219,16 @@ impl Sessions {
     /// The entries `first ..= last` become the log's last ones, and what they are is not known.
     pub(crate) fn hole(&mut self, first: Index, last: Index) {
         self.holes.insert(first, last);
+    }
+
+    /// Whether it is not known what an entry of the log did.
+    pub(crate) fn is_hole(&self, index: Index) -> bool {
+        self.holes.contains(index)
+    }
+
+    /// Whether there is any such entry, kept or not.
+    pub(crate) fn has_holes(&self) -> bool {
+        !self.holes.is_empty()
     }
 
     /// What the entry, which is in the log, is: if it was a hole, it is none any more. `high_water`: what can no
@@ -275,7 +292,9 @@ impl Sessions {
                 }
                 return Err(Fault::Sequence { session: id, expected: Sequence(next), found: Sequence(next) });
             }
-            self.sessions.values_mut().for_each(|session| session.trim(RUNS_MAX, high_water));
+            for session in self.sessions.values_mut() {
+                self.forgotten = self.forgotten.max(session.trim(RUNS_MAX, high_water));
+            }
         }
         Ok(())
     }
@@ -298,6 +317,75 @@ impl Sessions {
         // Known only by entries that are gone now: what the hole did is open again.
         self.sessions
             .retain(|_, session| session.key.is_some() || !session.runs.is_empty() || session.forgotten > 0);
+    }
+
+    /// The table as of entry `index`; none if it cannot be told, because runs above it were forgotten or an entry up to it
+    /// is a hole.
+    pub(crate) fn as_of(&self, index: Index) -> Option<Sessions> {
+        let known = self.holes.first_from(Index(1)).is_none_or(|(first, _)| first > index);
+        (known && self.forgotten <= index).then(|| {
+            let mut table = self.clone();
+            table.cut(index);
+            table
+        })
+    }
+
+    /// Appends the table's bytes: the count, then each session in the order of ids.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let mut ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        ids.sort_unstable();
+        put(out, ids.len() as u64);
+        for id in ids {
+            let Some(session) = self.sessions.get(&id) else { continue };
+            put(out, id.0);
+            let key = session.key.expect("only a table without holes is encoded");
+            out.extend_from_slice(&key.0.to_le_bytes());
+            put(out, session.next());
+            put(out, session.runs.len() as u64);
+            for run in &session.runs {
+                [run.sequence, run.index, run.count].iter().for_each(|number| put(out, *number));
+            }
+        }
+    }
+
+    /// The table of a log that ends at `last`.
+    ///
+    /// # Errors
+    /// In which way the bytes are not such a table.
+    pub(crate) fn decode(input: &mut Input<'_>, last: Index) -> Result<Sessions, BaseError> {
+        const WRONG: BaseError = BaseError::Contradiction("sessions");
+        let mut table = Sessions::default();
+        let mut before = 0;
+        for _ in 0..input.count(40)? {
+            let id = input.number()?;
+            let key = u128::from(input.number()?) | u128::from(input.number()?) << 64;
+            let (key, next) = (SessionKey(key), input.number()?);
+            let mut runs = VecDeque::new();
+            let mut end: Option<(u64, u64)> = None;
+            for _ in 0..input.count(24)? {
+                let run = Run { sequence: input.number()?, index: input.number()?, count: input.number()? };
+                let behind = (run.sequence.checked_add(run.count), run.index.checked_add(run.count));
+                let (Some(sequence), Some(index)) = behind else { return Err(WRONG) };
+                let follows = end.is_none_or(|(s, i)| run.sequence == s && run.index > i.saturating_sub(1));
+                if run.count == 0 || run.sequence == 0 || run.index <= id || !follows || index - 1 > last.0 {
+                    return Err(WRONG);
+                }
+                end = Some((sequence, index));
+                runs.push_back(run);
+            }
+            // Without runs they are all forgotten, or there were none.
+            let ends = end.map_or(next >= 1, |(sequence, _)| sequence == next);
+            if id <= before || id > last.0 || !ends {
+                return Err(WRONG);
+            }
+            before = id;
+            if table.keys.insert(key, SessionId(id)).is_some() {
+                return Err(WRONG);
+            }
+            let forgotten = runs.front().map_or(next, |run: &Run| run.sequence) - 1;
+            table.sessions.insert(SessionId(id), Session { key: Some(key), forgotten, runs });
+        }
+        Ok(table)
     }
 
     /// How many are open.
@@ -364,6 +452,7 @@ mod tests {
             kind,
             session: None,
             session_key: None,
+            log_start: None,
             timestamp: ReplicatedMs(0),
             record_bytes: 64,
         }
@@ -438,6 +527,24 @@ mod tests {
         sessions.cut(Index(6002));
         assert_eq!(sessions.standing(request(1, 3001)), Standing::Next);
         assert_eq!(sessions.standing(request(1, 3000)), Standing::At(Index(6001)));
+    }
+
+    #[test]
+    fn a_table_of_the_past_is_told_or_refused() {
+        let log = [open(1, 7), data(2, 1, 1), entry(3, RecordKind::Noop), data(4, 1, 2), open(5, 9)];
+        let sessions = applied(&log);
+        for end in 0..=log.len() {
+            assert_eq!(sessions.as_of(Index(end as u64)), Some(applied(&log[..end])));
+        }
+        let mut sessions = applied(&[open(1, 1), open(2, 2)]);
+        for i in 1..=2000 {
+            sessions.apply(&data(1 + 2 * i, 1, i), Index(1 + 2 * i)).unwrap();
+            sessions.apply(&data(2 + 2 * i, 2, i), Index(2 + 2 * i)).unwrap();
+        }
+        assert_eq!(sessions.as_of(Index(1900)), None, "runs behind it were forgotten");
+        let table = sessions.as_of(Index(3000)).unwrap();
+        assert_eq!(table.standing(request(1, 1499)), Standing::At(Index(2999)));
+        assert_eq!(table.standing(request(1, 1500)), Standing::Next);
     }
 
     /// The log with these indexes lost.

@@ -5,7 +5,7 @@
 mod world;
 
 use core::time::Duration;
-use tidelog_consensus::{Admitted, Refused};
+use tidelog_consensus::{Admitted, Refused, Retention};
 use tidelog_types::{Index, Sequence, SessionId, SessionKey, SessionRef};
 use world::disk::Stored;
 use world::{ELECTION, Outcome, World};
@@ -58,6 +58,9 @@ struct Totals {
     cuts: u64,
     reads: u64,
     retries: u64,
+    snapshots: u64,
+    raised: u64,
+    starts: u64,
     rotted: u64,
     suspects: u64,
 }
@@ -92,6 +95,30 @@ fn client_turn(world: &mut World, client: &mut Client, on: u64, totals: &mut Tot
         "{}: {name} got {answer:?}",
         world.event
     );
+}
+
+/// A node takes a snapshot, raises its low-water mark, or proposes a later log start. Never over what another node
+/// lacks: nothing here could bring that one back.
+fn shorten(world: &mut World, node: u64, random: &mut Random, totals: &mut Totals) {
+    let (on_all, replica) = (world.on_all(), world.replica(node));
+    let covered = on_all.min(replica.marks().applicable());
+    let low = replica.marks().low_water;
+    let may = replica.snapshot().index.next().max(replica.log_start()).min(covered.next());
+    match random.below(3) {
+        0 if covered > replica.snapshot().index && covered >= low.prev() && !replica.is_marking() => {
+            totals.snapshots += u64::from(world.snapshot(node, covered));
+        }
+        1 if may > low && !replica.is_raising() => {
+            world.raise_low_water(node, Index(low.0 + 1 + random.below(may.0 - low.0)));
+            totals.raised += 1;
+        }
+        2 => {
+            let bytes = (!random.one_in(3)).then(|| 128 * random.below(200));
+            let age = random.one_in(2).then(|| Duration::from_millis(random.below(2000)));
+            totals.starts += u64::from(world.retain(node, Retention { age, bytes }));
+        }
+        _ => {}
+    }
 }
 
 /// Whether a good copy of an entry is durable on a node other than `on`.
@@ -184,7 +211,9 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
                     totals.reads += 1;
                 }
             }
-            95 => {
+            // What peers no longer keep cannot be fetched from them: only a snapshot heals that.
+            95 if world.is_up(node) && !damage => shorten(&mut world, node, &mut random, totals),
+            96 => {
                 let peer = 1 + random.below(voters);
                 let up = random.one_in(2);
                 world.channel(node, peer, up);
@@ -285,14 +314,28 @@ fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64, damage: bool
     for seed in seeds {
         run(voters, seed, events, damage, &mut totals);
     }
-    let Totals { commits, elections, crashes, cuts, reads, retries, rotted, suspects } = totals;
+    let Totals {
+        commits,
+        elections,
+        crashes,
+        cuts,
+        reads,
+        retries,
+        snapshots,
+        raised,
+        starts,
+        rotted,
+        suspects,
+    } = totals;
     println!(
-        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests, {rotted} rotten entries, {suspects} suspect writes"
+        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests, {snapshots} snapshots, {raised} low-water marks, {starts} log starts, {rotted} rotten entries, {suspects} suspect writes"
     );
     // A campaign in which nothing happened proves nothing.
     assert!(
         commits > 50 * count && elections > 2 * count && crashes > count && reads > count && retries > count
     );
+    let shortened = snapshots > count && raised > count && starts > count / 4;
+    assert!(damage || shortened, "{snapshots} {raised} {starts}");
     assert!(cuts > count / 20, "only {cuts} cuts");
     assert!(!damage || (rotted > 10 * count && suspects > count / 10));
 }

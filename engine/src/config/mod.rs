@@ -185,6 +185,8 @@ pub struct LimitsSection {
     pub requests_in_flight: usize,
     /// Most bytes of unanswered requests of one connection.
     pub request_bytes_in_flight: usize,
+    /// Most bytes of unanswered requests and of answers on their way of all client connections together.
+    pub client_bytes: usize,
     /// Most requests waiting for a shard's turn.
     pub inbox: usize,
 }
@@ -369,6 +371,7 @@ impl Config {
                 client_connections: 0,
                 requests_in_flight: 0,
                 request_bytes_in_flight: 0,
+                client_bytes: 0,
                 inbox: 0,
             },
             snapshot: SnapshotSection { every: 0 },

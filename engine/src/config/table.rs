@@ -130,7 +130,7 @@ static KEYS: &[Key] = &[
             step: PAGE_BYTES as u64,
         },
         default: Default::Given("4MiB"),
-        effect: "Buffer memory registered with the ring, which saves the kernel work per write. It counts as locked memory (ulimit -l, often 8 MiB); what cannot be registered is used unregistered. 0B registers none.",
+        effect: "Buffer memory registered with the ring, which saves the kernel work per write. It counts as locked memory (ulimit -l, often 8 MiB for all nodes of a user together); what cannot be registered is used unregistered, and the node says so. 0B registers none.",
         later: None,
     },
     Key {
@@ -310,6 +310,19 @@ static KEYS: &[Key] = &[
         },
         default: Default::Given("16MiB"),
         effect: "The same bound in bytes of payload.",
+        later: None,
+    },
+    Key {
+        name: "limits.client_bytes",
+        scope: Scope::Node,
+        kind: Kind::Size {
+            field: number!(limits.client_bytes),
+            min: FLIGHT_BYTES_MIN,
+            max: 64 * GIB,
+            step: 1,
+        },
+        default: Default::Given("256MiB"),
+        effect: "Bytes of unanswered requests and of answers on their way of all client connections of a shard together; above it clients are not read until answers have gone out.",
         later: None,
     },
     Key {

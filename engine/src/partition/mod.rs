@@ -319,7 +319,7 @@ impl Partition {
                     Refused::NotLeader { hint } => {
                         self.refused_for_damage().unwrap_or_else(|| cx.not_leader(hint))
                     }
-                    Refused::Busy => RequestError::Busy { retry_after: cx.retry_after },
+                    Refused::Busy => RequestError::busy(cx.retry_after),
                     Refused::SessionExpired => RequestError::SessionExpired,
                     Refused::SequenceGap { expected } => RequestError::SequenceGap { expected },
                     Refused::SequenceTooOld => RequestError::SequenceTooOld,
@@ -358,7 +358,7 @@ impl Partition {
                 partition = %self.id,
                 role = ?self.replica.role(),
                 generation = %self.replica.generation(),
-                leader = ?self.replica.leader(),
+                leader = self.replica.leader().map(NodeId::get),
                 "role"
             );
         }

@@ -31,7 +31,7 @@ impl Machine {
 impl Partition {
     pub(super) fn read_round(&mut self, cx: &mut Context<'_>, wanted: Wanted) {
         if self.read_rounds.len() >= READS_WAITING_MAX {
-            return cx.respond(wanted.origin, Err(RequestError::Busy { retry_after: cx.retry_after }));
+            return cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
         }
         self.read_round_next += 1;
         let round = self.read_round_next;
@@ -46,7 +46,7 @@ impl Partition {
                 let error = cx.not_leader(hint);
                 cx.respond(wanted.origin, Err(error));
             }
-            Err(_) => cx.respond(wanted.origin, Err(RequestError::Busy { retry_after: cx.retry_after })),
+            Err(_) => cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after))),
         }
     }
 
@@ -75,7 +75,7 @@ impl Partition {
                 Some(read) => cx.wal.read(cx.io, read, self.id, from, last, bytes_max),
                 None => {
                     if let Some(wanted) = cx.reads.refused() {
-                        cx.respond(wanted.origin, Err(RequestError::Busy { retry_after: cx.retry_after }));
+                        cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
                     }
                 }
             },

@@ -27,6 +27,12 @@ pub(super) enum Write {
     Cut {
         keep: Position,
     },
+    SnapshotMark {
+        covered: Position,
+    },
+    LowWater {
+        first: Index,
+    },
     Entry {
         header: RecordHeader,
         payload: Bytes,
@@ -58,6 +64,8 @@ impl Partition {
                 self.fetches.clear();
                 Write::Cut { keep: *keep }
             }
+            (LogOpKind::SnapshotMark { covered }, _) => Write::SnapshotMark { covered: *covered },
+            (LogOpKind::LowWater { first }, _) => Write::LowWater { first: *first },
             (LogOpKind::Make(meta), _) => Write::Entry {
                 header: RecordHeader::of_meta(meta, self.id, cx.cluster),
                 payload: Bytes::new(),
@@ -122,6 +130,8 @@ impl Write {
         let written = match self {
             Write::Promise { generation, vote } => wal.append_promise(ticket, partition, *generation, *vote),
             Write::Cut { keep } => wal.append_cut(ticket, partition, *keep),
+            Write::SnapshotMark { covered } => wal.append_snapshot_mark(ticket, partition, *covered),
+            Write::LowWater { first } => wal.append_low_water(ticket, partition, *first),
             Write::Entry { header, payload } => wal.append_entry(ticket, *header, payload),
             Write::Records { records, metas } => wal.append_records(ticket, partition, records, metas),
             Write::Moved { records, metas } => wal.append_moved(ticket, partition, records, metas),

@@ -1,7 +1,7 @@
 //! What the log reports, given to the replicas that it concerns.
 
 use super::life::split;
-use super::{FULL_RETRY_AFTER, Shard};
+use super::{DISK_FULL, Shard};
 use crate::reads::ReadFor;
 use crate::request::RequestError;
 use tidelog_io::Io;
@@ -78,7 +78,7 @@ impl Shard {
                     tracing::warn!("no space for another segment: appends are refused until there is");
                     replicas.full = true;
                     for (origin, _, _) in replicas.requests.drain(..) {
-                        cx.respond(origin, Err(RequestError::Busy { retry_after: FULL_RETRY_AFTER }));
+                        cx.respond(origin, Err(DISK_FULL));
                     }
                 }
                 WalEvent::SpaceBack => {

@@ -23,7 +23,7 @@ use crate::inbox::{Command, Commands};
 use crate::marks::SharedMarks;
 use crate::options::Options;
 use crate::partition::{Origin, Partition};
-use crate::request::{Level, Reply, Request, RequestError};
+use crate::request::{BusyReason, Level, Reply, Request, RequestError};
 use crate::state_machine::StateMachine;
 use crate::transport::{Event, Transport};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -41,7 +41,8 @@ const COMMANDS_PER_TURN: usize = 4096;
 /// Failures of the log within [`FAILURE_WINDOW`] after which the node stops.
 const FAILURES_MAX: usize = 3;
 /// What a writer is told to wait when the disk is full.
-const FULL_RETRY_AFTER: Duration = Duration::from_millis(500);
+const DISK_FULL: RequestError =
+    RequestError::Busy { retry_after: Duration::from_millis(500), reason: BusyReason::DiskFull };
 const FAILURE_WINDOW: Duration = Duration::from_secs(600);
 /// How long a stopping shard waits for what is in flight.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -161,9 +162,11 @@ impl Shard {
             life.replicas.full
                 || life.replicas.partitions.values().all(|p| {
                     let (replica, marks) = (p.replica(), p.marks());
-                    replica.is_leader()
-                        && marks.high_water == replica.marks().last
-                        && marks.applied == marks.high_water
+                    // Damage keeps the only voter from leading, and waiting heals nothing.
+                    replica.damaged_entries() > 0
+                        || replica.is_leader()
+                            && marks.high_water == replica.marks().last
+                            && marks.applied == marks.high_water
                 })
         })
     }
@@ -346,7 +349,7 @@ impl Shard {
                     _ => self.elsewhere(&life.placement, partition),
                 }),
                 Some(life) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
-                    Some(RequestError::Busy { retry_after: FULL_RETRY_AFTER })
+                    Some(DISK_FULL)
                 }
                 Some(_) => None,
             }

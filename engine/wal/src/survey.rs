@@ -10,7 +10,7 @@ use crate::names::{self, Name};
 use crate::scan::{Bad, Evidence, Found, Scanner, Source, verdict};
 use crate::window::Window;
 use std::path::{Path, PathBuf};
-use tidelog_io::OpenMode;
+use tidelog_io::{IoError, IoErrorKind, OpenMode};
 use tidelog_types::Lsn;
 use tidelog_types::limits::PAGE_BYTES;
 
@@ -48,6 +48,7 @@ fn read_header(disk: &mut Disk<'_>, path: &Path) -> Result<SegmentHeader, OpenEr
     let (file, bytes) = disk.open(path, OpenMode::Read)?;
     let mut window = Window::new(file, bytes.min(2 * PAGE_BYTES as u64));
     let decoded = SegmentHeader::decode_either(window.view(disk, 0, 2 * PAGE_BYTES)?);
+    let unreadable = window.unreadable(0, 2 * PAGE_BYTES as u64);
     disk.close(file)?;
     let file = path.to_path_buf();
     match decoded {
@@ -58,6 +59,13 @@ fn read_header(disk: &mut Disk<'_>, path: &Path) -> Result<SegmentHeader, OpenEr
         Err(error) if error.is_newer() => {
             Err(OpenError::Newer { file, offset: 0, what: format!("segment header: {error}") })
         }
+        // Nothing is known about bytes that the device does not give: they are not damaged, and may come back.
+        Err(_) if unreadable => Err(OpenError::Io(IoError {
+            kind: IoErrorKind::Device,
+            operation: "read the segment header of",
+            subject: file.display().to_string(),
+            message: "Input/output error".into(),
+        })),
         Err(error) => Err(OpenError::SegmentHeader { file, error }),
     }
 }

@@ -23,7 +23,7 @@ pub use handle::{Bulk, BulkDone, Client, Pending, PendingFuture};
 use ::core::time::Duration;
 use bytes::Bytes;
 use std::net::SocketAddr;
-use tidelog::request::{Level, Request, RequestError};
+use tidelog::request::{BusyReason, Level, Request, RequestError};
 use tidelog_types::{Index, NodeId, PartitionId, SessionKey, SessionRef};
 
 /// Settings of a client.
@@ -177,6 +177,14 @@ pub enum ClientError {
     #[error("not done in time: {why}")]
     Unavailable {
         /// What stood in its way last.
+        why: String,
+    },
+    /// It was not done in its time, and each node that was asked last was busy. Nothing was appended.
+    #[error("not done in time: {why}")]
+    Busy {
+        /// What the node waits for.
+        reason: BusyReason,
+        /// Which node, in words.
         why: String,
     },
     /// The client has as much in flight as it may. Nothing was sent.

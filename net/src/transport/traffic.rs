@@ -234,7 +234,10 @@ impl NetTransport {
                 if !channel.established =>
             {
                 // The peer takes the channel for up and this node does not: a hello went astray.
-                tracing::debug!(node = ?channel.node(), "message before the channel is up; connection closed");
+                tracing::debug!(
+                    node = channel.node().map(tidelog_types::NodeId::get),
+                    "message before the channel is up; connection closed"
+                );
                 self.close(io, key, events);
             }
             (Role::Peer(channel), FrameKind::Messages) => {

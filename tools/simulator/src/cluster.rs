@@ -47,6 +47,11 @@ impl Node {
         std::mem::take(&mut self.sent.borrow_mut())
     }
 
+    /// Segments that it gave up since the last look, by their bases.
+    pub(crate) fn take_released(&mut self) -> Vec<u64> {
+        self.process.as_mut().map_or_else(Vec::new, |process| process.io.take_released())
+    }
+
     /// What its state machines applied since the last look.
     pub(crate) fn take_applied(&self) -> Vec<Step> {
         self.journal.take()

@@ -18,8 +18,19 @@ pub(crate) mod kind {
     pub(crate) const SESSION_OPEN: u8 = 3;
     pub(crate) const PROMISE: u8 = 64;
     pub(crate) const CUT: u8 = 65;
+    pub(crate) const LOW_WATER: u8 = 67;
+    const CHECKPOINT_CHUNK: u8 = 69;
+    const CHECKPOINT_END: u8 = 70;
+    /// The next `index` records are copies of entries.
+    pub(crate) const MOVED: u8 = 71;
+    const SUMMARY: u8 = 72;
     /// Entries are below.
     pub(crate) const ENTRIES: u8 = 64;
+
+    /// Whether it repeats what other records say: a move's marker, a checkpoint, a summary.
+    pub(crate) const fn is_derived(kind: u8) -> bool {
+        matches!(kind, CHECKPOINT_CHUNK | CHECKPOINT_END | MOVED | SUMMARY)
+    }
 }
 
 /// A record's facts.
@@ -67,6 +78,12 @@ pub(crate) enum Item {
     Broken(String),
 }
 
+/// The base that a segment's name says; none of any other file.
+pub(crate) fn segment_base(path: &str) -> Option<u64> {
+    let stem = path.rsplit('/').next()?.strip_suffix(".wal")?;
+    if stem.len() == 16 { u64::from_str_radix(stem, 16).ok() } else { None }
+}
+
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u16::from_le_bytes(*b))
 }
@@ -81,24 +98,31 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 /// Everything in a range of pages.
 pub(crate) fn items(bytes: &[u8]) -> Vec<Item> {
+    items_at(bytes).into_iter().map(|(_, item)| item).collect()
+}
+
+/// The same, each with its offset.
+pub(crate) fn items_at(bytes: &[u8]) -> Vec<(usize, Item)> {
     let mut out = Vec::new();
     let mut at = 0;
     while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= PAGE) {
         match &rest[..4] {
             b"TLba" => match batch(rest) {
                 Ok(batch) => {
+                    let start = at;
                     at += usize::try_from(batch.end - batch.lsn).unwrap_or(PAGE);
-                    out.push(Item::Batch(batch));
+                    out.push((start, Item::Batch(batch)));
                     continue;
                 }
-                Err(why) => out.push(Item::Broken(why)),
+                Err(why) => out.push((at, Item::Broken(why))),
             },
             b"TLsg" if u32_at(rest, 4) == crc32c::crc32c(&rest[8..PAGE]) => {
-                out.push(Item::Segment(Segment {
+                let segment = Segment {
                     base: u64_at(rest, 40),
                     epoch: u64_at(rest, 56),
                     prev_epoch_end: u64_at(rest, 64),
-                }));
+                };
+                out.push((at, Item::Segment(segment)));
             }
             _ => {}
         }

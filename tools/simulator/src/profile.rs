@@ -64,6 +64,16 @@ impl Profile {
         self.nodes.iter().map(|node| (NodeId(*node), world.address(*node, PORT))).collect()
     }
 
+    /// Largest batch of a node's log.
+    const fn batch_bytes_max(&self) -> usize {
+        if self.large { 4 << 20 } else { 512 << 10 }
+    }
+
+    /// Length of a segment of a node's log.
+    pub(crate) const fn segment_bytes(&self) -> u64 {
+        8192 + if self.large { 12 << 20 } else { 5 * (self.batch_bytes_max() as u64) / 2 }
+    }
+
     /// Most entries proposed and not committed.
     pub(crate) const fn uncommitted_entries_max(&self) -> u64 {
         self.uncommitted_entries
@@ -71,7 +81,6 @@ impl Profile {
 
     /// A node's settings.
     pub(crate) fn options(&self, node: u64, world: &World) -> Options {
-        let batch_bytes_max = if self.large { 4 << 20 } else { 512 << 10 };
         Options {
             node: NodeId(node),
             data_dir: PathBuf::from("/data/node"),
@@ -79,8 +88,8 @@ impl Profile {
             nodes: self.addresses(world),
             partitions: self.partitions,
             replication: self.replication,
-            segment_bytes: 8192 + if self.large { 12 << 20 } else { 5 * (batch_bytes_max as u64) / 2 },
-            batch_bytes_max,
+            segment_bytes: self.segment_bytes(),
+            batch_bytes_max: self.batch_bytes_max(),
             batches_in_flight_max: self.batches_in_flight,
             spares: self.spares,
             seal_after: Duration::from_millis(5),

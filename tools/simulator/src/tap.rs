@@ -1,6 +1,7 @@
 //! Where the checkers listen: between a node's code and the seam, and between its shard and its transport. Both taps
 //! pass everything on unchanged.
 
+use crate::platter;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -22,6 +23,8 @@ pub(crate) struct TapIo {
     logs: BTreeSet<FileId>,
     /// A batch's write or sync failed since the last look.
     failed: Option<String>,
+    /// Bases of segments whose names were given up since the last look.
+    released: Vec<u64>,
     out: Vec<Completion>,
 }
 
@@ -39,6 +42,7 @@ impl TapIo {
             bytes_in_flight: 0,
             logs: BTreeSet::new(),
             failed: None,
+            released: Vec::new(),
             out: Vec::new(),
         }
     }
@@ -58,7 +62,15 @@ impl TapIo {
         self.failed.take()
     }
 
+    /// Segments that were given up since the last look, by their bases.
+    pub(crate) fn take_released(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.released)
+    }
+
     fn note(&mut self, token: Token, op: &Op) {
+        if let Op::Rename { from: path, .. } | Op::Remove { path } = op {
+            self.released.extend(platter::segment_base(&path.to_string_lossy()));
+        }
         let of_log = token.class == TokenClass::Wal;
         let (bytes, batch) = match op {
             Op::Write { file, data, .. } | Op::WriteDurable { file, data, .. } => {

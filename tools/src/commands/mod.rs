@@ -23,6 +23,17 @@ pub(crate) struct ClusterArgs {
     pub(crate) cluster: Vec<SocketAddr>,
 }
 
+/// The log that records go to or come from, and how they lie in a stream of bytes.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct RecordArgs {
+    /// The partition
+    #[arg(long, value_name = "P", default_value_t = 0)]
+    pub(crate) partition: u64,
+    /// How records lie in the input, or on stdout without --output json
+    #[arg(long, value_enum, default_value_t = Framing::Lines)]
+    pub(crate) framing: Framing,
+}
+
 /// How records lie in a stream of bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub(crate) enum Framing {

@@ -73,6 +73,11 @@ impl Checker {
             let vote = *self.votes.entry((id, generation)).or_insert(to);
             assert!(vote == to, "invariant 1: node {id} voted for {vote} and {to} in {generation}");
         }
+        // Invariant 10: what is let go is covered by the durable snapshot or a committed log start.
+        let starts = self.committed.values().filter_map(|(entry, _)| entry.meta.log_start);
+        let covered = starts.fold(disk.snapshot.index.next(), Index::max);
+        let low = disk.low_water;
+        assert!(low <= covered, "invariant 10: node {id} keeps entries from {low} on, covered are {covered}");
         let same = seen.counted.iter().zip(&disk.durable).take_while(|(a, b)| **a == b.meta.position).count();
         seen.counted.truncate(same);
         for entry in &disk.durable[same..] {
@@ -139,6 +144,13 @@ impl Checker {
         assert!(marks.high_water >= seen.high_water, "invariant 2, {event}: node {id} mark went back");
         let news = seen.high_water.0 + 1..=marks.high_water.0;
         seen.high_water = marks.high_water;
+        let low = marks.low_water;
+        // A replica restored from a snapshot's base alone has nothing below it.
+        assert!(
+            low <= disk.low_water.max(disk.snapshot.index.next()),
+            "invariant 10, {event}: node {id} low-water {low}"
+        );
+        assert!(low.prev() <= marks.applicable(), "invariant 10, {event}: node {id} low-water {low}");
         assert_eq!(marks.last.0, disk.log().len() as u64, "{event}: node {id} knows its log");
         let agree = disk.log().iter().zip(&disk.durable).take_while(|(a, b)| a == b).count() as u64;
         assert!(marks.durable.0 <= agree, "RULES 1, {event}: node {id} believes {} durable", marks.durable);
@@ -162,10 +174,10 @@ impl Checker {
             }
         }
         assert!(
-            replica.damaged_entries() >= disk.damaged().count() as u64,
+            replica.damaged_entries() >= disk.damaged().filter(|i| *i >= low).count() as u64,
             "{event}: node {id} knows its damage"
         );
-        let lost = disk.damaged().next();
+        let lost = disk.damaged().find(|i| *i >= low);
         assert!(
             lost.is_none_or(|i| marks.applicable() < i),
             "{event}: node {id} may apply {lost:?}, which is lost"

@@ -15,7 +15,7 @@ use disk::{Disk, DiskOp, Stored};
 use std::collections::BTreeMap;
 use tidelog_consensus::{
     Admitted, Append, Asserting, Config, DamagedRange, Effects, Free, LogOpKind, Message, Outgoing, Proposal,
-    ReadOutcome, Refused, Repair, Replica, Restored,
+    ReadOutcome, Refused, Repair, Replica, Retention,
 };
 use tidelog_types::{
     Clock, EntryMeta, Generation, Index, Monotonic, NodeId, PartitionId, RecordKind, SessionKey, SessionRef,
@@ -169,8 +169,7 @@ impl World {
         let clock = self.clock(id);
         let voters = self.nodes.keys().map(|n| NodeId(*n)).collect();
         let node = self.nodes.get_mut(&id).unwrap();
-        let mut restored = Restored::new();
-        node.disk.replay(&mut restored);
+        let restored = node.disk.restored(node.lives % 2 == 1);
         restored.check().expect("what was written is one log");
         node.lives += 1;
         let config = Config {
@@ -219,7 +218,15 @@ impl World {
                         _ => DiskOp::Repair(these),
                     }
                 }
-                LogOpKind::Make(meta) => DiskOp::Append(vec![Stored { meta, payload: "noop".into() }]),
+                LogOpKind::Make(meta) => {
+                    let payload = meta.log_start.map_or("noop".into(), |first| format!("start{first}"));
+                    DiskOp::Append(vec![Stored { meta, payload }])
+                }
+                LogOpKind::SnapshotMark { covered } => {
+                    let base = node.replica().base_at(covered.index).expect("told when it was taken");
+                    DiskOp::SnapshotMark(covered, base.encode())
+                }
+                LogOpKind::LowWater { first } => DiskOp::LowWater(first),
                 LogOpKind::Promise { generation, vote } => DiskOp::Promise(generation, vote),
                 LogOpKind::Cut { keep } => {
                     self.checker.cut(id, keep, &node.disk, &self.event);
@@ -457,6 +464,34 @@ impl World {
         }
         self.carry_out(id, &made, effects);
         Some(result)
+    }
+
+    /// Node `id` has taken a snapshot up to `covered`. False if the sessions as of then are not known any more.
+    pub fn snapshot(&mut self, id: u64, covered: Index) -> bool {
+        let replica = self.replica(id);
+        let Some(base) = replica.base_at(covered) else { return false };
+        self.input(id, &[], |replica, _, effects| replica.snapshot_taken(base.position(), effects));
+        true
+    }
+
+    /// Node `id` raises its low-water mark.
+    pub fn raise_low_water(&mut self, id: u64, first: Index) {
+        self.input(id, &[], |replica, _, effects| replica.raise_low_water(first, effects));
+    }
+
+    /// Node `id` looks whether its log is too long or too old.
+    pub fn retain(&mut self, id: u64, retention: Retention) -> bool {
+        self.input(id, &[], |replica, clock, effects| replica.retain(clock, retention, effects).is_some())
+            .unwrap_or(false)
+    }
+
+    /// What every node holds durably, the same everywhere and committed.
+    pub fn on_all(&self) -> Index {
+        let logs = || self.nodes.values().map(|node| &node.disk.durable);
+        let shortest = logs().map(Vec::len).min().unwrap_or(0);
+        let Some(first) = logs().next() else { return Index::ZERO };
+        let same = (0..shortest).take_while(|at| logs().all(|log| log[*at] == first[*at])).count();
+        Index(same as u64).min(self.checker.committed_index())
     }
 
     pub fn read(&mut self, id: u64, request: u64) -> Option<Result<(), Refused>> {

@@ -16,12 +16,24 @@ const NONE: u64 = u64::MAX;
 /// A promise: generation, vote (0: none).
 pub(crate) type Promise = (u64, u64);
 
-/// One partition's durable state on a disk.
+/// An entry on a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stored {
+    pub(crate) generation: u64,
+    /// Stands for its bytes.
+    pub(crate) hash: u64,
+    /// The batch that its newest copy lies in.
+    pub(crate) batch: u64,
+}
+
+/// One partition's durable state on a disk. Entries that were given up (low-water mark) stay known here.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DurableLog {
-    /// Generation and bytes of entry `i + 1`.
-    entries: Vec<(u64, u64)>,
+    /// Entry `i + 1`.
+    entries: Vec<Stored>,
     pub(crate) promise: Promise,
+    /// First entry that is still wanted; 0 and 1: all.
+    pub(crate) low_water: u64,
 }
 
 impl DurableLog {
@@ -34,19 +46,66 @@ impl DurableLog {
         if index == 0 {
             return Some(0);
         }
-        self.entries.get(usize::try_from(index - 1).ok()?).map(|(generation, _)| *generation)
+        self.entry(index).map(|entry| entry.generation)
+    }
+
+    /// Entry `index`, from 1.
+    pub(crate) fn entry(&self, index: u64) -> Option<&Stored> {
+        self.entries.get(usize::try_from(index.checked_sub(1)?).ok()?)
+    }
+
+    /// The entries that are still wanted, with their indexes.
+    pub(crate) fn live(&self) -> impl Iterator<Item = (u64, &Stored)> {
+        let first = self.low_water.max(1);
+        let skip = usize::try_from(first - 1).unwrap_or(usize::MAX);
+        (first..).zip(self.entries.iter().skip(skip))
     }
 
     /// Hash of the first `count` entries.
     pub(crate) fn hash(&self, count: u64) -> u64 {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        self.entries.iter().take(count).fold(0, |hash, (generation, bytes)| {
-            (hash.rotate_left(7) ^ bytes).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ generation
+        self.entries.iter().take(count).fold(0, |hash, entry| {
+            (hash.rotate_left(7) ^ entry.hash).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ entry.generation
         })
     }
 
-    fn apply(&mut self, node: u64, record: &Record) -> Verdict {
+    /// A copy of an entry that is there: it only says where the entry lies from now on.
+    fn relocate(&mut self, node: u64, record: &Record, batch: u64) -> Verdict {
+        let at = record.index.checked_sub(1).and_then(|at| usize::try_from(at).ok());
+        let entry = at.and_then(|at| self.entries.get_mut(at));
+        let same = entry.as_ref().map(|e| (e.generation, e.hash));
+        ensure(3, same == Some((record.generation, record.hash)), || {
+            format!(
+                "node {node} partition {}: entry {} of generation {} was moved; the log holds {same:?} there",
+                record.partition, record.index, record.generation
+            )
+        })?;
+        if let Some(entry) = entry {
+            entry.batch = batch;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, node: u64, record: &Record, batch: u64) -> Verdict {
         match record.kind {
+            kind::LOW_WATER => {
+                ensure(2, record.index >= self.low_water, || {
+                    format!(
+                        "node {node} partition {}: low-water mark {} behind {}",
+                        record.partition, record.index, self.low_water
+                    )
+                })?;
+                ensure(10, record.index <= self.last() + 1, || {
+                    format!(
+                        "node {node} partition {}: low-water mark {} of a log that ends at {}",
+                        record.partition,
+                        record.index,
+                        self.last()
+                    )
+                })?;
+                self.low_water = record.index;
+                Ok(())
+            }
             kind::PROMISE => {
                 ensure(2, record.generation >= self.promise.0, || {
                     format!(
@@ -82,7 +141,8 @@ impl DurableLog {
                         record.partition, record.index, record.generation, self.promise.0
                     )
                 })?;
-                self.entries.push((record.generation, record.hash));
+                let Record { generation, hash, .. } = *record;
+                self.entries.push(Stored { generation, hash, batch });
                 Ok(())
             }
             _ => Ok(()),
@@ -94,6 +154,8 @@ impl DurableLog {
 struct Written {
     epoch: u64,
     lsn: u64,
+    /// A copy behind a move marker.
+    moved: bool,
     record: Record,
 }
 
@@ -133,7 +195,7 @@ pub(crate) struct Disk {
     pub(crate) openings: u64,
 }
 
-static EMPTY: DurableLog = DurableLog { entries: Vec::new(), promise: (0, 0) };
+static EMPTY: DurableLog = DurableLog { entries: Vec::new(), promise: (0, 0), low_water: 0 };
 
 impl Disk {
     pub(crate) fn new(node: u64) -> Disk {
@@ -146,6 +208,23 @@ impl Disk {
 
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// A segment's file is given up: nothing that is still wanted may lie in it (invariant 10).
+    pub(crate) fn released(&self, base: u64, bytes: u64) -> Verdict {
+        let held = base..base + bytes;
+        for (partition, log) in &self.logs {
+            let lost = log.live().find(|(_, entry)| held.contains(&entry.batch));
+            ensure(10, lost.is_none(), || {
+                format!(
+                    "node {}: the segment at {base:#x} is given up with entry {} of partition {partition}, which is above the low-water mark {}",
+                    self.node,
+                    lost.map_or(0, |l| l.0),
+                    log.low_water
+                )
+            })?;
+        }
+        Ok(())
     }
 
     /// The vote that was ever durable in a generation; 0: a promise without a vote.
@@ -176,15 +255,21 @@ impl Disk {
             }
             let batch = entry.remove();
             (self.last, self.expected) = (batch.lsn, batch.end);
+            let mut copies = 0;
             for record in batch.records {
+                let moved = copies > 0 && record.kind < kind::ENTRIES;
+                copies -= u64::from(moved);
+                if record.kind == kind::MOVED {
+                    copies = record.index;
+                }
                 if record.kind < kind::ENTRIES {
                     contents.durable(self.node, &record)?;
                 }
                 if record.kind == kind::PROMISE {
                     self.voted(&record)?;
                 }
-                self.apply(&record)?;
-                self.written.push(Written { epoch: batch.epoch, lsn: batch.lsn, record });
+                self.apply(&record, moved, batch.lsn)?;
+                self.written.push(Written { epoch: batch.epoch, lsn: batch.lsn, moved, record });
             }
             if batch.done {
                 self.opened()?;
@@ -193,9 +278,15 @@ impl Disk {
         Ok(())
     }
 
-    fn apply(&mut self, record: &Record) -> Verdict {
+    fn apply(&mut self, record: &Record, moved: bool, batch: u64) -> Verdict {
         let Record { partition, index, .. } = *record;
+        if kind::is_derived(record.kind) {
+            return Ok(());
+        }
         let log = self.logs.entry(partition).or_default();
+        if moved {
+            return log.relocate(self.node, record, batch);
+        }
         if record.kind == kind::CUT {
             // A cut that was under way at a crash shows only when the log is opened again.
             let found = self.before.as_ref().filter(|_| !self.known_cuts.contains(&record.hash));
@@ -211,7 +302,7 @@ impl Disk {
                 self.removed.push(Removed { partition, index: index + 1, generation });
             }
         }
-        log.apply(self.node, record)
+        log.apply(self.node, record, batch)
     }
 
     fn voted(&mut self, record: &Record) -> Verdict {
@@ -240,10 +331,13 @@ impl Disk {
         self.epoch = epoch;
         self.early.clear();
         (self.last, self.expected) = (NONE, lsn);
-        let kept: Vec<Record> =
-            self.written.iter().filter(|w| w.lsn < prev_epoch_end).map(|w| w.record.clone()).collect();
-        for record in &kept {
-            self.logs.entry(record.partition).or_default().apply(self.node, record)?;
+        let kept = |w: &&Written| w.lsn < prev_epoch_end && !kind::is_derived(w.record.kind);
+        for w in self.written.iter().filter(kept) {
+            let log = self.logs.entry(w.record.partition).or_default();
+            match w.moved {
+                true => log.relocate(self.node, &w.record, w.lsn)?,
+                false => log.apply(self.node, &w.record, w.lsn)?,
+            }
         }
         self.retain_before = prev_epoch_end;
         self.cuts.clear();

@@ -9,6 +9,7 @@ mod content;
 mod disk;
 mod election;
 mod history;
+mod reread;
 mod violation;
 
 use history::History;
@@ -35,6 +36,7 @@ const BYTES_IN_FLIGHT_MAX: u64 = 256 << 20;
 pub(crate) struct Checkers {
     world: World,
     partitions: u64,
+    segment_bytes: u64,
     uncommitted_max: u64,
     disks: BTreeMap<u64, Disk>,
     elections: Elections,
@@ -51,6 +53,7 @@ impl Checkers {
         Checkers {
             world: world.clone(),
             partitions: profile.partitions,
+            segment_bytes: profile.segment_bytes(),
             uncommitted_max: profile.uncommitted_entries_max(),
             disks: profile.nodes.iter().map(|node| (*node, Disk::new(*node))).collect(),
             elections: Elections::default(),
@@ -100,6 +103,9 @@ impl Checkers {
         for cut in std::mem::take(&mut disk.removed) {
             commits.removed(id, cut.partition, cut.index, cut.generation)?;
         }
+        for base in node.take_released() {
+            disk.released(base, self.segment_bytes)?;
+        }
         let life = node.life();
         if let Some(process) = &node.process {
             for partition in 0..self.partitions {
@@ -124,9 +130,7 @@ impl Checkers {
     /// A process is about to start, or was just started: what its opening made durable.
     pub(crate) fn read_disk(&mut self, id: u64) -> Verdict {
         for range in self.world.take_durable(id) {
-            let name = range.path.rsplit('/').next().unwrap_or_default();
-            let is_segment = name.strip_suffix(".wal").is_some_and(|stem| !stem.starts_with("free-"));
-            if !is_segment {
+            if platter::segment_base(&range.path).is_none() {
                 continue;
             }
             // A name that may be lost takes the bytes with it: not durable.
@@ -259,44 +263,7 @@ impl Checkers {
     /// the checkers followed as it was written.
     pub(crate) fn finish(&self) -> Verdict {
         self.history.all_there(&self.commits)?;
-        for (id, disk) in &self.disks {
-            let mut again = Disk::new(*id);
-            let mut contents = content::Contents::default();
-            for (path, _) in self.world.files(*id) {
-                let name = path.rsplit('/').next().unwrap_or_default();
-                let is_segment = name.len() == 20 && name.ends_with(".wal");
-                let Some(header) = is_segment.then(|| segment(&self.world, *id, &path)).flatten() else {
-                    continue;
-                };
-                let Some(bytes) = self.world.durable_contents(*id, &path) else { continue };
-                let mut expected = header.base + 8192;
-                for item in platter::items(&bytes) {
-                    if let Item::Batch(batch) = item
-                        && batch.epoch == header.epoch
-                        && batch.lsn == expected
-                    {
-                        expected = batch.end;
-                        again.durable(batch, header.prev_epoch_end, &mut contents)?;
-                    }
-                }
-            }
-            for partition in 0..self.partitions {
-                let (followed, found) = (disk.log(partition), again.log(partition));
-                let same = followed.last() == found.last()
-                    && followed.hash(followed.last()) == found.hash(found.last())
-                    && followed.promise == found.promise;
-                ensure(8, same, || {
-                    format!(
-                        "node {id} partition {partition}: its files hold {} entries and promise {:?}, {} and {:?} became durable",
-                        found.last(),
-                        found.promise,
-                        followed.last(),
-                        followed.promise
-                    )
-                })?;
-            }
-        }
-        Ok(())
+        self.disks.iter().try_for_each(|(id, disk)| reread::compare(&self.world, *id, disk, self.partitions))
     }
 }
 
