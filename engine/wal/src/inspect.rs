@@ -222,11 +222,15 @@ impl Walk<'_> {
                             scanner.step_over(end, link, evidence.next);
                             continue;
                         }
+                        let harmless = finding.verdict == Verdict::Superseded;
                         self.report.findings.push(finding);
                         if ends {
                             break;
                         }
-                        scanner.skip(evidence.next);
+                        match evidence.end.filter(|_| harmless) {
+                            Some((end, link)) => scanner.step_over(end, link, evidence.next),
+                            None => scanner.skip(evidence.next),
+                        }
                     }
                 }
             }

@@ -371,7 +371,11 @@ impl Opening<'_, '_> {
                                 return Err(OpenError::Damaged(Box::new(finding)));
                             }
                             Verdict::Superseded => {
-                                scanner.skip(evidence.next);
+                                // Not to the next good one: another bad one may lie between.
+                                match evidence.end {
+                                    Some((end, link)) => scanner.step_over(end, link, evidence.next),
+                                    None => scanner.skip(evidence.next),
+                                }
                                 self.report.findings.push(finding);
                                 continue;
                             }
