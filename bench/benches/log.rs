@@ -31,6 +31,7 @@ impl Replay for Nothing {
         panic!("nothing was damaged: {lost:?}");
     }
     fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 }
 
 struct Log {

@@ -29,6 +29,10 @@ pub struct Options {
     pub batches_in_flight_max: usize,
     /// Prepared segments kept ready.
     pub spares: usize,
+    /// Bytes of log between two checkpoints, at least.
+    pub checkpoint_every: u64,
+    /// Bytes that a log is kept at, as far as what is live in it lets it.
+    pub log_bytes_target: u64,
     /// Idle time after which the log is sealed.
     pub seal_after: Duration,
     /// Bytes of recent entries kept in memory.
@@ -68,6 +72,8 @@ impl From<&Config> for Options {
             batch_bytes_max: wal.batch_max,
             batches_in_flight_max: wal.in_flight,
             spares: wal.spare_segments,
+            checkpoint_every: wal.checkpoint_every,
+            log_bytes_target: wal.budget,
             seal_after: wal.seal_after,
             cache_bytes_max: wal.cache,
             heartbeat: replication.heartbeat,

@@ -43,7 +43,15 @@ pub(crate) struct Input<'a> {
     rest: &'a [u8],
 }
 
-impl Input<'_> {
+impl<'a> Input<'a> {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Input<'a> {
+        Input { rest: bytes }
+    }
+
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     pub(crate) fn number(&mut self) -> Result<u64, BaseError> {
         let (number, rest) = self.rest.split_first_chunk::<8>().ok_or(BaseError::Length)?;
         self.rest = rest;
@@ -106,7 +114,7 @@ impl Base {
     /// # Errors
     /// In which way they are not such.
     pub fn decode(bytes: &[u8]) -> Result<Base, BaseError> {
-        let mut input = Input { rest: bytes };
+        let mut input = Input::new(bytes);
         let version = input.number()?;
         if version != VERSION {
             return Err(BaseError::Version(version));
@@ -122,7 +130,7 @@ impl Base {
         };
         let runs: Vec<Run> = (0..runs).map(|_| run(&mut input)).collect::<Result<_, BaseError>>()?;
         let sessions = Sessions::decode(&mut input, position.index)?;
-        if !input.rest.is_empty() {
+        if !input.is_empty() {
             return Err(BaseError::Length);
         }
         let sorted = voters.is_sorted_by(|a, b| a < b);

@@ -7,6 +7,7 @@
 //! the entries that went through it, but not of the log: two replicas may have other samples, so whatever must be the
 //! same on all of them is agreed as an entry. Does not know what is committed.
 
+use crate::base::{BaseError, Input, put};
 use std::collections::VecDeque;
 use tidelog_types::{EntryMeta, Index, RecordKind, ReplicatedMs};
 
@@ -38,6 +39,38 @@ impl History {
     /// Nothing is known of what lies at or below `base`.
     pub(crate) fn begin(base: Index, stamp: ReplicatedMs) -> History {
         History { last: base, newest: stamp, ..History::default() }
+    }
+
+    /// Appends its bytes.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        for number in [self.last.0, self.newest.0, self.end, self.last_of_client.0, self.samples.len() as u64]
+        {
+            put(out, number);
+        }
+        for sample in &self.samples {
+            [sample.index.0, sample.timestamp.0, sample.before].iter().for_each(|number| put(out, *number));
+        }
+    }
+
+    /// Reads it back.
+    pub(crate) fn decode(input: &mut Input<'_>) -> Result<History, BaseError> {
+        let mut history = History {
+            last: Index(input.number()?),
+            newest: ReplicatedMs(input.number()?),
+            end: input.number()?,
+            last_of_client: Index(input.number()?),
+            samples: VecDeque::new(),
+        };
+        for _ in 0..input.count(24)? {
+            let (index, timestamp) = (Index(input.number()?), ReplicatedMs(input.number()?));
+            let sample = Sample { index, timestamp, before: input.number()? };
+            let follows = history.samples.back().is_none_or(|b| b.index < index && b.before <= sample.before);
+            if !follows || sample.before > history.end || index > history.last {
+                return Err(BaseError::Contradiction("samples"));
+            }
+            history.samples.push_back(sample);
+        }
+        Ok(history)
     }
 
     /// One more entry at the end.

@@ -38,6 +38,21 @@ impl Log {
         log
     }
 
+    /// A log as it was saved. None if the parts are not one log's.
+    pub(crate) fn of_saved(runs: Vec<Run>, base: Index, last: Index) -> Option<Log> {
+        let rising = runs.is_sorted_by(|a, b| a.first < b.first && a.generation < b.generation);
+        let begins = runs.first().is_none_or(|run| {
+            run.first >= Index(1) && run.first <= base.max(Index(1)) && run.generation > Generation::ZERO
+        });
+        let ends = runs.last().is_none_or(|run| run.first <= last);
+        if !rising || !begins || !ends || runs.is_empty() != (last == Index::ZERO) || base > last {
+            return None;
+        }
+        let mut log = Log { runs, base: Position::ZERO, last };
+        log.base = Position::new(base, log.remembered_generation(base)?);
+        Some(log)
+    }
+
     /// The entry before the first one kept.
     pub(crate) fn base(&self) -> Position {
         self.base

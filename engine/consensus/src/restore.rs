@@ -115,8 +115,8 @@ pub struct Restored {
     pub(crate) snapshot: Position,
     /// The highest mark found. It may lie in front of its entries within one batch, so it is only believed as
     /// far as the log reaches.
-    hint: Index,
-    fault: Option<RestoreFault>,
+    pub(crate) hint: Index,
+    pub(crate) fault: Option<RestoreFault>,
 }
 
 impl Restored {

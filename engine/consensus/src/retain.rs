@@ -10,7 +10,7 @@
 //! wrong clock expires nothing and holds up nothing. A log without clients' entries is never shortened for its age,
 //! or each log start would sooner or later call for the next one.
 
-use crate::base::Base;
+use crate::base::{Base, BaseError, Input, put};
 use crate::effects::{Effects, LogOpKind};
 use crate::leader::Entry;
 use crate::replica::{Replica, State};
@@ -54,6 +54,29 @@ impl Starts {
         Starts { committed, pending: VecDeque::new() }
     }
 
+    /// Appends their bytes.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        put(out, self.committed.0);
+        put(out, self.pending.len() as u64);
+        for (at, first) in &self.pending {
+            put(out, at.0);
+            put(out, first.0);
+        }
+    }
+
+    /// Reads them back.
+    pub(crate) fn decode(input: &mut Input<'_>) -> Result<Starts, BaseError> {
+        let mut starts = Starts::at(Index(input.number()?));
+        for _ in 0..input.count(16)? {
+            let (at, first) = (Index(input.number()?), Index(input.number()?));
+            if first > at || starts.pending.back().is_some_and(|(before, _)| *before >= at) {
+                return Err(BaseError::Contradiction("log starts"));
+            }
+            starts.pending.push_back((at, first));
+        }
+        Ok(starts)
+    }
+
     /// One more entry: at the log's end, or one that was lost and is known again.
     pub(crate) fn push(&mut self, entry: &EntryMeta) {
         if let Some(first) = entry.log_start {
@@ -95,6 +118,13 @@ impl Starts {
 pub(crate) struct Ordered {
     snapshot: Option<(Ticket, Position)>,
     low_water: Option<(Ticket, Index)>,
+}
+
+impl Ordered {
+    /// The snapshot's mark and the low-water mark that will hold when all that was ordered is durable.
+    pub(crate) fn marks(&self) -> (Option<Position>, Option<Index>) {
+        (self.snapshot.map(|(_, covered)| covered), self.low_water.map(|(_, first)| first))
+    }
 }
 
 impl Replica {

@@ -151,6 +151,10 @@ pub struct WalSection {
     pub in_flight: usize,
     /// Segments prepared ahead.
     pub spare_segments: usize,
+    /// Bytes of log between two checkpoints, at least.
+    pub checkpoint_every: u64,
+    /// Bytes of segments that a log is kept at.
+    pub budget: u64,
     /// Idle time after which the log is sealed.
     pub seal_after: Duration,
     /// Bytes of recent entries kept in memory.
@@ -355,6 +359,8 @@ impl Config {
                 batch_max: 0,
                 in_flight: 0,
                 spare_segments: 0,
+                checkpoint_every: 0,
+                budget: 0,
                 seal_after: Duration::ZERO,
                 cache: 0,
             },

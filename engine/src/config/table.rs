@@ -192,6 +192,32 @@ static KEYS: &[Key] = &[
         later: None,
     },
     Key {
+        name: "wal.checkpoint_every",
+        scope: Scope::Node,
+        kind: Kind::Size {
+            field: number!(wal.checkpoint_every),
+            min: MIB,
+            max: 64 * GIB,
+            step: PAGE_BYTES as u64,
+        },
+        default: Default::Given("64MiB"),
+        effect: "Log written between two checkpoints, at least: about twice as much is read when the log is opened. A large checkpoint comes more seldom, so that checkpoints are at most a sixteenth of what is written.",
+        later: None,
+    },
+    Key {
+        name: "wal.budget",
+        scope: Scope::Node,
+        kind: Kind::Size {
+            field: number!(wal.budget),
+            min: 64 * MIB,
+            max: 1024 * GIB,
+            step: PAGE_BYTES as u64,
+        },
+        default: Default::Given("4GiB"),
+        effect: "Bytes of segments that a log is kept at. Above it snapshots are asked for, and what is still live in the oldest segment is moved to the end, so that the segment can be used again. Nothing is refused because of it; what must be kept may take more.",
+        later: None,
+    },
+    Key {
         name: "wal.seal_after",
         scope: Scope::Node,
         kind: Kind::Time { field: field!(wal.seal_after), min: ms(1), max: ms(10_000) },

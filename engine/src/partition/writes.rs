@@ -134,7 +134,7 @@ impl Write {
             Write::LowWater { first } => wal.append_low_water(ticket, partition, *first),
             Write::Entry { header, payload } => wal.append_entry(ticket, *header, payload),
             Write::Records { records, metas } => wal.append_records(ticket, partition, records, metas),
-            Write::Moved { records, metas } => wal.append_moved(ticket, partition, records, metas),
+            Write::Moved { records, metas } => wal.append_repair(ticket, partition, records, metas),
         };
         written.is_ok()
     }

@@ -81,6 +81,9 @@ impl Shard {
                         cx.respond(origin, Err(DISK_FULL));
                     }
                 }
+                WalEvent::SnapshotWanted { partition } => {
+                    tracing::debug!(%partition, "the log is over its budget, and this partition holds its oldest segment");
+                }
                 WalEvent::SpaceBack => {
                     tracing::info!("space for segments is back");
                     replicas.full = false;

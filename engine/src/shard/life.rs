@@ -31,6 +31,8 @@ pub(super) struct Replicas {
     pub(super) tick_of: BTreeMap<PartitionId, Monotonic>,
     /// Touched in this turn: marks to publish, ticks to reschedule, peers to feed.
     pub(super) touched: BTreeSet<PartitionId>,
+    /// Those with damage.
+    pub(super) damaged: BTreeSet<PartitionId>,
     /// Entries wait for the log's next batch before they can be sent.
     pub(super) unsent: BTreeSet<PartitionId>,
     /// Peer messages and requests that wait for room in the growing batch, in order.
@@ -158,7 +160,24 @@ impl Shard {
                     waiting.insert(*id);
                 }
             }
-            cx.wal.flush(cx.io);
+            for id in &replicas.touched {
+                match replicas.partitions.get(id).is_some_and(|p| p.replica().damaged_entries() > 0) {
+                    true => replicas.damaged.insert(*id),
+                    false => replicas.damaged.remove(id),
+                };
+            }
+            // What is damaged is found again by reading the log, which a checkpoint would spare: none is begun meanwhile.
+            if waiting.is_empty() && replicas.damaged.is_empty() {
+                // Every replica's steps are in the log: it may be saved.
+                let partitions = &replicas.partitions;
+                cx.wal.flush_saving(cx.io, &mut |id, out| {
+                    if let Some(p) = partitions.get(&id) {
+                        p.replica().save(out);
+                    }
+                });
+            } else {
+                cx.wal.flush(cx.io);
+            }
             let mut feed = std::mem::take(&mut replicas.unsent);
             feed.extend(replicas.touched.iter().copied());
             for id in feed {

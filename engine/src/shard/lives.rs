@@ -44,7 +44,9 @@ impl Shard {
         let mut partitions = BTreeMap::new();
         for (id, voters) in held {
             let config = crate::recovery::replica_config(&self.options, id, voters, io.random());
-            let restored = recovering.take(id);
+            let restored = recovering.take(id).map_err(|e| {
+                Error::Recovery(format!("the checkpoint of partition {id}: {e}. The data is left as it is"))
+            })?;
             restored.check().map_err(|e| {
                 Error::Recovery(format!(
                     "the log of partition {id} contradicts itself: {e}. The data is left as it is"
@@ -68,6 +70,7 @@ impl Shard {
             ticks: BTreeSet::new(),
             tick_of: BTreeMap::new(),
             touched,
+            damaged: BTreeSet::new(),
             unsent: BTreeSet::new(),
             messages: VecDeque::new(),
             requests: VecDeque::new(),

@@ -32,6 +32,7 @@
 //!     fn high_water(&mut self, _: PartitionId, _: Index) {}
 //!     fn damaged(&mut self, _: PartitionId, lost: Lost) { panic!("{lost:?}") }
 //!     fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+//!     fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 //! }
 //!
 //! let world = tidelog_sim::World::new(1); // or a real back-end
@@ -65,31 +66,43 @@
 //! ```
 
 mod append;
+mod background;
+mod blocks;
 mod cache;
 mod chain;
+mod checkpoint;
 mod disk;
 mod error;
+mod files;
 pub mod format;
 mod growing;
 pub mod inspect;
 mod lookup;
-mod moved;
+mod moving;
 mod names;
 mod options;
 mod quarantine;
 mod reads;
+mod reclaim;
 mod recovery;
+mod replay;
+mod rescan;
+mod restart;
+mod rewrite;
 mod salvage;
+mod saving;
 mod scan;
 mod segments;
 mod serve;
+mod summary;
 mod survey;
 mod wal;
 mod window;
 
 pub use error::{BadWhy, Busy, BusyWhy, Finding, OpenError, ReadError, Verdict, WalError};
-pub use options::{BATCH_BYTES_MIN, IN_FLIGHT_LIMIT, Options, SPARES_LIMIT};
+pub use options::{BATCH_BYTES_MIN, CHECKPOINT_SHARE, IN_FLIGHT_LIMIT, Options, SPARES_LIMIT};
 pub use reads::{ReadId, Run};
-pub use recovery::{RecoveryReport, Replay};
+pub use recovery::RecoveryReport;
+pub use replay::Replay;
 pub use salvage::Lost;
 pub use wal::{Closed, Stats, Wal, WalEvent};

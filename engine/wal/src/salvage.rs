@@ -1,17 +1,15 @@
-//! What a batch holds, piece by piece, also where it is not whole.
+//! What a bad batch holds, piece by piece.
 //!
-//! A good batch gives its records. Of a bad one its spans (from its footer, or from the echo in the next batch) say
-//! what it held: control records are in the spans in full; entries are taken where a valid record of that partition, index and
+//! Its spans (from its footer, or from the echo in the next batch) say what it held: control records are in the spans in full; entries are taken where a valid record of that partition, index and
 //! generation lies, and are lost otherwise. Records are walked from known starts only, the batch's first record and
 //! those that spans point at, never found by searching: a payload may hold the image of a record.
 //! Everything comes in the order of the spans, in which a partition's log can be replayed: a run of entries is not
 //! extended over a cut. It does not know what the log is made of otherwise.
 
-use crate::format::{BATCH_HEADER_BYTES, BatchHeader, Span};
-use crate::scan::records_of;
+use crate::format::{BATCH_HEADER_BYTES, Span};
 use std::collections::BTreeMap;
 use tidelog_types::record::HEADER_BYTES;
-use tidelog_types::{Generation, Index, PartitionId, Position, RecordHeader, RecordKind};
+use tidelog_types::{Generation, Index, PartitionId, Position, RecordHeader, RecordKind, ReplicatedMs};
 
 /// Entries whose bytes are lost: they are in the log, and cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,27 +41,6 @@ pub(crate) enum What {
     Lost { first: Index, last: Index, generation: Generation, moved: bool },
 }
 
-/// The pieces of a good batch.
-pub(crate) fn whole(bytes: &[u8], header: &BatchHeader) -> Vec<Piece> {
-    let mut moving = 0;
-    records_of(bytes, header)
-        .filter(|(_, record, _, _)| record.kind != RecordKind::Pad)
-        .map(|(offset, record, _, _)| {
-            let what = if record.kind.is_entry() {
-                let moved = moving > 0;
-                moving -= u64::from(moved);
-                What::Entry { offset, record, moved }
-            } else {
-                if record.kind == RecordKind::Moved {
-                    moving = record.index.0;
-                }
-                What::Control(record)
-            };
-            Piece { partition: record.partition, what }
-        })
-        .collect()
-}
-
 /// The pieces of a bad batch of this cluster that is known to have held `spans`.
 /// Without a cluster, entries of any are taken: for tools, which are not told.
 pub(crate) fn salvaged(bytes: &[u8], spans: &[Span], cluster: Option<u32>) -> Vec<Piece> {
@@ -79,6 +56,11 @@ pub(crate) fn salvaged(bytes: &[u8], spans: &[Span], cluster: Option<u32>) -> Ve
             let control = RecordHeader {
                 index: span.a,
                 generation: span.generation,
+                timestamp: ReplicatedMs(if span.kind == RecordKind::Lost {
+                    u64::from(span.count)
+                } else {
+                    0
+                }),
                 cluster: cluster.unwrap_or_default(),
                 ..RecordHeader::new(span.kind, partition)
             };
@@ -156,15 +138,27 @@ fn good_entries(
     found
 }
 
-/// The record of a lost run, for the log of a next epoch: it ends at `last`, and begins behind the partition's last entry. Of
-/// an entry that the log has already, it says that this one's newest copy is lost.
-pub(crate) fn lost_record(partition: PartitionId, last: Position, cluster: u32) -> RecordHeader {
+/// The record of a lost run, for the log of a next epoch: as many entries from `index` on as its time says.
+pub(crate) fn lost_record(
+    partition: PartitionId,
+    first: Index,
+    last: Index,
+    generation: Generation,
+    cluster: u32,
+) -> RecordHeader {
     RecordHeader {
-        index: last.index,
-        generation: last.generation,
+        index: first,
+        generation,
+        timestamp: ReplicatedMs(last.0.saturating_sub(first.0) + 1),
         cluster,
         ..RecordHeader::new(RecordKind::Lost, partition)
     }
+}
+
+/// The entries that such a record tells of; none if there can be no such.
+pub(crate) fn lost_of(record: &RecordHeader) -> Option<(Index, Index)> {
+    let last = record.index.0.checked_add(record.timestamp.0.checked_sub(1)?)?;
+    Some((record.index, Index(last)))
 }
 
 #[cfg(test)]

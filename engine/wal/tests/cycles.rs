@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{NODE, Rig, tiny};
+use common::{NODE, Rig, tiny, whole};
 use std::time::Duration;
 use tidelog_sim::{DiskFaults, Moment, Random, Rate};
 use tidelog_wal::{OpenError, Options};
@@ -164,7 +164,7 @@ fn every_crash_point_with_four_batches_in_flight() {
 /// Four large batches, acknowledged and not proven by a later one: writing them again takes several batches.
 #[test]
 fn every_crash_point_of_writing_a_long_window_again() {
-    let options = Options { in_flight_max: 4, segment_bytes: 512 << 10, ..tiny() };
+    let options = Options { in_flight_max: 4, segment_bytes: 512 << 10, ..whole() };
     for moment in MOMENTS {
         let mut boundary = 0;
         loop {

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{DIR, NODE, Rig, tiny};
+use common::{DIR, NODE, Rig, whole};
 use std::path::Path;
 use std::time::Duration;
 use tidelog_io::{Foreground, Op};
@@ -13,7 +13,7 @@ use tidelog_wal::{OpenError, Options, ReadError, Verdict};
 
 /// A log with several batches of two partitions, a cut, a second life, closed.
 fn closed_log(seed: u64) -> Rig {
-    let mut rig = Rig::new(seed, tiny());
+    let mut rig = Rig::new(seed, whole());
     rig.open().unwrap();
     for i in 0..6u8 {
         rig.entry(0, &vec![i; 100 + 300 * i as usize]).unwrap();
@@ -278,7 +278,7 @@ fn one_copy_of_a_segment_header_is_enough() {
 
 #[test]
 fn a_missing_segment_is_no_end() {
-    let mut rig = Rig::new(8, tiny());
+    let mut rig = Rig::new(8, whole());
     rig.open().unwrap();
     for i in 0..40u8 {
         rig.entry(0, &[i; 20_000]).unwrap();
@@ -289,7 +289,7 @@ fn a_missing_segment_is_no_end() {
     assert!(files.len() >= 4);
     // All but the last two: the newest one, and the one prepared behind it.
     for (file, _) in &files[..files.len() - 2] {
-        let mut rig = Rig::new(8, tiny());
+        let mut rig = Rig::new(8, whole());
         rig.open().unwrap();
         for i in 0..40u8 {
             rig.entry(0, &[i; 20_000]).unwrap();
@@ -310,9 +310,9 @@ fn a_missing_segment_is_no_end() {
 #[test]
 fn files_of_others_are_refused() {
     let others = [
-        Options { node: NodeId(2), ..tiny() },
-        Options { shard: ShardId(1), ..tiny() },
-        Options { store: Incarnation(99), ..tiny() },
+        Options { node: NodeId(2), ..whole() },
+        Options { shard: ShardId(1), ..whole() },
+        Options { store: Incarnation(99), ..whole() },
     ];
     for (options, word) in others.into_iter().zip(["node", "shard", "data directory"]) {
         let mut rig = closed_log(9);
@@ -342,7 +342,7 @@ fn a_newer_version_is_neither_damage_nor_an_end() {
 
 #[test]
 fn a_suspect_tail_of_a_quorum_member_is_kept_as_lost() {
-    let mut rig = suspect_tail(Rig::new(11, tiny()));
+    let mut rig = suspect_tail(Rig::new(11, whole()));
     let report = rig.open().unwrap();
     let [finding] = &report.findings[..] else { panic!("{:?}", report.findings) };
     assert_eq!(finding.verdict, Verdict::Suspect);
@@ -361,7 +361,7 @@ fn a_suspect_tail_of_a_quorum_member_is_kept_as_lost() {
     assert!(rig.lost.is_empty());
     rig.check_all();
     // And a lost one that is cut is gone.
-    let mut rig = suspect_tail(Rig::new(11, tiny()));
+    let mut rig = suspect_tail(Rig::new(11, whole()));
     rig.open().unwrap();
     rig.cut(0, 1).unwrap();
     rig.entry(0, &[4; 10]).unwrap();
@@ -392,7 +392,7 @@ fn suspect_tail(mut rig: Rig) -> Rig {
 
 #[test]
 fn a_suspect_tail_of_a_single_voter_is_set_aside_cut_and_reported() {
-    let mut rig = Rig::new(11, Options { single_voter: true, ..tiny() });
+    let mut rig = Rig::new(11, Options { single_voter: true, ..whole() });
     rig.open().unwrap();
     rig.entry(0, &[1; 500]).unwrap();
     rig.drain();
@@ -425,7 +425,7 @@ fn a_suspect_tail_of_a_single_voter_is_set_aside_cut_and_reported() {
 
 #[test]
 fn the_quarantine_is_bounded() {
-    let mut rig = Rig::new(12, Options { single_voter: true, ..tiny() });
+    let mut rig = Rig::new(12, Options { single_voter: true, ..whole() });
     for round in 0..20u64 {
         rig.open().unwrap();
         rig.entry(0, &[1; 500]).unwrap();

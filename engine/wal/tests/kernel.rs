@@ -29,6 +29,7 @@ impl Replay for Entries {
         panic!("nothing was damaged: {lost:?}");
     }
     fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 }
 
 fn wait(wal: &mut Wal, io: &mut dyn Io) -> Vec<WalEvent> {

@@ -12,6 +12,10 @@ pub(crate) const PORT: u16 = 7101;
 /// The first client's id in the world.
 pub(crate) const CLIENTS_FROM: u64 = 101;
 
+/// Checkpoints, and going over the budget, happen many times in a short run.
+const CHECKPOINT_EVERY: u64 = 256 << 10;
+const LOG_BYTES_TARGET: u64 = 4 << 20;
+
 /// What a seed's cluster is like.
 #[derive(Clone, Debug)]
 pub(crate) struct Profile {
@@ -91,6 +95,8 @@ impl Profile {
             segment_bytes: self.segment_bytes(),
             batch_bytes_max: self.batch_bytes_max(),
             batches_in_flight_max: self.batches_in_flight,
+            checkpoint_every: CHECKPOINT_EVERY,
+            log_bytes_target: LOG_BYTES_TARGET,
             spares: self.spares,
             seal_after: Duration::from_millis(5),
             cache_bytes_max: self.cache_bytes,

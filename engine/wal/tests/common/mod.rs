@@ -26,8 +26,14 @@ pub fn tiny() -> Options {
         spares: 1,
         cache_bytes_max: 48 << 10,
         cluster_tag: 77,
+        checkpoint_every: 96 << 10,
         ..Options::new(DIR, NodeId(NODE), ShardId(0), Incarnation(STORE))
     }
+}
+
+/// The same without checkpoints: an opening reads everything.
+pub fn whole() -> Options {
+    Options { checkpoint_every: 1 << 50, ..tiny() }
 }
 
 /// One partition as the model has it.
@@ -35,9 +41,49 @@ pub fn tiny() -> Options {
 pub struct Part {
     pub entries: Vec<(u64, Vec<u8>)>,
     pub promise: (u64, u64),
+    /// First index kept; 0: all.
+    pub low: u64,
 }
 
 impl Part {
+    /// What a shard would save of it.
+    fn save(&self, mark: u64, out: &mut Vec<u8>) {
+        for number in [self.promise.0, self.promise.1, self.low, mark, self.entries.len() as u64] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        for (at, (generation, payload)) in self.entries.iter().enumerate() {
+            let payload = if (at as u64) + 1 < self.low { &[] } else { payload.as_slice() };
+            out.extend_from_slice(&generation.to_le_bytes());
+            out.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+            out.extend_from_slice(payload);
+        }
+    }
+    /// Without the payloads of what is not kept any more.
+    pub fn kept(&self) -> Part {
+        let mut kept = self.clone();
+        for entry in kept.entries.iter_mut().take(self.low.saturating_sub(1) as usize) {
+            entry.1.clear();
+        }
+        kept
+    }
+    fn load(mut bytes: &[u8]) -> (Part, u64) {
+        let number = |bytes: &mut &[u8]| {
+            let (head, rest) = bytes.split_first_chunk().expect("saved whole");
+            *bytes = rest;
+            u64::from_le_bytes(*head)
+        };
+        let promise = (number(&mut bytes), number(&mut bytes));
+        let (low, mark, count) = (number(&mut bytes), number(&mut bytes), number(&mut bytes));
+        let mut part = Part { promise, low, entries: Vec::new() };
+        for _ in 0..count {
+            let (generation, len) = (number(&mut bytes), number(&mut bytes));
+            let (payload, rest) = bytes.split_at(len as usize);
+            part.entries.push((generation, payload.to_vec()));
+            bytes = rest;
+        }
+        assert!(bytes.is_empty());
+        (part, mark)
+    }
     pub fn last(&self) -> Position {
         let index = self.entries.len() as u64;
         Position::new(Index(index), Generation(self.entries.last().map_or(0, |e| e.0)))
@@ -67,6 +113,10 @@ pub enum Act {
         partition: u64,
         keep: u64,
     },
+    LowWater {
+        partition: u64,
+        first: u64,
+    },
     /// Lost entries were written again.
     Moved,
 }
@@ -83,6 +133,7 @@ fn apply(state: &mut State, act: &Act) {
             state.entry(*partition).or_default().entries.truncate(*keep as usize);
         }
         Act::Moved => {}
+        Act::LowWater { partition, first } => state.entry(*partition).or_default().low = *first,
     }
 }
 
@@ -94,6 +145,7 @@ pub struct Told {
     pub lost: BTreeMap<(u64, u64), bool>,
     pub marks: BTreeMap<u64, u64>,
     pub entries: u64,
+    pub checkpoints: u64,
 }
 
 impl Replay for Told {
@@ -134,6 +186,19 @@ impl Replay for Told {
     fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>) {
         self.state.entry(partition.0).or_default().promise = (generation.0, vote.map_or(0, |v| v.0));
     }
+    fn low_water(&mut self, partition: PartitionId, first: Index) {
+        let part = self.state.entry(partition.0).or_default();
+        assert!(first.0 >= part.low, "a low-water mark never goes back");
+        part.low = first.0;
+    }
+    fn checkpoint(&mut self, partition: PartitionId, state: &[u8]) {
+        self.checkpoints += 1;
+        let (part, mark) = Part::load(state);
+        assert!(self.state.insert(partition.0, part).is_none(), "a checkpoint comes first");
+        if mark > 0 {
+            self.marks.insert(partition.0, mark);
+        }
+    }
     fn high_water(&mut self, partition: PartitionId, mark: Index) {
         self.marks.insert(partition.0, mark.0);
         assert!(mark <= self.state[&partition.0].last().index, "a mark follows its entries");
@@ -155,6 +220,8 @@ pub struct Rig {
     pub acked: usize,
     pub now: State,
     pub marks: BTreeMap<u64, u64>,
+    /// The highest marks, also those that a crash has forgotten: nothing below them is cut.
+    pub marked: BTreeMap<u64, u64>,
     tickets: BTreeMap<u64, Vec<(u64, usize)>>,
     next_ticket: u64,
     pub fenced: Option<WalError>,
@@ -164,6 +231,8 @@ pub struct Rig {
     pub durable_events: u64,
     /// As told at the last opening.
     pub lost: BTreeMap<(u64, u64), bool>,
+    /// Partitions that snapshots were asked of.
+    pub wanted: Vec<u64>,
 }
 
 impl Rig {
@@ -179,6 +248,7 @@ impl Rig {
             acked: 0,
             now: State::new(),
             marks: BTreeMap::new(),
+            marked: BTreeMap::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
             fenced: None,
@@ -187,6 +257,7 @@ impl Rig {
             next_read: 0,
             durable_events: 0,
             lost: BTreeMap::new(),
+            wanted: Vec::new(),
         }
     }
 
@@ -229,7 +300,11 @@ impl Rig {
             brief(&self.base)
         );
         for (partition, mark) in &told.marks {
-            assert!(*mark <= self.marks[partition], "a mark nobody told");
+            assert!(*mark <= self.marked[partition], "a mark nobody told");
+        }
+        for (partition, mark) in &mut self.marked {
+            // Entries that were marked and not durable may be lost.
+            *mark = (*mark).min(told.state.get(partition).map_or(0, |p| p.entries.len() as u64));
         }
         self.marks = told.marks;
         self.lost = told.lost;
@@ -252,7 +327,7 @@ impl Rig {
         for (&partition, part) in &self.now {
             assert_eq!(wal.last(PartitionId(partition)), part.last());
             assert_eq!(wal.sequenced(PartitionId(partition)), part.last().index);
-            for index in 0..=part.entries.len() as u64 {
+            for index in part.low.saturating_sub(1)..=part.entries.len() as u64 {
                 assert_eq!(
                     wal.generation_at(PartitionId(partition), Index(index)),
                     Some(part.position(index).generation)
@@ -274,11 +349,12 @@ impl Rig {
                         if partition == p && (*generation, *vote) == told.promise)
                 })
             };
-            let entries = model.entries.len() == told.entries.len()
-                && model.entries.iter().zip(&told.entries).enumerate().all(|(at, (model, told))| {
-                    model == told || (model.0 == told.0 && lost.contains_key(&(*p, at as u64 + 1)))
+            let (kept, given) = (model.kept(), told.kept());
+            let entries = kept.entries.len() == given.entries.len()
+                && kept.entries.iter().zip(&given.entries).zip(1..).all(|((model, told), at)| {
+                    model == told || (model.0 == told.0 && lost.contains_key(&(*p, at)))
                 });
-            entries && (model.promise == told.promise || later())
+            entries && model.low == told.low && (model.promise == told.promise || later())
         })
     }
 
@@ -390,7 +466,7 @@ impl Rig {
             bytes[header.head_bytes()..][..payload.len()].copy_from_slice(&payload);
             let ticket = self.ticket(partition);
             let id = PartitionId(partition);
-            while self.wal().append_moved(ticket, id, &bytes, &[header.meta()]).is_err() {
+            while self.wal().append_repair(ticket, id, &bytes, &[header.meta()]).is_err() {
                 self.flush();
                 self.poll(Wait::Forever);
                 self.tick();
@@ -400,15 +476,35 @@ impl Rig {
         self.drain();
     }
 
+    pub fn low_water(&mut self, partition: u64, first: u64) -> Result<(), Busy> {
+        let ticket = self.ticket(partition);
+        let result = self.wal().append_low_water(ticket, PartitionId(partition), Index(first));
+        self.told(Act::LowWater { partition, first }, result)
+    }
+
     pub fn mark(&mut self, partition: u64, mark: u64) {
         self.marks.insert(partition, mark);
+        let highest = self.marked.entry(partition).or_default();
+        *highest = mark.max(*highest);
         self.wal().note_high_water(PartitionId(partition), Index(mark));
     }
 
     pub fn flush(&mut self) {
         let (wal, io) = (self.wal.as_mut().unwrap(), self.io.as_mut().unwrap());
         let before = wal.stats().batches;
-        wal.flush(io);
+        if !self.lost.is_empty() {
+            // What is lost is found again by reading the log, which a checkpoint would spare.
+            wal.flush(io);
+            if wal.stats().batches > before {
+                self.batches.push(self.acts.len());
+            }
+            return;
+        }
+        let (now, marks) = (&self.now, &self.marks);
+        wal.flush_saving(io, &mut |partition, out| {
+            let part = now.get(&partition.0).cloned().unwrap_or_default();
+            part.save(marks.get(&partition.0).copied().unwrap_or(0), out);
+        });
         if wal.stats().batches > before {
             self.batches.push(self.acts.len());
         }
@@ -452,6 +548,7 @@ impl Rig {
                 }
                 WalEvent::Full => self.full = true,
                 WalEvent::SpaceBack => self.full = false,
+                WalEvent::SnapshotWanted { partition } => self.wanted.push(partition.0),
                 WalEvent::Read { read, result } => {
                     self.reads.insert(read.0, result);
                 }
@@ -547,7 +644,7 @@ impl Rig {
         for (partition, part) in self.now.clone() {
             let sequenced = self.wal().sequenced(PartitionId(partition)).0;
             assert!(sequenced <= part.entries.len() as u64);
-            let mut next = 1;
+            let mut next = part.low.max(1);
             while next <= sequenced {
                 if self.lost.contains_key(&(partition, next)) {
                     match self.read(partition, next, sequenced, 20 << 10) {
@@ -584,7 +681,9 @@ impl Rig {
             let fill = random.bits() as u8;
             (0..len).map(|i| fill.wrapping_add(i as u8)).collect::<Vec<u8>>()
         };
-        let result = match random.below(20) {
+        let low = self.part(partition).low;
+        let kept = self.marked.get(&partition).copied().unwrap_or(0);
+        let result = match random.below(21) {
             0..=7 => self.entry(partition, &payload(random)),
             8..=9 if promise.0 > 0 => {
                 let mut generation = last.generation.0.max(1);
@@ -597,7 +696,7 @@ impl Rig {
             }
             10 => self.promise(partition, promise.0 + 1 + random.below(2), random.below(4)),
             11 if promise.0 > 0 && promise.1 == 0 => self.promise(partition, promise.0, 1 + random.below(3)),
-            12 => self.cut(partition, random.between((mark, last.index.0))),
+            12 => self.cut(partition, random.between((kept.min(last.index.0), last.index.0))),
             13 => {
                 self.mark(partition, random.between((mark, last.index.0)));
                 Ok(())
@@ -606,6 +705,7 @@ impl Rig {
                 self.flush();
                 Ok(())
             }
+            19 if mark > low => self.low_water(partition, random.between((low, mark))),
             17 => {
                 self.rest(Duration::from_millis(random.below(12)));
                 Ok(())
@@ -613,7 +713,7 @@ impl Rig {
             18 if last.index.0 > 0 => {
                 let sequenced = self.wal().sequenced(PartitionId(partition)).0;
                 if sequenced > 0 {
-                    let first = random.between((1, sequenced));
+                    let first = random.between((low.max(1).min(sequenced), sequenced));
                     self.start_read(
                         partition,
                         first,
@@ -635,6 +735,11 @@ impl Rig {
             }
         }
     }
+}
+
+/// A state without the payloads of what is not kept any more.
+pub fn kept(state: &State) -> State {
+    state.iter().map(|(id, part)| (*id, part.kept())).collect()
 }
 
 /// A state in few words.
