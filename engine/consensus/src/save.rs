@@ -5,6 +5,7 @@
 //! the bytes are kept; they were checked there, but they are still bytes from a disk, and reading them gives a typed error.
 
 use crate::base::{BaseError, Input, put};
+use crate::damage::Damage;
 use crate::history::History;
 use crate::log::{Log, Run};
 use crate::replica::Replica;
@@ -34,7 +35,11 @@ impl Replica {
     /// Appends what must survive of this replica: generation, vote, the log's base, end and generations, sessions, log
     /// starts, marks, replicated time. It is the state when every step that the replica has asked for is durable, so
     /// all of them must be in the log in front of the checkpoint.
+    ///
+    /// # Panics
+    /// If it has damage: what is damaged is known from reading the log, which a checkpoint spares.
     pub fn save(&self, out: &mut Vec<u8>) {
+        assert!(self.damage.is_empty(), "a replica with damage is not saved: its damage would be forgotten");
         let (snapshot, low_water) = self.ordered.marks();
         let marks = Marks {
             generation: self.generation,
@@ -121,6 +126,7 @@ impl Restored {
         }
         let vote = (vote != 0).then_some(NodeId(vote));
         Ok(Restored {
+            damage: Damage::default(),
             log,
             sessions,
             stamp,

@@ -343,6 +343,7 @@ impl Replay for Quiet {
     fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
     fn damaged(&mut self, _: PartitionId, _: Lost) {}
     fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
     fn high_water(&mut self, _: PartitionId, _: Index) {}
 }
 
