@@ -5,9 +5,9 @@ use crate::identity::Identity;
 use crate::options::Options;
 use std::collections::BTreeMap;
 use tidelog_cluster::{Placement, PlacementError, Ring};
-use tidelog_consensus::{LoadError, Restored};
+use tidelog_consensus::{DamagedRange, Harm, LoadError, Restored};
 use tidelog_types::{EntryMeta, Generation, Index, NodeId, PartitionId, Position, ShardId};
-use tidelog_wal::{RecoveryReport, Replay};
+use tidelog_wal::{Lost, RecoveryReport, Replay};
 
 /// Gathers what recovery replays, per partition, for the replicas.
 pub(crate) struct Recovering {
@@ -49,6 +49,14 @@ impl Replay for Recovering {
     }
     fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>) {
         self.of(partition).promise(generation, vote);
+    }
+    fn damaged(&mut self, partition: PartitionId, lost: Lost) {
+        let Lost { first, last, generation, suspect } = lost;
+        let harm = if suspect { Harm::Suspect } else { Harm::Damaged };
+        self.of(partition).damaged(DamagedRange { first, last, generation }, harm);
+    }
+    fn moved(&mut self, partition: PartitionId, meta: &EntryMeta, _payload: &[u8]) {
+        self.of(partition).moved(meta);
     }
     fn high_water(&mut self, partition: PartitionId, mark: Index) {
         self.of(partition).high_water(mark);
@@ -124,6 +132,13 @@ pub(crate) fn replica_config(
         uncommitted_bytes_max: options.uncommitted_bytes_max,
         seed,
     }
+}
+
+/// Where an opening found damage to a partition, in words.
+pub(crate) fn place(report: &RecoveryReport, partition: PartitionId) -> String {
+    let of = |finding: &&tidelog_wal::Finding| finding.spans.iter().any(|s| s.partition == partition);
+    let found: Vec<String> = report.findings.iter().filter(of).take(3).map(ToString::to_string).collect();
+    found.join("; ")
 }
 
 /// What an opening found, in one line.

@@ -283,6 +283,15 @@ impl Replica {
         })
     }
 
+    /// The first index that a leader would send to `peer` next.
+    pub fn next_for(&self, peer: NodeId) -> Option<Index> {
+        let at = self.peers.iter().position(|node| *node == peer)?;
+        match &self.state {
+            State::Leader(leader) => leader.progress.get(at).map(Progress::next),
+            _ => None,
+        }
+    }
+
     /// The channel to `node` broke: what was in flight is lost.
     pub fn peer_down(&mut self, _clock: Clock, node: NodeId) {
         if let Some(progress) = self.progress_mut(node) {

@@ -177,13 +177,18 @@ impl Restored {
         }
     }
 
-    /// The next entries, whose bytes are lost: only their positions are known.
+    /// Entries whose bytes are lost. Either they are the next ones, and only their positions are known, or they are in the log
+    /// already, and their newest copies are lost.
     pub fn damaged(&mut self, range: DamagedRange, harm: Harm) {
         if self.fault.is_some() {
             return;
         }
         let DamagedRange { first, last: end, generation } = range;
         let (last, found) = (self.log.last(), Position::new(first, generation));
+        let known = |index| self.log.generation_at(index) == Some(generation);
+        if Index::ZERO < first && first <= end && known(first) && known(end) {
+            return self.damage.insert(first, end, harm);
+        }
         let follows = last.index.0.checked_add(1) == Some(first.0)
             && first <= end
             && generation >= last.generation

@@ -7,12 +7,14 @@
 mod context;
 mod feed;
 mod keep;
+mod repair;
 mod serve;
 mod writes;
 
 pub(crate) use context::{Context, Origin};
 use feed::Fetch;
 use keep::Done;
+use repair::Repairs;
 pub(crate) use serve::Machine;
 use writes::{Source, Write, fitting};
 
@@ -65,6 +67,7 @@ pub(crate) struct Partition {
     applied: Index,
     apply_reading: bool,
     fetches: BTreeMap<NodeId, Fetch>,
+    repairs: Repairs,
     marks: Arc<SharedMarks>,
     metas: Vec<EntryMeta>,
     keep: Keep,
@@ -96,6 +99,7 @@ impl Partition {
             applied,
             apply_reading: false,
             fetches: BTreeMap::new(),
+            repairs: Repairs::default(),
             marks,
             metas: Vec::new(),
             keep,
@@ -118,8 +122,10 @@ impl Partition {
 
     pub(crate) fn marks(&self) -> Marks {
         let m = self.replica.marks();
-        let applied =
-            self.machine.as_ref().map_or(self.applied, |machine| machine.applied.min(m.applicable()));
+        let applied = self
+            .machine
+            .as_ref()
+            .map_or(self.applied, |machine| machine.applied.min(m.high_water.min(m.durable)));
         // As readers see it: a committed log start counts also where bytes below it are still held.
         let low_water = self.first_readable().min(applied.next()).max(m.low_water);
         Marks { low_water, applied, durable: m.durable, high_water: m.high_water }
@@ -152,9 +158,10 @@ impl Partition {
         let mut metas = std::mem::take(&mut self.metas);
         metas.clear();
         let records = message.records.pop().unwrap_or_default();
-        let left = match self.metas_of(cx, from, &records, &mut metas) {
-            true => self.step_by_room(cx, from, message, records, &metas),
-            false => None,
+        let left = match (self.metas_of(cx, from, &records, &mut metas), &message.message) {
+            (true, Message::Repair(_)) => self.on_repair(cx, from, message, records, &metas),
+            (true, _) => self.step_by_room(cx, from, message, records, &metas),
+            (false, _) => None,
         };
         self.metas = metas;
         left
@@ -234,6 +241,7 @@ impl Partition {
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         self.replica.tick(cx.clock, &mut self.effects);
         self.settle(cx, Source::None);
+        self.seek_repair(cx);
         // What was committed and durable already when the log was opened, and reads that found no room.
         self.apply(cx);
         self.shorten(cx);
@@ -327,7 +335,9 @@ impl Partition {
             Ok(Admitted::Known(position)) => self.waiting.attach(self.replica.generation(), position, waiter),
             Err(refused) => {
                 let error = match refused {
-                    Refused::NotLeader { hint } => cx.not_leader(hint),
+                    Refused::NotLeader { hint } => {
+                        self.refused_for_damage().unwrap_or_else(|| cx.not_leader(hint))
+                    }
                     Refused::Busy => RequestError::busy(cx.retry_after),
                     Refused::SessionExpired => RequestError::SessionExpired,
                     Refused::SequenceGap { expected } => RequestError::SequenceGap { expected },

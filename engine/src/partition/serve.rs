@@ -65,6 +65,8 @@ impl Partition {
                 self.read_rounds.insert(round, wanted);
                 self.settle(cx, super::writes::Source::None);
             }
+            // The only voter, kept from leading by damage: what is committed is what its log holds.
+            Err(Refused::NotLeader { .. }) if self.refused_for_damage().is_some() => self.serve(cx, wanted),
             Err(Refused::NotLeader { hint }) => {
                 let error = cx.not_leader(hint);
                 cx.respond(wanted.origin, Err(error));
@@ -88,6 +90,10 @@ impl Partition {
             let records = Records { next: from, high_water, low_water: marks.low_water, records: vec![] };
             return cx.respond(wanted.origin, Ok(Reply::Records(records)));
         }
+        let Some(last) = self.readable(from, last) else {
+            let error = self.damage_error(from);
+            return cx.respond(wanted.origin, Err(error));
+        };
         let bytes_max = wanted.bytes_max.clamp(1, APPEND_BYTES_MAX);
         match cx.wal.cached(self.id, from, last, bytes_max) {
             Some(run) => self.answer_read(cx, wanted, run),

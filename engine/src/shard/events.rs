@@ -31,11 +31,19 @@ impl Shard {
                     }
                 }
                 WalEvent::Read { read, result } => {
+                    let what = cx.reads.finish(read);
+                    if let (Some(what), Err(error)) = (&what, &result) {
+                        let partition = what.partition();
+                        replicas.touched.insert(partition);
+                        if let Some(p) = replicas.partitions.get_mut(&partition) {
+                            p.read_failed(&mut cx, error);
+                        }
+                    }
                     let run = result.map_err(|error| {
                         tracing::warn!(%error, "a read from the log failed");
                         RequestError::Unavailable(format!("the log could not be read: {error}"))
                     });
-                    match cx.reads.finish(read) {
+                    match what {
                         Some(ReadFor::Client { partition, wanted }) => {
                             match (run, replicas.partitions.get(&partition)) {
                                 (Ok(run), Some(p)) => p.answer_read(&mut cx, wanted, run),
@@ -48,6 +56,11 @@ impl Shard {
                             replicas.touched.insert(partition);
                             if let Some(p) = replicas.partitions.get_mut(&partition) {
                                 p.fetched(peer, run.ok());
+                            }
+                        }
+                        Some(ReadFor::Repair { partition, peer }) => {
+                            if let (Ok(run), Some(p)) = (run, replicas.partitions.get(&partition)) {
+                                p.give_run(&mut cx, peer, run);
                             }
                         }
                         Some(ReadFor::Apply { partition }) => {

@@ -35,6 +35,8 @@ pub(super) struct Replicas {
     pub(super) tick_of: BTreeMap<PartitionId, Monotonic>,
     /// Touched in this turn: marks to publish, ticks to reschedule, peers to feed.
     pub(super) touched: BTreeSet<PartitionId>,
+    /// Those with damage.
+    pub(super) damaged: BTreeSet<PartitionId>,
     /// Entries wait for the log's next batch before they can be sent.
     pub(super) unsent: BTreeSet<PartitionId>,
     /// Peer messages and requests that wait for room in the growing batch, in order.
@@ -204,13 +206,20 @@ impl Shard {
                     waiting.insert(*id);
                 }
             }
+            for id in &replicas.touched {
+                match replicas.partitions.get(id).is_some_and(|p| p.replica().damaged_entries() > 0) {
+                    true => replicas.damaged.insert(*id),
+                    false => replicas.damaged.remove(id),
+                };
+            }
             // Writers that were just answered may be let into the batch that is about to leave.
             if cx.wal.is_ready() && self.stopping.is_none() {
                 self.sealing = cx.returning.wait(self.clock.now, cx.wal.growing_bytes());
             }
             if self.sealing.is_some() {
                 // It leaves in a later turn.
-            } else if waiting.is_empty() {
+            } else if waiting.is_empty() && replicas.damaged.is_empty() {
+                // What is damaged is found again by reading the log, which a checkpoint would spare: none is begun meanwhile.
                 // Every replica's steps are in the log: it may be saved.
                 let partitions = &replicas.partitions;
                 cx.wal.flush_saving(cx.io, &mut |id, out| {
@@ -224,10 +233,11 @@ impl Shard {
             let mut feed = std::mem::take(&mut replicas.unsent);
             feed.extend(replicas.touched.iter().copied());
             for id in feed {
-                if let Some(p) = replicas.partitions.get_mut(&id)
-                    && p.pump(&mut cx)
-                {
-                    replicas.unsent.insert(id);
+                if let Some(p) = replicas.partitions.get_mut(&id) {
+                    p.seek_repair(&mut cx);
+                    if p.pump(&mut cx) {
+                        replicas.unsent.insert(id);
+                    }
                 }
             }
             while let Some(id) = replicas.touched.pop_first() {
@@ -236,7 +246,7 @@ impl Shard {
                     if !replicas.full && p.wants_snapshot(now) {
                         replicas.due.insert(id);
                     }
-                    let at = p.replica().deadline();
+                    let at = p.deadline();
                     if let Some(old) = replicas.tick_of.insert(id, at) {
                         replicas.ticks.remove(&(old, id));
                     }

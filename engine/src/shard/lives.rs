@@ -98,7 +98,10 @@ impl Shard {
             open_snapshot(&mut fg, &self.options.data_dir, header, &replica, machine.as_mut())?;
             others.extend(fg.finish());
             let marks = self.marks.get(&id).cloned().unwrap_or_default();
-            let partition = Partition::new(id, replica, machine, marks, self.options.keep, clock);
+            let mut partition = Partition::new(id, replica, machine, marks, self.options.keep, clock);
+            let place =
+                self.report.as_ref().map_or(String::new(), |report| crate::recovery::place(report, id));
+            partition.damage_at_opening(clock, &place);
             partitions.insert(id, partition);
         }
         let touched = partitions.keys().copied().collect();
@@ -110,6 +113,7 @@ impl Shard {
             ticks: BTreeSet::new(),
             tick_of: BTreeMap::new(),
             touched,
+            damaged: BTreeSet::new(),
             unsent: BTreeSet::new(),
             messages: VecDeque::new(),
             requests: VecDeque::new(),

@@ -165,9 +165,11 @@ impl Shard {
             life.replicas.full
                 || life.replicas.partitions.values().all(|p| {
                     let (replica, marks) = (p.replica(), p.marks());
-                    replica.is_leader()
-                        && marks.high_water == replica.marks().last
-                        && marks.applied == marks.high_water
+                    // Damage keeps the only voter from leading, and waiting heals nothing.
+                    replica.damaged_entries() > 0
+                        || replica.is_leader()
+                            && marks.high_water == replica.marks().last
+                            && marks.applied == marks.high_water
                 })
         })
     }

@@ -32,7 +32,7 @@ impl Shard {
                         last: replica.marks().last.get(),
                         voters: replica.voters().iter().map(|n| n.get()).collect(),
                         learners: vec![],
-                        damaged: 0,
+                        damaged: replica.damaged_entries(),
                     }
                 })
                 .collect()

@@ -56,6 +56,8 @@ pub enum RecordKind {
     Summary = 72,
     /// Filler in front of a record whose payload starts on a page of its own.
     Pad = 73,
+    /// The log goes on with entries whose bytes are lost, up to `index`, all of `generation`.
+    Lost = 74,
 }
 
 impl RecordKind {
@@ -77,6 +79,7 @@ impl RecordKind {
             71 => K::Moved,
             72 => K::Summary,
             73 => K::Pad,
+            74 => K::Lost,
             _ => return None,
         })
     }

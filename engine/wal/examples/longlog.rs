@@ -18,6 +18,10 @@ const GENERATION: Generation = Generation(1);
 struct Nothing;
 
 impl Replay for Nothing {
+    fn damaged(&mut self, _: PartitionId, lost: tidelog_wal::Lost) {
+        panic!("nothing was damaged: {lost:?}");
+    }
+    fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
     fn entry(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
     fn cut(&mut self, _: PartitionId, _: Position) {}
     fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}

@@ -68,6 +68,14 @@ pub(crate) struct Plan {
     chunk: Option<usize>,
 }
 
+/// Entries that a control record's span counts: one that tells of lost ones has their number for its time.
+fn lost_count(header: &RecordHeader) -> u32 {
+    match header.kind {
+        RecordKind::Lost => u32::try_from(header.timestamp.0).unwrap_or(u32::MAX).max(1),
+        _ => 1,
+    }
+}
+
 /// Identity of the batch before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Link {
@@ -382,7 +390,7 @@ impl Growing {
             partition: header.partition,
             generation: header.generation,
             a: header.index,
-            count: 1,
+            count: lost_count(header),
             offset: offset as u32, // below the batch's length
             kind: header.kind,
         });

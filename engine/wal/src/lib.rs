@@ -17,7 +17,7 @@
 //! without changing anything.
 //!
 //! ```
-//! use tidelog_wal::{Options, Replay, Wal, WalEvent};
+//! use tidelog_wal::{Lost, Options, Replay, Wal, WalEvent};
 //! use tidelog_io::{Io, Wait};
 //! use tidelog_types::{
 //!     EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
@@ -30,6 +30,8 @@
 //!     fn cut(&mut self, _: PartitionId, _: Position) {}
 //!     fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
 //!     fn high_water(&mut self, _: PartitionId, _: Index) {}
+//!     fn damaged(&mut self, _: PartitionId, lost: Lost) { panic!("{lost:?}") }
+//!     fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
 //!     fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 //! }
 //!
@@ -87,6 +89,7 @@ mod replay;
 mod rescan;
 mod restart;
 mod rewrite;
+mod salvage;
 mod saving;
 mod scan;
 mod segments;
@@ -101,4 +104,5 @@ pub use options::{BATCH_BYTES_MIN, CHECKPOINT_SHARE, IN_FLIGHT_LIMIT, Options, S
 pub use reads::{ReadId, Run};
 pub use recovery::RecoveryReport;
 pub use replay::Replay;
+pub use salvage::Lost;
 pub use wal::{Closed, Stats, Wal, WalEvent};

@@ -40,6 +40,10 @@ pub(crate) struct LookupSpan {
 }
 
 impl LookupSpan {
+    /// Whether its bytes are lost.
+    pub(crate) const fn is_lost(&self) -> bool {
+        self.bytes == 0
+    }
     pub(crate) fn last(&self) -> Index {
         Index(self.first.0 + u64::from(self.count) - 1)
     }
@@ -141,11 +145,35 @@ impl PartitionLog {
         holds.hold(lsn);
     }
 
+    /// Notes entries behind the last one whose bytes are lost; the batch at `lsn` held them.
+    pub(crate) fn note_lost(&mut self, first: Index, last: Position, lsn: Lsn, holds: &mut impl Holds) {
+        if last.generation != self.last.generation || self.runs.is_empty() {
+            self.runs.push(GenerationRun { first, generation: last.generation });
+        }
+        let count = u32::try_from(last.index.0.saturating_sub(first.0) + 1).unwrap_or(u32::MAX);
+        let generation = last.generation;
+        self.spans.push_back(LookupSpan { first, generation, lsn, count, bytes: 0, held: 0, pure: false });
+        holds.hold(lsn);
+        self.closed = true;
+        self.last = last;
+    }
+
+    /// The newest copy of an entry of this log is lost.
+    pub(crate) fn lose(&mut self, position: Position, lsn: Lsn, holds: &mut impl Holds) {
+        self.relocate(position, lsn, 0, Lsn(u64::MAX), holds);
+    }
+
+    /// The last span's range must not grow: what lies behind it cannot be walked over.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+    }
+
     /// Lets the span in front of position `at` of the list take in the entry, if it may.
     fn grow(&mut self, at: usize, position: Position, lsn: Lsn, bytes: u32, batch: Lsn) -> bool {
         if let Some(span) = at.checked_sub(1).and_then(|at| self.spans.get_mut(at))
             && span.generation == position.generation
             && span.lsn > batch
+            && !span.is_lost()
             && span.last().next() == position.index
         {
             let range = lsn.0 + u64::from(bytes) - span.lsn.0;

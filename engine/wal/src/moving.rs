@@ -2,10 +2,9 @@
 //!
 //! Over its budget of bytes the log looks at its oldest segment: which entries of it are live, and how many bytes they
 //! are. A quarter of the segment or less is moved: read, verified, and put at the log's end as the same bytes behind a
-//! `Moved` marker. Of more, snapshots are asked for first, and after three requests it is moved all the same, if segments
-//! behind it hold nothing and only wait for it: moving what is live everywhere would go on for ever and gain nothing. So
-//! freeing a segment costs at most a third of what it frees, and moves take at most a third of what the traffic writes;
-//! what is a quarter live or less is also moved when the log is idle.
+//! `Moved` marker. Of more, snapshots are asked for first, and after three requests it is moved all the same. So freeing
+//! a segment costs at most a third of what it frees, and moves take at most a third of what the traffic writes; an
+//! idle log moves as it can.
 //!
 //! A move only relocates. Between reading and putting an entry may have been cut or trimmed: it is put only if the lookup
 //! still has it, of that generation, in that segment. A crash in between leaves two equal copies, and the later one counts.
@@ -23,7 +22,9 @@ use bytes::Bytes;
 use core::time::Duration;
 use std::collections::VecDeque;
 use tidelog_io::Io;
-use tidelog_types::{EntryMeta, Index, Lsn, Monotonic, PartitionId, RecordHeader, RecordKind, record};
+use tidelog_types::{
+    EntryMeta, Index, Lsn, Monotonic, PartitionId, RecordHeader, RecordKind, Ticket, record,
+};
 
 /// Most bytes of one unit of moving.
 const MOVE_BYTES_MAX: usize = 128 << 10;
@@ -37,8 +38,6 @@ const ALLOWANCE_MAX: u64 = 4 << 20;
 /// Requests for snapshots before a fuller segment is moved.
 const REQUESTS: u8 = 3;
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// The same when nothing came of them.
-const ASK_SELDOM: Duration = Duration::from_secs(60);
 /// Partitions asked at once.
 const ASKED_MAX: usize = 64;
 /// Without traffic for so long, the log is idle.
@@ -63,8 +62,6 @@ pub(crate) struct Moving {
     asked: (Lsn, u8),
     ask_again: Monotonic,
     allowance: u64,
-    /// What is moved is worth an idle disk's time.
-    cheap: bool,
     traffic_at: Monotonic,
     failed: bool,
 }
@@ -103,14 +100,13 @@ impl Wal {
 
     fn may_move(&self) -> bool {
         let moving = &self.background.moving;
-        let idle = moving.cheap && self.clock.now >= moving.traffic_at.after(IDLE_AFTER);
-        moving.allowance > 0 || self.full || idle
+        moving.allowance > 0 || self.full || self.clock.now >= moving.traffic_at.after(IDLE_AFTER)
     }
 
     /// When an idle log has something to move.
     pub(crate) fn move_at(&self) -> Option<Monotonic> {
         let moving = &self.background.moving;
-        (moving.cheap && moving.ready.is_some()).then(|| moving.traffic_at.after(IDLE_AFTER))
+        moving.ready.is_some().then(|| moving.traffic_at.after(IDLE_AFTER))
     }
 
     /// Takes the next step that needs a read, or none.
@@ -211,22 +207,18 @@ impl Wal {
     }
 
     fn decide(&mut self, base: Lsn, size: u64) {
-        let now = self.clock.now;
-        let active = self.active.base();
-        let waiting = self.files.iter().any(|(b, file)| b != base && b != active && file.holds == 0);
-        let full = self.full;
+        let (full, now) = (self.full, self.clock.now);
         let moving = &mut self.background.moving;
         moving.measured = None;
         if moving.asked.0 != base {
             moving.asked = (base, 0);
         }
-        moving.cheap = moving.live_bytes * MOVED_PART <= size;
-        if moving.cheap || (waiting && (moving.asked.1 >= REQUESTS || full)) {
+        if moving.live_bytes * MOVED_PART <= size || moving.asked.1 >= REQUESTS || full {
             tracing::debug!(base = base.0, live = moving.live_bytes, "a segment is emptied");
             return;
         }
-        moving.asked.1 = moving.asked.1.saturating_add(1);
-        moving.ask_again = now.after(if moving.asked.1 > REQUESTS { ASK_SELDOM } else { ASK_AGAIN });
+        moving.asked.1 += 1;
+        moving.ask_again = now.after(ASK_AGAIN);
         let holders = std::mem::take(&mut moving.holders);
         moving.stop();
         self.events.extend(holders.into_iter().map(|partition| WalEvent::SnapshotWanted { partition }));
@@ -359,8 +351,11 @@ impl Wal {
         let log = self.partitions.entry(header.partition).or_default();
         let len = whole.len() as u32; // a record
         log.relocate(header.position(), lsn.plus(offset as u64), len, lsn, &mut self.files);
+        // Copies are no part of a run of entries, nor entries of a run of copies: a bad batch is replayed by its spans.
+        log.footer_span = (0, 0);
         let (partition, generation, index) = (header.partition, header.generation, header.index);
         self.growing.span_entry(log, &EntrySpan { partition, generation, index, offset });
+        log.footer_span = (0, 0);
         self.stats.moved_records += 1;
         self.stats.moved_bytes += whole.len() as u64;
     }
@@ -410,6 +405,28 @@ impl Wal {
             self.put_moved(header, whole);
         }
         Ok(live.len())
+    }
+
+    /// Writes good bytes of entries that the log has, and whose own are damaged, at its end; all of them or none. When the ticket is
+    /// durable they are read from there. `records` and `metas` as for [`Self::append_moved`].
+    ///
+    /// # Errors
+    /// [`Busy`]: nothing happened.
+    ///
+    /// # Panics
+    /// If the records are not those of `metas`, an entry is not one of the log's, or the ticket does not rise.
+    pub fn append_repair(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        records: &[u8],
+        metas: &[EntryMeta],
+    ) -> Result<(), Busy> {
+        let taken = self.append_moved(partition, records, metas)?;
+        assert!(taken == metas.len() && taken > 0, "a repair gives bytes to entries that the log has");
+        let log = self.partitions.entry(partition).or_default();
+        self.growing.ticket(partition, log, ticket);
+        Ok(())
     }
 
     /// Number of the batch that what is put now goes into.

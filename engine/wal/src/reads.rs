@@ -124,7 +124,7 @@ impl ReadJob {
                         && span.end().0.saturating_sub(start) <= self.bytes_max as u64
                 }
             };
-            if !begins || span.first > self.last || span.lsn < base || span.end() > end {
+            if !begins || span.is_lost() || span.first > self.last || span.lsn < base || span.end() > end {
                 break;
             }
             stop = stop.max(span.end());

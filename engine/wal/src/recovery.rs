@@ -6,8 +6,10 @@
 //! OPEN, the last one DONE; only when that is durable does anything count that this life says. A crash before that
 //! leaves an epoch without DONE, which is discarded, and the same tail to be judged again.
 //!
-//! A torn tail is cut. A suspect one is set aside, its promises are kept (they only raise), and it is cut. Anything
-//! damaged or unknown ends the opening with an error: the files stay as they are.
+//! A torn tail is cut. Behind a damaged batch the log goes on: what of it is good is kept, its control records are known
+//! from its spans, the entries that are lost are told as such. A suspect one is the same where there are other voters, and
+//! what it held, found or lost, is written again; a single voter sets it aside, keeps its promises (they only
+//! raise), and cuts it. What is unknown ends the opening with an error: the files stay as they are.
 
 use crate::chain::{Chain, From};
 use crate::disk::Disk;
@@ -16,17 +18,17 @@ use crate::format::{BatchHeader, Span};
 use crate::growing::Link;
 use crate::options::Options;
 use crate::quarantine;
-use crate::replay::{Replay, State};
+use crate::replay::{BadBatch, Replay, State};
 use crate::restart::{self, Loaded, Search};
+use crate::salvage::{self, Piece as Part};
 use crate::scan::{Found, Scanner, Source};
-use crate::segments::RESERVED_SEGMENTS;
 use crate::survey::{Named, chain_of, finding, foreign, newest_in_use, sources, survey};
 use crate::wal::Wal;
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use tidelog_io::{Completion, Io, IoErrorKind, Op};
-use tidelog_types::{Lsn, RecordKind};
+use tidelog_types::{Lsn, PartitionId, RecordKind};
 
 /// What an opening found and did.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +51,7 @@ pub struct RecoveryReport {
     pub findings: Vec<Finding>,
     /// Records of the last life's unproven end that were written again.
     pub rewritten: u64,
-    /// Promises that were adopted from suspect batches.
+    /// Promises and marks that were known from the spans of bad batches only, and were written again.
     pub adopted: u64,
     /// Files removed: leftovers of earlier lives.
     pub removed: usize,
@@ -61,9 +63,6 @@ pub struct RecoveryReport {
     pub bad_checkpoints: Vec<(Lsn, String)>,
 }
 
-/// Most bytes of an epoch that is written again as a whole.
-const FOLD_BYTES_MAX: u64 = 1 << 20;
-
 /// What reading the log gives.
 #[derive(Default)]
 pub(crate) struct Judged {
@@ -72,14 +71,41 @@ pub(crate) struct Judged {
     pub(crate) end: Lsn,
     /// The batch before that.
     pub(crate) link: Link,
-    /// Good batches behind the proven end, and their segments.
-    pub(crate) window: Vec<(Source, BatchHeader)>,
-    /// Promises of suspect batches.
+    /// Batches behind the proven end.
+    pub(crate) window: Vec<Held>,
+    /// Promises of a suspect batch that was cut.
     pub(crate) promises: Vec<Span>,
+    /// Partitions whose promise or marks are known from the spans of a bad batch only.
+    pub(crate) adopted: BTreeSet<PartitionId>,
     /// Segments at the end in which nothing was ever written.
     pub(crate) blank: Vec<PathBuf>,
-    /// A newest epoch that holds little is written again as a whole, so that its segment is given back.
-    pub(crate) fold: bool,
+}
+
+/// A batch of the newest epoch that is not proven yet.
+pub(crate) struct Held {
+    /// It may be left where it lies once everything before this is proven: itself, and, where only an echo says what it
+    /// held, the batch with the echo. An echo behind the epoch's end is gone for the next opening.
+    until: Lsn,
+    link: Link,
+    /// Whether there is anything in it.
+    holds: bool,
+    pub(crate) what: Tail,
+}
+
+pub(crate) enum Tail {
+    /// Good: read again when it is written again.
+    Good(Source, BatchHeader),
+    /// Not good: its bytes as they were found, and what it is known to have held.
+    Bad { lsn: Lsn, bytes: Vec<u8>, parts: Vec<Part> },
+}
+
+impl Tail {
+    fn lsn(&self) -> Lsn {
+        match self {
+            Tail::Good(_, header) => header.lsn,
+            Tail::Bad { lsn, .. } => *lsn,
+        }
+    }
 }
 
 pub(crate) struct Opening<'o, 'r> {
@@ -102,9 +128,7 @@ pub(crate) fn open(
     opening.report.duration = disk.clock().now.since(began);
     let report = opening.report;
     if let Ok(wal) = &result {
-        // The window may have taken more than one segment.
-        let written = wal.files.iter().filter_map(|(_, segment)| segment.file);
-        for file in wal.segments.files().chain(written) {
+        for file in wal.segments.files().chain([wal.active.file]) {
             disk.keep(file);
         }
     }
@@ -161,8 +185,6 @@ impl Opening<'_, '_> {
         let mut judged = Judged::default();
         let unknown = self.begin(&mut judged, old, &sources, &chain, search.loaded);
         let search = Search { loaded: None, bad: search.bad };
-        // A life that could not have all its spares: its disk is full.
-        judged.fold = directory.spares.len() < RESERVED_SEGMENTS;
         self.judge(disk, &sources, &chain, &mut judged).map_err(|e| search.blame(&dir, e))?;
         judged.state.demote(judged.end);
         let read_from = sources.first().map_or(Lsn(0), |s| s.header.base);
@@ -186,11 +208,13 @@ impl Opening<'_, '_> {
             // Their positions are used again.
             disk.run(Op::SyncDir { path: dir.clone() })?;
         }
-        let state = std::mem::take(&mut judged.state);
+        let mut state = std::mem::take(&mut judged.state);
+        let mut adopted = std::mem::take(&mut state.adopted);
         let mut wal = self.begin_epoch(disk, &directory.spares, &sources, &judged, &state)?;
         let kept = state.kept(|batch| bad.contains(&batch));
         let behind = wal.adopt(state, kept, judged.end);
-        self.rewrite(disk, &mut wal, &judged)?;
+        judged.adopted = std::mem::take(&mut adopted);
+        self.rewrite(disk, &mut wal, &mut judged)?;
         for log in wal.partitions.values_mut() {
             log.sequenced = log.last.index;
         }
@@ -299,43 +323,64 @@ impl Opening<'_, '_> {
             let before = link.unwrap_or(judged.link);
             let mut scanner = Scanner::new(sources, part, link);
             let mut proven = part.start;
-            let mut batches: VecDeque<(Source, BatchHeader)> = VecDeque::new();
+            let mut batches: VecDeque<Held> = VecDeque::new();
             let mut last_proven = None;
             let mut proven_records = 0;
-            let mut folded = Vec::new();
-            let mut foldable = judged.fold && part.end.is_none() && part.start > checkpoint;
-            let mut bytes_of_part = 0;
             loop {
                 match scanner.next(disk)? {
                     Found::Good(header) => {
                         let Some(source) = scanner.here().cloned() else { break };
                         let bytes = scanner.bytes(disk, &header)?;
                         judged.state.apply(&source, &header, bytes, &mut self.report, self.replay)?;
-                        bytes_of_part += u64::from(header.total_len);
-                        foldable &= bytes_of_part <= FOLD_BYTES_MAX && header.checkpoint < part.start;
-                        if foldable {
-                            folded.push((source.clone(), header));
-                        }
                         proven = proven.max(header.durable);
-                        batches.push_back((source, header));
-                        while let Some((_, first)) = batches.front()
-                            && (first.end() <= proven || part.end.is_some())
+                        let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
+                        let (until, holds) = (header.end(), header.record_count > 0);
+                        batches.push_back(Held { until, link, holds, what: Tail::Good(source, header) });
+                        while batches.front().is_some_and(|b| b.until <= proven || part.end.is_some())
+                            && let Some(first) = batches.pop_front()
                         {
-                            proven_records += u64::from(first.record_count);
-                            last_proven = Some(Link { lsn: first.lsn, crc: first.crc, seq: first.batch_seq });
-                            batches.pop_front();
+                            proven_records += u64::from(first.holds);
+                            last_proven = Some(first.link);
                         }
                     }
                     Found::Bad(bad) => {
                         let evidence = scanner.evidence(disk, &bad)?;
                         let Some(mut finding) = finding(&scanner, &bad, &evidence, part.epoch) else { break };
+                        // With other voters, what cannot be told from a torn write counts as damage: present, and absent.
+                        let goes_on = match finding.verdict {
+                            Verdict::Damaged => true,
+                            Verdict::Suspect => !self.options.single_voter,
+                            _ => false,
+                        };
+                        if let (true, Some((end, link))) = (goes_on, evidence.end) {
+                            let suspect = finding.verdict == Verdict::Suspect;
+                            if suspect {
+                                finding.quarantined =
+                                    quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
+                            }
+                            tracing::error!(%finding, "the log goes on behind it");
+                            let bytes = scanner.bad_bytes(disk, &bad, end)?.to_vec();
+                            let parts =
+                                salvage::salvaged(&bytes, &finding.spans, Some(self.options.cluster_tag));
+                            let (file, offset) = (&finding.file, finding.offset);
+                            let batch = BadBatch { file, offset, lsn: bad.lsn, bytes: &bytes, suspect };
+                            judged.state.apply_bad(&batch, &parts, self.replay)?;
+                            let (until, what) = (evidence.known_by, Tail::Bad { lsn: bad.lsn, bytes, parts });
+                            batches.push_back(Held { until, link, holds: true, what });
+                            self.report.findings.push(finding);
+                            scanner.step_over(end, link, evidence.next);
+                            continue;
+                        }
                         match finding.verdict {
                             Verdict::Damaged | Verdict::Unknown => {
                                 return Err(OpenError::Damaged(Box::new(finding)));
                             }
                             Verdict::Superseded => {
-                                foldable = false;
-                                scanner.skip(evidence.next);
+                                // Not to the next good one: another bad one may lie between.
+                                match evidence.end {
+                                    Some((end, link)) => scanner.step_over(end, link, evidence.next),
+                                    None => scanner.skip(evidence.next),
+                                }
                                 self.report.findings.push(finding);
                                 continue;
                             }
@@ -344,9 +389,7 @@ impl Opening<'_, '_> {
                             Verdict::Suspect => {
                                 let kept = quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
                                 finding.quarantined = kept;
-                                if self.options.single_voter {
-                                    tracing::warn!(%finding, "cut, and there is no other voter to ask");
-                                }
+                                tracing::warn!(%finding, "cut, and there is no other voter to ask");
                                 judged
                                     .promises
                                     .extend(finding.spans.iter().filter(|s| s.kind == RecordKind::Promise));
@@ -366,21 +409,23 @@ impl Opening<'_, '_> {
             scanner.finish(disk)?;
             self.report.bytes += scanner.bytes_read();
             link = scanner.link;
+            if part.end.is_some()
+                && let Some(last) = batches.drain(..).next_back()
+            {
+                // A bad one at the end of an epoch that the next one names.
+                last_proven = Some(last.link);
+            }
             if part.end.is_none() {
                 // An epoch that proved nothing worth keeping is dropped whole; then the one before it ends where it
                 // has ended since.
                 if proven_records > 0 || checkpoint > part.prev_epoch_end {
-                    judged.end = proven;
+                    judged.end = batches.front().map_or(proven, |held| proven.min(held.what.lsn()));
                     judged.link = last_proven.unwrap_or(before);
                 } else {
                     judged.end = part.prev_epoch_end;
                     judged.link = before;
                 }
                 judged.window = batches.into();
-                if foldable && proven_records > 0 {
-                    (judged.end, judged.link) = (part.prev_epoch_end, before);
-                    judged.window = folded;
-                }
             } else {
                 judged.link = link.unwrap_or(last_proven.unwrap_or(before));
             }

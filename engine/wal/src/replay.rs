@@ -9,9 +9,11 @@ use crate::files::{Files, Piece};
 use crate::format::{BatchHeader, CheckpointEnd, SummaryHead, visit_summary};
 use crate::lookup::{Holds, PartitionLog};
 use crate::recovery::RecoveryReport;
+use crate::salvage::{Lost, Piece as Part, What, lost_of};
 use crate::saving::Kept;
 use crate::scan::{Source, records_of};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use tidelog_types::{
     EntryMeta, FixedMap, Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind,
 };
@@ -24,6 +26,11 @@ pub trait Replay {
     fn cut(&mut self, partition: PartitionId, keep: Position);
     /// Generation and vote.
     fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>);
+    /// The bytes of entries are lost. Either they follow the partition's last one, or they are in the log already and only
+    /// their newest copies are lost.
+    fn damaged(&mut self, partition: PartitionId, lost: Lost);
+    /// A good copy of an entry that is in the log already: if it was lost, it is not any more.
+    fn moved(&mut self, partition: PartitionId, meta: &EntryMeta, payload: &[u8]);
     /// The high-water mark was at least here.
     fn high_water(&mut self, partition: PartitionId, mark: Index);
     /// What the caller of [`crate::Wal::flush_saving`] saved of a partition. All partitions of a checkpoint come first;
@@ -39,6 +46,22 @@ pub trait Replay {
     }
 }
 
+/// A bad batch, as far as it is there.
+#[derive(Debug)]
+pub(crate) struct BadBatch<'b> {
+    pub(crate) file: &'b Path,
+    /// Its offset in the file, and its position.
+    pub(crate) offset: u64,
+    pub(crate) lsn: Lsn,
+    pub(crate) bytes: &'b [u8],
+    /// It was never proven durable.
+    pub(crate) suspect: bool,
+}
+
+fn is_local(kind: RecordKind) -> bool {
+    matches!(kind, RecordKind::CheckpointChunk | RecordKind::CheckpointEnd | RecordKind::Summary)
+}
+
 /// What has been replayed.
 #[derive(Debug, Default)]
 pub(crate) struct State {
@@ -48,6 +71,8 @@ pub(crate) struct State {
     pub(crate) named: (Lsn, Lsn),
     /// Ends of checkpoints that were come by, by the batch that they lie in.
     ends: BTreeMap<Lsn, Kept>,
+    /// Partitions whose promise or marks are known from the spans of a bad batch only.
+    pub(crate) adopted: BTreeSet<PartitionId>,
     /// Pieces of summaries that were come by, by the segment that they sum up.
     pieces: BTreeMap<Lsn, BTreeMap<u32, (Piece, SummaryHead)>>,
 }
@@ -145,6 +170,7 @@ impl State {
                     let lsn = batch.lsn.plus(offset as u64);
                     let bytes = record.record_bytes() as u32; // a record
                     log.relocate(record.position(), lsn, bytes, batch.lsn, &mut self.files);
+                    replay.moved(record.partition, &record.meta(), payload);
                 }
                 kind if kind.is_entry() => {
                     if record.index != log.last.index.next() || record.prev_generation != log.last.generation
@@ -161,48 +187,175 @@ impl State {
                     );
                     replay.entry(record.partition, &record.meta(), payload);
                 }
-                RecordKind::Cut => {
-                    if record.index > log.last.index
-                        || log.generation_at(record.index) != Some(record.generation)
-                    {
-                        return Err(wrong("a cut does not keep an entry of the log: entries are lost"));
+                kind => match self.control(batch.lsn, &record, replay) {
+                    Ok(()) if kind == RecordKind::Promise => _ = self.adopted.remove(&record.partition),
+                    Ok(()) => {}
+                    Err(Some(what)) => return Err(wrong(what)),
+                    Err(None) => {
+                        return Err(OpenError::Newer {
+                            file: source.path.clone(),
+                            offset: source.offset(batch.lsn) + offset as u64,
+                            what: format!("a record of kind {kind:?}"),
+                        });
                     }
-                    if record.index < log.high_water {
-                        return Err(wrong("a cut goes below the high-water mark"));
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Replays a control record of a partition. The error: what is wrong with it; none if it is not known.
+    fn control(
+        &mut self,
+        batch: Lsn,
+        record: &RecordHeader,
+        replay: &mut dyn Replay,
+    ) -> Result<(), Option<&'static str>> {
+        let log = self.partitions.entry(record.partition).or_default();
+        match record.kind {
+            RecordKind::Cut => {
+                if record.index > log.last.index || log.generation_at(record.index) != Some(record.generation)
+                {
+                    return Err(Some("a cut does not keep an entry of the log: entries are lost"));
+                }
+                if record.index < log.high_water {
+                    return Err(Some("a cut goes below the high-water mark"));
+                }
+                log.cut(record.position(), &mut self.files);
+                replay.cut(record.partition, record.position());
+            }
+            RecordKind::Promise => {
+                log.generation = record.generation;
+                log.vote = (record.index.0 != 0).then_some(NodeId(record.index.0));
+                replay.promise(record.partition, log.generation, log.vote);
+            }
+            RecordKind::HighWater => {
+                log.high_water = log.high_water.max(record.index);
+                log.high_water_written = log.high_water;
+                replay.high_water(record.partition, log.high_water);
+            }
+            RecordKind::LowWater => {
+                if record.index < log.low_water || record.index > log.last.index.next() {
+                    return Err(Some("a low-water mark goes back or beyond the log's end"));
+                }
+                log.trim(record.index, &mut self.files);
+                replay.low_water(record.partition, log.low_water);
+            }
+            RecordKind::SnapshotMark => {
+                if record.index > log.last.index {
+                    return Err(Some("a snapshot mark names no entry of the log: entries are lost"));
+                }
+                log.snapshot = record.position();
+                replay.snapshot_mark(record.partition, log.snapshot);
+            }
+            RecordKind::Lost => {
+                let (partition, generation) = (record.partition, record.generation);
+                let Some((first, last)) =
+                    lost_of(record).filter(|(first, _)| *first == log.last.index.next())
+                else {
+                    return Err(Some(
+                        "lost entries do not follow the one before them: other entries are lost",
+                    ));
+                };
+                if generation < log.last.generation {
+                    return Err(Some("lost entries of an older generation than the one before them"));
+                }
+                log.note_lost(first, Position::new(last, generation), batch, &mut self.files);
+                replay.damaged(partition, Lost { first, last, generation, suspect: true });
+            }
+            RecordKind::Moved => {}
+            _ => return Err(None),
+        }
+        Ok(())
+    }
+
+    /// Replays what is left of a bad batch, in the order of its spans.
+    pub(crate) fn apply_bad(
+        &mut self,
+        batch: &BadBatch<'_>,
+        parts: &[Part],
+        replay: &mut dyn Replay,
+    ) -> Result<(), OpenError> {
+        for part in parts {
+            let (partition, at, suspect) = (part.partition, batch.lsn, batch.suspect);
+            let wrong = |offset: usize, index: Index, what| OpenError::Inconsistent {
+                file: batch.file.to_path_buf(),
+                offset: batch.offset + offset as u64,
+                partition,
+                index,
+                what,
+            };
+            let log = self.partitions.entry(partition).or_default();
+            match &part.what {
+                What::Entry { offset, record, moved } => {
+                    let lsn = at.plus(*offset as u64);
+                    let bytes = record.record_bytes() as u32; // within a batch
+                    let payload = batch.bytes.get(offset + record.head_bytes()..).unwrap_or_default();
+                    let payload = payload.get(..record.payload_len as usize).unwrap_or_default();
+                    if *moved {
+                        if record.index < log.low_water
+                            || log.generation_at(record.index) != Some(record.generation)
+                        {
+                            return Err(wrong(
+                                *offset,
+                                record.index,
+                                "a moved entry is not one of the log: entries are lost",
+                            ));
+                        }
+                        // Between the records of a bad batch may lie what cannot be walked over: no span grows here.
+                        log.relocate(record.position(), lsn, bytes, Lsn(u64::MAX), &mut self.files);
+                        replay.moved(partition, &record.meta(), payload);
+                    } else {
+                        let follows = record.index == log.last.index.next()
+                            && record.prev_generation == log.last.generation;
+                        if !follows {
+                            let what = "an entry does not follow the one before it: entries are lost";
+                            return Err(wrong(*offset, record.index, what));
+                        }
+                        log.note(record.position(), lsn, bytes, at, &mut self.files);
+                        log.close();
+                        replay.entry(partition, &record.meta(), payload);
                     }
-                    log.cut(record.position(), &mut self.files);
-                    replay.cut(record.partition, record.position());
                 }
-                RecordKind::Promise => {
-                    log.generation = record.generation;
-                    log.vote = (record.index.0 != 0).then_some(NodeId(record.index.0));
-                    replay.promise(record.partition, log.generation, log.vote);
-                }
-                RecordKind::HighWater => {
-                    log.high_water = log.high_water.max(record.index);
-                    log.high_water_written = log.high_water;
-                    replay.high_water(record.partition, log.high_water);
-                }
-                RecordKind::LowWater => {
-                    if record.index < log.low_water || record.index > log.last.index.next() {
-                        return Err(wrong("a low-water mark goes back or beyond the log's end"));
+                // Unproven, the older copy still counts: nothing that it lies in is given back before a move is durable.
+                What::Lost { moved: true, .. } if suspect => {}
+                What::Lost { first, last, generation, moved: true } => {
+                    let (first, last, generation) = (*first, *last, *generation);
+                    for index in first.0..=last.0 {
+                        let index = Index(index);
+                        if index < log.low_water || log.generation_at(index) != Some(generation) {
+                            return Err(wrong(0, index, "a lost copy of an entry that is not in the log"));
+                        }
+                        log.lose(Position::new(index, generation), at, &mut self.files);
                     }
-                    log.trim(record.index, &mut self.files);
-                    replay.low_water(record.partition, log.low_water);
+                    replay.damaged(partition, Lost { first, last, generation, suspect });
                 }
-                RecordKind::SnapshotMark => {
-                    if record.index > log.last.index {
-                        return Err(wrong("a snapshot mark names no entry of the log: entries are lost"));
+                What::Lost { first, last, generation, moved: false } => {
+                    let (first, last, generation) = (*first, *last, *generation);
+                    let follows =
+                        first == log.last.index.next() && generation >= log.last.generation && first <= last;
+                    if !follows {
+                        let what =
+                            "a lost entry does not follow the one before it: other entries are lost as well";
+                        return Err(wrong(0, first, what));
                     }
-                    log.snapshot = record.position();
-                    replay.snapshot_mark(record.partition, log.snapshot);
+                    log.note_lost(first, Position::new(last, generation), at, &mut self.files);
+                    replay.damaged(partition, Lost { first, last, generation, suspect });
                 }
-                kind => {
-                    return Err(OpenError::Newer {
-                        file: source.path.clone(),
-                        offset: source.offset(batch.lsn) + offset as u64,
-                        what: format!("a record of kind {kind:?}"),
-                    });
+                // Checkpoints and summaries are written again; without them more is read.
+                What::Control(record) if is_local(record.kind) => {}
+                What::Control(record) => {
+                    if record.kind != RecordKind::HighWater && record.kind != RecordKind::Moved {
+                        self.adopted.insert(partition);
+                    }
+                    self.control(at, record, replay).map_err(|what| match what {
+                        Some(what) => wrong(0, record.index, what),
+                        None => OpenError::Newer {
+                            file: batch.file.to_path_buf(),
+                            offset: batch.offset,
+                            what: format!("a record of kind {:?}", record.kind),
+                        },
+                    })?;
                 }
             }
         }

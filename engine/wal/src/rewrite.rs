@@ -2,23 +2,30 @@
 
 use crate::disk::Disk;
 use crate::error::{Finding, OpenError, Verdict};
-use crate::format::{FLAG_DONE, FLAG_OPEN, SegmentHeader};
+use crate::format::{BatchHeader, FLAG_DONE, FLAG_OPEN, SegmentHeader};
 use crate::growing::{Class, EntrySpan, Growing, Plan, Shape};
 use crate::names;
-use crate::recovery::{Judged, Opening};
+use crate::recovery::{Judged, Opening, Tail};
 use crate::replay::State;
+use crate::salvage::{Piece as Part, What, lost_of, lost_record};
 use crate::scan::{Source, records_of};
-use crate::segments::{RESERVED_SEGMENTS, Segments, Spare, Step};
+use crate::segments::{Segments, Spare, Step};
 use crate::wal::Wal;
 use crate::window::Window;
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use tidelog_io::{IoError, OpenMode, Output};
 use tidelog_types::limits::PAGE_BYTES;
-use tidelog_types::{Lsn, NodeId, Position, RecordHeader, RecordKind};
+use tidelog_types::{Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind};
 
 /// How long an opening waits for space for the one segment that it cannot do without.
 const SPACE_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A batch whose content is written again.
+enum Again {
+    Good(BatchHeader),
+    Bad(Vec<Part>),
+}
 
 impl Opening<'_, '_> {
     /// Makes the new epoch's first segment, and the log on it.
@@ -51,8 +58,7 @@ impl Opening<'_, '_> {
             spare_number = spare_number.max(number + 1);
             let path = self.options.dir.join(names::spare(number));
             let (file, bytes) = disk.open(&path, OpenMode::ReadWrite)?;
-            if bytes == self.options.segment_bytes && free.len() <= self.options.spares.max(RESERVED_SEGMENTS)
-            {
+            if bytes == self.options.segment_bytes && free.len() <= self.options.spares {
                 // A segment's header is left in a file that was one.
                 let mut window = Window::new(file, bytes);
                 let recycled = window.view(disk, 0, PAGE_BYTES)?.iter().any(|b| *b != 0);
@@ -114,16 +120,23 @@ impl Opening<'_, '_> {
         &mut self,
         disk: &mut Disk<'_>,
         wal: &mut Wal,
-        judged: &Judged,
+        judged: &mut Judged,
     ) -> Result<(), OpenError> {
         let mut batches = Vec::new();
-        for (source, header) in &judged.window {
+        for held in std::mem::take(&mut judged.window) {
+            let (source, header) = match held.what {
+                Tail::Bad { bytes, parts, .. } => {
+                    batches.push((bytes, Again::Bad(parts)));
+                    continue;
+                }
+                Tail::Good(source, header) => (source, header),
+            };
             let (file, bytes) = disk.open(&source.path, OpenMode::Read)?;
             let mut window = Window::new(file, bytes);
             let view = window.view(disk, source.offset(header.lsn), header.total_len as usize)?;
             let bytes = view.to_vec();
             disk.close(file)?;
-            if let Err(why) = crate::scan::check_records(&bytes, header) {
+            if let Err(why) = crate::scan::check_records(&bytes, &header) {
                 return Err(OpenError::Damaged(Box::new(Finding {
                     verdict: Verdict::Suspect,
                     file: source.path.clone(),
@@ -136,33 +149,73 @@ impl Opening<'_, '_> {
                     quarantined: None,
                 })));
             }
-            batches.push((header, bytes));
+            batches.push((bytes, Again::Good(header)));
         }
         // Entries are forgotten from where the window begins to say something about them, and noted again.
         let mut before = Vec::new();
         let mut rewound = BTreeSet::new();
-        for (header, bytes) in &batches {
-            let mut moved = 0;
-            for (_, record, _, _) in records_of(bytes, header) {
-                let Some(log) = wal.partitions.get_mut(&record.partition) else { continue };
-                match record.kind {
-                    RecordKind::Moved => moved = record.index.0,
-                    kind if kind.is_entry() && moved > 0 => moved -= 1,
-                    kind if (kind.is_entry() || kind == RecordKind::Cut)
-                        && rewound.insert(record.partition) =>
-                    {
-                        before.push((record.partition, log.last));
-                        let keep = match kind {
-                            RecordKind::Cut => record.position(),
-                            _ => Position::new(record.index.prev(), record.prev_generation),
-                        };
-                        log.cut(keep, &mut wal.files);
+        for (bytes, again) in &batches {
+            let mut rewind =
+                |partition: PartitionId, index: Index, generation: Option<Generation>, wal: &mut Wal| {
+                    let Some(log) = wal.partitions.get_mut(&partition) else { return };
+                    if rewound.insert(partition) {
+                        before.push((partition, log.last));
+                        let generation = generation.or_else(|| log.generation_at(index)).unwrap_or_default();
+                        log.cut(Position::new(index, generation), &mut wal.files);
                     }
-                    _ => {}
+                };
+            match again {
+                Again::Good(header) => {
+                    let mut moved = 0;
+                    for (_, record, _, _) in records_of(bytes, header) {
+                        match record.kind {
+                            RecordKind::Moved => moved = record.index.0,
+                            kind if kind.is_entry() && moved > 0 => moved -= 1,
+                            RecordKind::Cut => {
+                                rewind(record.partition, record.index, Some(record.generation), wal);
+                            }
+                            RecordKind::Lost => rewind(record.partition, record.index.prev(), None, wal),
+                            kind if kind.is_entry() => {
+                                let before = Some(record.prev_generation);
+                                rewind(record.partition, record.index.prev(), before, wal);
+                            }
+                            _ => {}
+                        }
+                    }
+                }
+                Again::Bad(parts) => {
+                    for part in parts {
+                        match &part.what {
+                            What::Entry { record, moved: false, .. } => {
+                                let before = Some(record.prev_generation);
+                                rewind(part.partition, record.index.prev(), before, wal);
+                            }
+                            What::Lost { first, moved: false, .. } => {
+                                rewind(part.partition, first.prev(), None, wal);
+                            }
+                            What::Control(record) if record.kind == RecordKind::Cut => {
+                                rewind(part.partition, record.index, Some(record.generation), wal);
+                            }
+                            What::Control(record) if record.kind == RecordKind::Lost => {
+                                rewind(part.partition, record.index.prev(), None, wal);
+                            }
+                            _ => {}
+                        }
+                    }
                 }
             }
         }
-        for (header, bytes) in &batches {
+        for (bytes, again) in &batches {
+            let header = match again {
+                Again::Bad(parts) => {
+                    for part in parts {
+                        self.put_part(disk, wal, bytes, part)?;
+                        self.report.rewritten += 1;
+                    }
+                    continue;
+                }
+                Again::Good(header) => header,
+            };
             let mut moved = Vec::new();
             let mut left = 0;
             for (_, record, _, whole) in records_of(bytes, header) {
@@ -204,19 +257,85 @@ impl Opening<'_, '_> {
                 log.generation = span.generation;
                 log.vote = vote;
                 self.replay.promise(span.partition, span.generation, vote);
-                let header = RecordHeader {
-                    cluster: self.options.cluster_tag,
-                    ..RecordHeader::promise(span.partition, span.generation, vote)
-                };
-                let mut record = [0; tidelog_types::record::HEADER_BYTES];
-                header.encode(&mut record);
-                self.put_again(disk, wal, &header, &record)?;
+                judged.adopted.insert(span.partition);
+            }
+        }
+        // What rests on a bad batch's spans does so no longer.
+        for partition in std::mem::take(&mut judged.adopted) {
+            let log = wal.partitions.entry(partition).or_default();
+            let (low_water, snapshot) = (log.low_water, log.snapshot);
+            let records = [
+                (log.generation > Generation::ZERO)
+                    .then(|| RecordHeader::promise(partition, log.generation, log.vote)),
+                (snapshot > Position::ZERO).then(|| RecordHeader {
+                    index: snapshot.index,
+                    generation: snapshot.generation,
+                    ..RecordHeader::new(RecordKind::SnapshotMark, partition)
+                }),
+                (low_water > Index::ZERO).then(|| RecordHeader {
+                    index: low_water,
+                    ..RecordHeader::new(RecordKind::LowWater, partition)
+                }),
+            ];
+            for record in records.into_iter().flatten() {
+                self.put_control(disk, wal, &record)?;
                 self.report.adopted += 1;
             }
         }
         self.write(disk, wal, FLAG_OPEN | FLAG_DONE)?;
         wal.sealed = self.report.rewritten + self.report.adopted == 0;
         Ok(())
+    }
+
+    /// A part of a bad batch.
+    fn put_part(
+        &mut self,
+        disk: &mut Disk<'_>,
+        wal: &mut Wal,
+        bytes: &[u8],
+        part: &Part,
+    ) -> Result<(), OpenError> {
+        match &part.what {
+            // Copies get markers of their own; checkpoints and summaries are written again when it is time.
+            What::Control(record)
+                if matches!(
+                    record.kind,
+                    RecordKind::Moved
+                        | RecordKind::Summary
+                        | RecordKind::CheckpointChunk
+                        | RecordKind::CheckpointEnd
+                ) =>
+            {
+                Ok(())
+            }
+            What::Control(record) => self.put_control(disk, wal, record),
+            What::Entry { offset, record, moved } => {
+                let whole = bytes.get(*offset..offset + record.record_bytes()).unwrap_or_default();
+                match moved {
+                    true => self.move_again(disk, wal, &[(*record, whole)]),
+                    false => self.put_again(disk, wal, record, whole),
+                }
+            }
+            What::Lost { first, last, generation, moved: false } => {
+                let cluster = self.options.cluster_tag;
+                let record = lost_record(part.partition, *first, *last, *generation, cluster);
+                self.put_control(disk, wal, &record)
+            }
+            // A copy at the log's very end: what it was copied from has not been given back.
+            What::Lost { .. } => Ok(()),
+        }
+    }
+
+    fn put_control(
+        &mut self,
+        disk: &mut Disk<'_>,
+        wal: &mut Wal,
+        header: &RecordHeader,
+    ) -> Result<(), OpenError> {
+        let header = RecordHeader { cluster: self.options.cluster_tag, ..*header };
+        let mut record = [0; tidelog_types::record::HEADER_BYTES];
+        header.encode(&mut record);
+        self.put_again(disk, wal, &header, &record)
     }
 
     fn put_again(
@@ -241,6 +360,10 @@ impl Opening<'_, '_> {
             match record.kind {
                 RecordKind::Cut => log.cut(record.position(), &mut wal.files),
                 RecordKind::LowWater => log.trim(record.index, &mut wal.files),
+                RecordKind::Lost => {
+                    let (first, last) = lost_of(record).unwrap_or((record.index, record.index));
+                    log.note_lost(first, Position::new(last, record.generation), lsn, &mut wal.files);
+                }
                 _ => {}
             }
             wal.growing.put_control(record);

@@ -63,6 +63,10 @@ pub(crate) struct Evidence {
     pub(crate) spans: Option<Vec<Span>>,
     /// The next valid batch header: where the walk may go on.
     pub(crate) next: Option<(usize, BatchHeader)>,
+    /// Where it ends, and who it was for the chain: known wherever its spans are.
+    pub(crate) end: Option<(Lsn, Link)>,
+    /// Where what says its spans ends: itself, or the batch that echoes it.
+    pub(crate) known_by: Lsn,
     /// A page from there on could not be read.
     pub(crate) unreadable: bool,
     /// Bytes that are not zero from there on: (segment of the part, first offset, end offset).
@@ -333,13 +337,19 @@ impl<'a> Scanner<'a> {
         let mut evidence = Evidence { proven: self.part.end.is_some(), ..Evidence::default() };
         evidence.unreadable = bad.why == BadWhy::Unreadable;
         self.search(disk, bad, &mut evidence)?;
-        evidence.spans = self.own_spans(disk, bad, &mut evidence)?;
+        if let Some((footer, end, link)) = self.own_footer(disk, bad, &mut evidence)? {
+            evidence.spans = Some(footer.own);
+            (evidence.end, evidence.known_by) = (Some((end, link)), end);
+        }
         if evidence.spans.is_none()
             && let Some((at, next)) = evidence.next
             && next.prev == bad.lsn
         {
             let footer = self.footer(disk, at, &next)?;
             evidence.spans = footer.filter(|f| f.echo_batch_seq + 1 == next.batch_seq).map(|f| f.echo);
+            let link = Link { lsn: bad.lsn, crc: next.prev_crc, seq: next.batch_seq.saturating_sub(1) };
+            evidence.end = evidence.spans.as_ref().map(|_| (next.lsn, link));
+            evidence.known_by = next.end();
         }
         Ok(evidence)
     }
@@ -391,14 +401,15 @@ impl<'a> Scanner<'a> {
     }
 
     /// Spans from the bad batch's own footer.
-    fn own_spans(
+    fn own_footer(
         &mut self,
         disk: &mut Disk<'_>,
         bad: &Bad,
         evidence: &mut Evidence,
-    ) -> Result<Option<Vec<Span>>, OpenError> {
+    ) -> Result<Option<(Footer, Lsn, Link)>, OpenError> {
         if let Some(header) = &bad.header {
-            return Ok(self.footer(disk, self.at, header)?.map(|f| f.own));
+            let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
+            return Ok(self.footer(disk, self.at, header)?.map(|f| (f, header.end(), link)));
         }
         let Some(source) = self.here() else { return Ok(None) };
         let len = match evidence.next {
@@ -413,7 +424,9 @@ impl<'a> Scanner<'a> {
                 None => evidence.leavings.insert(0, (self.at, from, to)),
             }
         }
-        Ok(Some(footer.own))
+        let link = Link { lsn: bad.lsn, crc: footer.header_crc, seq: footer.batch_seq };
+        let end = bad.lsn.plus((end - bad.lsn.0).next_multiple_of(PAGE));
+        Ok(Some((footer, end, link)))
     }
 
     /// The footer of a batch whose header is valid, if it is valid, too, and that header's.
@@ -428,6 +441,25 @@ impl<'a> Scanner<'a> {
         let len = header.total_len - header.footer_offset;
         let bytes = self.window(disk, at)?.view(disk, offset, len as usize)?;
         Ok(footer_of(bytes, header))
+    }
+
+    /// The bytes of a bad batch that ends at `end`, as far as its segment has them; pages that cannot be read are zeros.
+    pub(crate) fn bad_bytes(&mut self, disk: &mut Disk<'_>, bad: &Bad, end: Lsn) -> Result<&[u8], OpenError> {
+        let at = self.at;
+        let Some(source) = self.source(at) else { return Ok(&[]) };
+        let len = end.min(source.header.end()).0.saturating_sub(bad.lsn.0).min(BATCH_BYTES_MAX as u64);
+        Ok(self.window(disk, at)?.view(disk, source.offset(bad.lsn), len as usize)?)
+    }
+
+    /// Goes on behind a bad batch whose end is known: `next` is the valid header behind it, if there is one.
+    pub(crate) fn step_over(&mut self, end: Lsn, link: Link, next: Option<(usize, BatchHeader)>) {
+        self.link = Some(link);
+        self.lsn = end;
+        if let Some((at, header)) = next
+            && header.lsn == end
+        {
+            self.at = at;
+        }
     }
 
     /// Goes on behind a bad batch: at the next valid header, or at the end. The batch before is not known then.

@@ -106,6 +106,10 @@ impl Wal {
         let not_here = Err(ReadError::NotHere { first: job.first, last: log.last });
         match log.find(job.first) {
             None => self.answer(&job, not_here),
+            Some(Place::Span(at)) if log.span(at).is_some_and(LookupSpan::is_lost) => {
+                let lsn = log.span(at).map_or(Lsn(0), |span| span.lsn);
+                self.lost(&job, lsn);
+            }
             Some(Place::Span(at)) => {
                 let planned = log
                     .span(at)
@@ -153,6 +157,9 @@ impl Wal {
             .take_while(|s| s.first <= last)
             .map(|s| s.clipped(s.first, last))
             .collect();
+        if let Some(span) = clipped.first().filter(|s| s.first <= job.first && s.is_lost()) {
+            return self.lost(&job, span.lsn);
+        }
         let there = clipped.first().is_some_and(|s| s.first <= job.first);
         if there && job.plan(clipped.iter(), (base, end)) {
             return self.begin_read(io, job);
@@ -163,6 +170,19 @@ impl Wal {
             return self.answer(&job, Err(ReadError::Damaged { file, offset: 0, partition, index, why }));
         }
         self.rescan(io, job, base);
+    }
+
+    /// The first entry asked for was lost when the log was opened; the batch at `lsn` held it.
+    fn lost(&mut self, job: &ReadJob, lsn: Lsn) {
+        let base = self.files.holding(lsn).map_or(lsn, |(base, _)| base);
+        let error = ReadError::Damaged {
+            file: self.path_of(base),
+            offset: lsn.0 - base.0,
+            partition: job.partition,
+            index: job.first,
+            why: "its bytes were lost when the log was opened".into(),
+        };
+        self.answer(job, Err(error));
     }
 
     fn path_of(&self, base: Lsn) -> std::path::PathBuf {
@@ -273,6 +293,17 @@ impl Wal {
             // A summary that cannot be read is no worse than one that is bad.
             Err(e) if looked_up && e.kind == tidelog_io::IoErrorKind::Device => {
                 return self.looked_up(io, job, &Bytes::new());
+            }
+            Err(e) if e.kind == tidelog_io::IoErrorKind::Device && !self.fenced => {
+                // The device does not give the bytes: that is damage like any other.
+                let error = ReadError::Damaged {
+                    file: self.path_of(job.base),
+                    offset: job.extent.0 - job.base.0,
+                    partition: job.partition,
+                    index: job.first,
+                    why: e.to_string(),
+                };
+                return self.end_read(job, Err(error));
             }
             Err(e) => return self.end_read(job, Err(ReadError::Io(e))),
         };

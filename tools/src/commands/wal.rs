@@ -182,5 +182,6 @@ fn kind_name(kind: RecordKind) -> &'static str {
         RecordKind::Moved => "moved",
         RecordKind::Summary => "summary",
         RecordKind::Pad => "pad",
+        RecordKind::Lost => "lost",
     }
 }

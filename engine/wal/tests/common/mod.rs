@@ -10,7 +10,9 @@ use tidelog_types::{
     EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
     ReplicatedMs, ShardId, Ticket, record,
 };
-use tidelog_wal::{Busy, OpenError, Options, ReadId, RecoveryReport, Replay, Run, Wal, WalError, WalEvent};
+use tidelog_wal::{
+    Busy, Lost, OpenError, Options, ReadError, ReadId, RecoveryReport, Replay, Run, Wal, WalError, WalEvent,
+};
 
 pub const NODE: u64 = 1;
 pub const DIR: &str = "/data/wal";
@@ -97,10 +99,26 @@ pub type State = BTreeMap<u64, Part>;
 /// What the log was told.
 #[derive(Clone, Debug)]
 pub enum Act {
-    Entry { partition: u64, generation: u64, payload: Vec<u8> },
-    Promise { partition: u64, generation: u64, vote: u64 },
-    Cut { partition: u64, keep: u64 },
-    LowWater { partition: u64, first: u64 },
+    Entry {
+        partition: u64,
+        generation: u64,
+        payload: Vec<u8>,
+    },
+    Promise {
+        partition: u64,
+        generation: u64,
+        vote: u64,
+    },
+    Cut {
+        partition: u64,
+        keep: u64,
+    },
+    LowWater {
+        partition: u64,
+        first: u64,
+    },
+    /// Lost entries were written again.
+    Moved,
 }
 
 fn apply(state: &mut State, act: &Act) {
@@ -114,6 +132,7 @@ fn apply(state: &mut State, act: &Act) {
         Act::Cut { partition, keep } => {
             state.entry(*partition).or_default().entries.truncate(*keep as usize);
         }
+        Act::Moved => {}
         Act::LowWater { partition, first } => state.entry(*partition).or_default().low = *first,
     }
 }
@@ -122,6 +141,8 @@ fn apply(state: &mut State, act: &Act) {
 #[derive(Default)]
 pub struct Told {
     pub state: State,
+    /// Entries whose bytes are lost: (partition, index), and whether that is only suspected.
+    pub lost: BTreeMap<(u64, u64), bool>,
     pub marks: BTreeMap<u64, u64>,
     pub entries: u64,
     pub checkpoints: u64,
@@ -139,6 +160,28 @@ impl Replay for Told {
         let part = self.state.entry(partition.0).or_default();
         assert_eq!(part.position(keep.index.0), keep, "a cut keeps an entry");
         part.entries.truncate(keep.index.0 as usize);
+        self.lost.retain(|at, _| at.0 != partition.0 || at.1 <= keep.index.0);
+    }
+    fn damaged(&mut self, partition: PartitionId, lost: Lost) {
+        let part = self.state.entry(partition.0).or_default();
+        for index in lost.first.0..=lost.last.0 {
+            if index > part.last().index.0 {
+                assert_eq!(index, part.last().index.0 + 1, "replay is dense");
+                part.entries.push((lost.generation.0, Vec::new()));
+            }
+            assert_eq!(part.position(index).generation, lost.generation);
+            self.lost.insert((partition.0, index), lost.suspect);
+        }
+    }
+    fn moved(&mut self, partition: PartitionId, meta: &EntryMeta, payload: &[u8]) {
+        let part = self.state.entry(partition.0).or_default();
+        assert_eq!(part.position(meta.position.index.0), meta.position, "a copy is of an entry of the log");
+        let at = (partition.0, meta.position.index.0);
+        let entry = &mut part.entries[meta.position.index.0 as usize - 1];
+        if self.lost.remove(&at).is_some() {
+            entry.1 = payload.to_vec();
+        }
+        assert_eq!(entry.1, payload, "a copy has the same bytes");
     }
     fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>) {
         self.state.entry(partition.0).or_default().promise = (generation.0, vote.map_or(0, |v| v.0));
@@ -186,6 +229,8 @@ pub struct Rig {
     pub reads: BTreeMap<u64, Result<Run, tidelog_wal::ReadError>>,
     next_read: u64,
     pub durable_events: u64,
+    /// As told at the last opening.
+    pub lost: BTreeMap<(u64, u64), bool>,
     /// Partitions that snapshots were asked of.
     pub wanted: Vec<u64>,
 }
@@ -211,6 +256,7 @@ impl Rig {
             reads: BTreeMap::new(),
             next_read: 0,
             durable_events: 0,
+            lost: BTreeMap::new(),
             wanted: Vec::new(),
         }
     }
@@ -240,7 +286,7 @@ impl Rig {
                 apply(&mut state, act);
             }
             at = end;
-            if at >= self.acked && self.matches(&state, at, &told.state) {
+            if at >= self.acked && self.matches(&state, at, &told) {
                 matched = true;
                 break;
             }
@@ -261,8 +307,15 @@ impl Rig {
             *mark = (*mark).min(told.state.get(partition).map_or(0, |p| p.entries.len() as u64));
         }
         self.marks = told.marks;
-        self.now = told.state.clone();
-        self.base = told.state;
+        self.lost = told.lost;
+        let mut found = told.state;
+        for (partition, index) in self.lost.keys() {
+            let at = *index as usize - 1;
+            let entries = &mut found.get_mut(partition).unwrap().entries;
+            entries[at] = state[partition].entries[at].clone();
+        }
+        self.now = found.clone();
+        self.base = found;
         self.acts.clear();
         self.batches = vec![0];
         self.acked = 0;
@@ -284,7 +337,8 @@ impl Rig {
     }
 
     /// Entries are the model's; promises are, or were raised by one that was written later.
-    fn matches(&self, model: &State, at: usize, told: &State) -> bool {
+    fn matches(&self, model: &State, at: usize, told: &Told) -> bool {
+        let (told, lost) = (&told.state, &told.lost);
         let empty = Part::default();
         let partitions: std::collections::BTreeSet<_> = model.keys().chain(told.keys()).collect();
         partitions.into_iter().all(|p| {
@@ -295,9 +349,12 @@ impl Rig {
                         if partition == p && (*generation, *vote) == told.promise)
                 })
             };
-            model.kept().entries == told.kept().entries
-                && model.low == told.low
-                && (model.promise == told.promise || later())
+            let (kept, given) = (model.kept(), told.kept());
+            let entries = kept.entries.len() == given.entries.len()
+                && kept.entries.iter().zip(&given.entries).zip(1..).all(|((model, told), at)| {
+                    model == told || (model.0 == told.0 && lost.contains_key(&(*p, at)))
+                });
+            entries && model.low == told.low && (model.promise == told.promise || later())
         })
     }
 
@@ -394,6 +451,31 @@ impl Rig {
         self.told(Act::Cut { partition, keep }, result)
     }
 
+    /// Gives every lost entry its bytes back, one by one, as a peer would.
+    pub fn heal(&mut self) {
+        for (partition, index) in std::mem::take(&mut self.lost).into_keys() {
+            let part = self.part(partition).clone();
+            let (generation, payload) = part.entries[index as usize - 1].clone();
+            let header = RecordHeader {
+                index: Index(index),
+                prev_generation: part.position(index - 1).generation,
+                ..self.header(partition, generation, &payload)
+            };
+            let mut bytes = vec![0; header.record_bytes()];
+            header.encode(&mut bytes);
+            bytes[header.head_bytes()..][..payload.len()].copy_from_slice(&payload);
+            let ticket = self.ticket(partition);
+            let id = PartitionId(partition);
+            while self.wal().append_repair(ticket, id, &bytes, &[header.meta()]).is_err() {
+                self.flush();
+                self.poll(Wait::Forever);
+                self.tick();
+            }
+            self.told(Act::Moved, Ok(())).unwrap();
+        }
+        self.drain();
+    }
+
     pub fn low_water(&mut self, partition: u64, first: u64) -> Result<(), Busy> {
         let ticket = self.ticket(partition);
         let result = self.wal().append_low_water(ticket, PartitionId(partition), Index(first));
@@ -410,6 +492,14 @@ impl Rig {
     pub fn flush(&mut self) {
         let (wal, io) = (self.wal.as_mut().unwrap(), self.io.as_mut().unwrap());
         let before = wal.stats().batches;
+        if !self.lost.is_empty() {
+            // What is lost is found again by reading the log, which a checkpoint would spare.
+            wal.flush(io);
+            if wal.stats().batches > before {
+                self.batches.push(self.acts.len());
+            }
+            return;
+        }
         let (now, marks) = (&self.now, &self.marks);
         wal.flush_saving(io, &mut |partition, out| {
             let part = now.get(&partition.0).cloned().unwrap_or_default();
@@ -556,6 +646,14 @@ impl Rig {
             assert!(sequenced <= part.entries.len() as u64);
             let mut next = part.low.max(1);
             while next <= sequenced {
+                if self.lost.contains_key(&(partition, next)) {
+                    match self.read(partition, next, sequenced, 20 << 10) {
+                        Err(ReadError::Damaged { index, .. }) => assert_eq!(index, Index(next)),
+                        other => panic!("partition {partition} index {next} is lost, and read: {other:?}"),
+                    }
+                    next += 1;
+                    continue;
+                }
                 let run = match self.read(partition, next, sequenced, 20 << 10) {
                     Ok(run) => run,
                     Err(_) if !self.alive() => return false,

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use tidelog::identity::Identity;
 use tidelog_io::{Foreground, Io, IoError, Op};
 use tidelog_types::{EntryMeta, Generation, Index, NodeId, PartitionId, Position};
-use tidelog_wal::{Finding, Options, RecoveryReport, Replay, Verdict, Wal};
+use tidelog_wal::{Finding, Lost, Options, RecoveryReport, Replay, Verdict, Wal};
 
 pub(super) fn run(args: &RepairArgs) -> Result<Exit, Failure> {
     let mut io = open_io()?;
@@ -341,8 +341,10 @@ impl Replay for Quiet {
     fn entry(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
     fn cut(&mut self, _: PartitionId, _: Position) {}
     fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
-    fn high_water(&mut self, _: PartitionId, _: Index) {}
+    fn damaged(&mut self, _: PartitionId, _: Lost) {}
+    fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
     fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
+    fn high_water(&mut self, _: PartitionId, _: Index) {}
 }
 
 /// Opens the log as a start would, and closes it.
