@@ -302,7 +302,7 @@ impl Wal {
                 why = BusyWhy::Segment;
             }
         }
-        self.background.crowded = !self.growing.is_empty();
+        self.background.crowded = self.background.in_batch;
         Err(Busy { why, room: self.room() })
     }
 

@@ -42,7 +42,9 @@ pub(crate) struct Background {
     pub(crate) saved_at: Lsn,
     /// The checkpoint that the active segment's first batch names: where an opening looks first.
     pub(crate) segment_names: Lsn,
-    /// Something found no room beside what the growing batch holds: the next batch is left to it.
+    /// The growing batch begins with such work.
+    pub(crate) in_batch: bool,
+    /// Something found no room beside it: the next batch is left to the traffic.
     pub(crate) crowded: bool,
     /// The oldest segment, and the batch that has to be durable before it may go: nothing in it is live since then.
     pub(crate) idle_since: Option<(Lsn, u64)>,
@@ -87,9 +89,7 @@ impl Wal {
         if std::mem::take(&mut self.background.crowded) {
             return;
         }
-        if !self.put_checkpoint() && !self.put_summary() {
-            self.put_move();
-        }
+        self.background.in_batch = self.put_checkpoint() || self.put_summary() || self.put_move();
     }
 
     /// Notes what the batches that became durable complete.

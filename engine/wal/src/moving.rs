@@ -2,9 +2,10 @@
 //!
 //! Over its budget of bytes the log looks at its oldest segment: which entries of it are live, and how many bytes they
 //! are. A quarter of the segment or less is moved: read, verified, and put at the log's end as the same bytes behind a
-//! `Moved` marker. Of more, snapshots are asked for first, and after three requests it is moved all the same. So freeing
-//! a segment costs at most a third of what it frees, and moves take at most a third of what the traffic writes; an
-//! idle log moves as it can.
+//! `Moved` marker. Of more, snapshots are asked for first, and after three requests it is moved all the same, if segments
+//! behind it hold nothing and only wait for it: moving what is live everywhere would go on for ever and gain nothing. So
+//! freeing a segment costs at most a third of what it frees, and moves take at most a third of what the traffic writes;
+//! what is a quarter live or less is also moved when the log is idle.
 //!
 //! A move only relocates. Between reading and putting an entry may have been cut or trimmed: it is put only if the lookup
 //! still has it, of that generation, in that segment. A crash in between leaves two equal copies, and the later one counts.
@@ -28,6 +29,10 @@ use tidelog_types::{
 
 /// Most bytes of one unit of moving.
 const MOVE_BYTES_MAX: usize = 128 << 10;
+/// Most reads of one unit.
+const MOVE_RUNS_MAX: usize = 512;
+/// Reads for moving in flight.
+const MOVES_READING_MAX: usize = 16;
 /// Most ranges of entries that are remembered at once; what is left is found by looking again.
 const RANGES_MAX: usize = 1 << 16;
 /// Of a segment, the part that may be live to be moved without asking for snapshots.
@@ -38,6 +43,8 @@ const ALLOWANCE_MAX: u64 = 4 << 20;
 /// Requests for snapshots before a fuller segment is moved.
 const REQUESTS: u8 = 3;
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// The same when nothing came of them.
+const ASK_SELDOM: Duration = Duration::from_secs(60);
 /// Partitions asked at once.
 const ASKED_MAX: usize = 64;
 /// Without traffic for so long, the log is idle.
@@ -55,13 +62,16 @@ pub(crate) struct Moving {
     holders: Vec<PartitionId>,
     /// Ranges of entries still to be read.
     todo: VecDeque<(PartitionId, Index, Index)>,
-    /// A read for this is in flight.
-    reading: bool,
-    /// Read, and to be put.
-    ready: Option<(PartitionId, Run)>,
+    /// Reads for this in flight.
+    reading: usize,
+    /// Read, and to be put; and their bytes.
+    ready: VecDeque<(PartitionId, Run)>,
+    ready_bytes: usize,
     asked: (Lsn, u8),
     ask_again: Monotonic,
     allowance: u64,
+    /// What is moved is worth an idle disk's time.
+    cheap: bool,
     traffic_at: Monotonic,
     failed: bool,
 }
@@ -79,7 +89,8 @@ impl Moving {
         self.live_bytes = 0;
         self.holders.clear();
         self.todo.clear();
-        self.ready = None;
+        self.ready.clear();
+        self.ready_bytes = 0;
     }
 }
 
@@ -95,25 +106,35 @@ fn wanted(files: &Files, background: &Background, active: Lsn, target: u64, now:
 impl Wal {
     /// Whether something is ready to be put.
     pub(crate) fn has_move(&self) -> bool {
-        self.background.moving.ready.is_some() && self.may_move()
+        !self.background.moving.ready.is_empty() && self.may_move()
     }
 
     fn may_move(&self) -> bool {
         let moving = &self.background.moving;
-        moving.allowance > 0 || self.full || self.clock.now >= moving.traffic_at.after(IDLE_AFTER)
+        let idle = moving.cheap && self.clock.now >= moving.traffic_at.after(IDLE_AFTER);
+        moving.allowance > 0 || self.full || idle
     }
 
     /// When an idle log has something to move.
     pub(crate) fn move_at(&self) -> Option<Monotonic> {
         let moving = &self.background.moving;
-        moving.ready.is_some().then(|| moving.traffic_at.after(IDLE_AFTER))
+        (moving.cheap && !moving.ready.is_empty()).then(|| moving.traffic_at.after(IDLE_AFTER))
     }
 
-    /// Takes the next step that needs a read, or none.
+    /// Takes the next steps that need a read, as far as it may.
     pub(crate) fn advance_moves(&mut self, io: &mut dyn Io) {
+        while self.advance_move(io) {}
+    }
+
+    /// Takes one. False: there is none for now.
+    fn advance_move(&mut self, io: &mut dyn Io) -> bool {
         let moving = &self.background.moving;
-        if moving.reading || moving.ready.is_some() || self.reads >= READS_MAX {
-            return;
+        if moving.reading >= MOVES_READING_MAX
+            || moving.ready_bytes >= MOVE_BYTES_MAX
+            || moving.ready.len() >= MOVE_RUNS_MAX
+            || self.reads >= READS_MAX / 2
+        {
+            return false;
         }
         let Some(base) = moving.base else {
             let target = self.options.log_bytes_target;
@@ -124,10 +145,13 @@ impl Wal {
                 (moving.base, moving.measured) = (Some(base), Some(0));
                 self.measure(io, base);
             }
-            return;
+            return false;
         };
         if moving.measured.is_some() {
-            return self.measure(io, base);
+            if moving.reading == 0 {
+                self.measure(io, base);
+            }
+            return false;
         }
         while let Some((partition, first, last)) = self.background.moving.todo.pop_front() {
             let live = self.partitions.get(&partition).and_then(|log| log.find(first));
@@ -141,14 +165,15 @@ impl Wal {
             let bytes_max = MOVE_BYTES_MAX.min(self.message_bytes_max() / 2);
             let mut job = ReadJob::new(ReadId(0), partition, first, last, bytes_max);
             job.purpose = Purpose::Move;
-            let moving = &mut self.background.moving;
-            if first < last {
-                moving.todo.push_front((partition, first, last));
-            }
-            moving.reading = true;
-            return self.start_read(io, job);
+            self.background.moving.reading += 1;
+            self.start_read(io, job);
+            return self.background.moving.base == Some(base);
         }
-        self.background.moving.stop();
+        let moving = &mut self.background.moving;
+        if moving.reading == 0 && moving.ready.is_empty() {
+            moving.stop();
+        }
+        false
     }
 
     /// Looks at the pieces of the segment's summary, and decides.
@@ -163,7 +188,7 @@ impl Wal {
             let Some(Block::Piece(bytes)) = self.blocks.get(piece.lsn) else {
                 let mut job = ReadJob::new(ReadId(0), piece.first, Index(1), Index(1), 1);
                 job.purpose = Purpose::Measure;
-                self.background.moving.reading = true;
+                self.background.moving.reading += 1;
                 return self.read_piece(io, job, piece);
             };
             self.measure_piece(base, &bytes);
@@ -207,18 +232,22 @@ impl Wal {
     }
 
     fn decide(&mut self, base: Lsn, size: u64) {
-        let (full, now) = (self.full, self.clock.now);
+        let now = self.clock.now;
+        let active = self.active.base();
+        let waiting = self.files.iter().any(|(b, file)| b != base && b != active && file.holds == 0);
+        let full = self.full;
         let moving = &mut self.background.moving;
         moving.measured = None;
         if moving.asked.0 != base {
             moving.asked = (base, 0);
         }
-        if moving.live_bytes * MOVED_PART <= size || moving.asked.1 >= REQUESTS || full {
+        moving.cheap = moving.live_bytes * MOVED_PART <= size;
+        if moving.cheap || (waiting && (moving.asked.1 >= REQUESTS || full)) {
             tracing::debug!(base = base.0, live = moving.live_bytes, "a segment is emptied");
             return;
         }
-        moving.asked.1 += 1;
-        moving.ask_again = now.after(ASK_AGAIN);
+        moving.asked.1 = moving.asked.1.saturating_add(1);
+        moving.ask_again = now.after(if moving.asked.1 > REQUESTS { ASK_SELDOM } else { ASK_AGAIN });
         let holders = std::mem::take(&mut moving.holders);
         moving.stop();
         self.events.extend(holders.into_iter().map(|partition| WalEvent::SnapshotWanted { partition }));
@@ -229,10 +258,11 @@ impl Wal {
         &mut self,
         purpose: Purpose,
         partition: PartitionId,
+        last: Index,
         result: Result<Run, ReadError>,
     ) {
         let moving = &mut self.background.moving;
-        moving.reading = false;
+        moving.reading -= 1;
         if purpose == Purpose::Measure {
             if let Err(error) = result {
                 // It cannot be measured: it is moved by what the refs say.
@@ -243,16 +273,14 @@ impl Wal {
         }
         match result {
             Ok(run) => {
-                if let Some(front) = moving.todo.front_mut()
-                    && front.0 == partition
-                    && front.1 == run.first
-                {
-                    front.1 = run.last.next();
-                    if front.1 > front.2 {
-                        moving.todo.pop_front();
-                    }
+                if moving.base.is_none() {
+                    return; // given up meanwhile
                 }
-                moving.ready = Some((partition, run));
+                if run.last < last {
+                    moving.todo.push_front((partition, run.last.next(), last));
+                }
+                moving.ready_bytes += run.bytes;
+                moving.ready.push_back((partition, run));
             }
             Err(error) => {
                 if !moving.failed {
@@ -293,36 +321,42 @@ impl Wal {
         if !self.has_move() {
             return false;
         }
-        let Some((partition, run)) = self.background.moving.ready.take() else { return false };
         let base = self.background.moving.base;
-        let log = self.partitions.get(&partition);
-        let live: Vec<_> = run
-            .pieces
-            .iter()
-            .flat_map(|piece| records_in(piece))
-            .filter(|(header, _)| {
-                log.is_some_and(|log| {
-                    log.generation_at(header.index) == Some(header.generation)
-                        && matches!(log.find(header.index),
-                            Some(Place::Segment { segment, .. }) if Some(segment) == base)
-                })
-            })
-            .collect();
-        if live.is_empty() {
-            return false;
+        let bytes_max = MOVE_BYTES_MAX.min(self.message_bytes_max() / 2);
+        let (mut taken, mut bytes) = (0, 0);
+        let mut live = Vec::new();
+        for (partition, run) in &self.background.moving.ready {
+            if taken > 0 && bytes + run.bytes > bytes_max {
+                break;
+            }
+            taken += 1;
+            bytes += run.bytes;
+            let Some(log) = self.partitions.get(partition) else { continue };
+            let records = run.pieces.iter().flat_map(|piece| records_in(piece));
+            live.extend(
+                records
+                    .filter(|(header, _)| {
+                        log.generation_at(header.index) == Some(header.generation)
+                            && matches!(log.find(header.index),
+                        Some(Place::Segment { segment, .. }) if Some(segment) == base)
+                    })
+                    .map(|(header, whole)| (header, Bytes::copy_from_slice(whole))),
+            );
         }
         let roll = if self.full { Class::Control } else { Class::Bulk };
-        let bytes: usize = live.iter().map(|(_, whole)| whole.len()).sum();
-        if !self.put_moves(&live, roll) {
-            self.background.moving.ready = Some((partition, run));
+        if !live.is_empty() && !self.put_moves(&live, roll) {
             return false;
         }
         let moving = &mut self.background.moving;
-        moving.allowance = moving.allowance.saturating_sub(bytes as u64);
-        true
+        for (_, run) in moving.ready.drain(..taken) {
+            moving.ready_bytes -= run.bytes;
+        }
+        let moved: usize = live.iter().map(|(_, whole)| whole.len()).sum();
+        moving.allowance = moving.allowance.saturating_sub(moved as u64);
+        moved > 0
     }
 
-    fn put_moves(&mut self, records: &[(RecordHeader, &[u8])], roll: Class) -> bool {
+    fn put_moves(&mut self, records: &[(RecordHeader, Bytes)], roll: Class) -> bool {
         let marker = self.moved_marker(records.len());
         let shapes = std::iter::once(Shape::of(&marker)).chain(records.iter().map(|(h, _)| Shape::of(h)));
         let Ok(plan) = self.place_rolling(shapes, 1 + records.len(), Class::Bulk, roll) else { return false };
@@ -444,10 +478,10 @@ impl Wal {
         match payload {
             Some(payload) => {
                 self.blocks.insert(piece.lsn, Block::Piece(payload));
-                self.background.moving.reading = false;
+                self.background.moving.reading -= 1;
             }
             None => {
-                self.background.moving.reading = false;
+                self.background.moving.reading -= 1;
                 self.measure_by_refs();
             }
         }

@@ -88,7 +88,7 @@ impl Wal {
     fn answer(&mut self, job: &ReadJob, result: Result<Run, ReadError>) {
         match job.purpose {
             Purpose::Caller => self.tell(job.read, result),
-            purpose => self.read_for_move(purpose, job.partition, result),
+            purpose => self.read_for_move(purpose, job.partition, job.last, result),
         }
     }
 

@@ -485,6 +485,7 @@ impl Wal {
             }
         }
         let frozen = self.growing.freeze(&identity, self.link, flags);
+        self.background.in_batch = false;
         if frozen.link.lsn == self.active.header.start() {
             self.background.segment_names = identity.checkpoints.0;
         }
