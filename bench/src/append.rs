@@ -8,7 +8,7 @@ use crate::host::Host;
 use crate::load::{Done, Driver, Measured, Outcome, Pace, Target};
 use crate::payload::{Payloads, Stamp};
 use crate::report::{Report, Shape};
-use crate::target::{ClusterOptions, ClusterTarget, HandleTarget, InlineTarget, ThreadsTarget};
+use crate::target::{ClusterOptions, ClusterTarget, HandleTarget, InlineTarget, QueueTarget, ThreadsTarget};
 use crate::usage::Meter;
 use core::time::Duration;
 use std::fs;
@@ -28,6 +28,8 @@ pub const ROUNDS_MAX: u32 = 1000;
 pub enum Subject {
     /// A single node in this process, through its public handle.
     Engine,
+    /// The same, by its append queue.
+    Queue,
     /// The same, each writer of a closed loop a thread of its own that waits for its record.
     Threads,
     /// A single node on the load generator's own thread.
@@ -159,6 +161,7 @@ impl AppendOptions {
     fn name(&self) -> String {
         let name = match &self.subject {
             Subject::Engine => "tidelog",
+            Subject::Queue => "tidelog-queue",
             Subject::Threads => "tidelog-threads",
             Subject::Inline => "tidelog-inline",
             Subject::Cluster { addresses, .. } => return format!("tidelog{}", addresses.len()),
@@ -243,6 +246,10 @@ fn open(options: &AppendOptions, workplace: Option<&Workplace>) -> Result<Box<dy
         workplace.map(|w| w.path.clone()).ok_or_else(|| BenchError::Options("a directory is needed".into()))
     };
     match &options.subject {
+        Subject::Queue => {
+            let config = configuration(options, place()?)?;
+            Ok(Box::new(QueueTarget::open(config, options.pace.in_flight_max())?))
+        }
         Subject::Threads => Err(BenchError::Options("threads drive themselves".into())),
         Subject::Engine => Ok(Box::new(HandleTarget::open(configuration(options, place()?)?)?)),
         Subject::Inline => Ok(Box::new(InlineTarget::open(&configuration(options, place()?)?)?)),

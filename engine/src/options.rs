@@ -1,9 +1,11 @@
 //! What a shard is told at its start, in the units that it works with.
 
 use crate::config::Config;
+use crate::keep::Keep;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tidelog_consensus::Retention;
 use tidelog_types::{NodeId, ShardId};
 
 /// Settings of one node's shard. [`crate::config::Config`] is where they come from.
@@ -51,11 +53,14 @@ pub struct Options {
     pub uncommitted_bytes_max: u64,
     /// Commands of this process waiting for the shard.
     pub inbox_max: usize,
+    /// What is kept of the logs.
+    pub keep: Keep,
 }
 
 impl From<&Config> for Options {
     fn from(config: &Config) -> Options {
-        let (wal, replication) = (&config.wal, &config.replication);
+        let (wal, replication, retention) = (&config.wal, &config.replication, &config.retention);
+        let some = |time: Duration| (!time.is_zero()).then_some(time);
         Options {
             node: config.node.id,
             data_dir: config.node.data_dir.clone(),
@@ -83,6 +88,16 @@ impl From<&Config> for Options {
             uncommitted_entries_max: replication.uncommitted_entries,
             uncommitted_bytes_max: replication.uncommitted_bytes,
             inbox_max: config.limits.inbox,
+            keep: Keep {
+                snapshot_every: config.snapshot.every,
+                snapshot_interval: some(config.snapshot.interval),
+                retention: Retention {
+                    age: some(retention.age),
+                    bytes: (retention.bytes > 0).then_some(retention.bytes),
+                },
+                follower_bytes: retention.follower_bytes,
+                follower_age: retention.follower_age,
+            },
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::partition::Wanted;
 use std::collections::BTreeMap;
-use tidelog_types::{NodeId, PartitionId};
+use tidelog_types::{Index, NodeId, PartitionId};
 use tidelog_wal::ReadId;
 
 /// Most disk reads in flight.
@@ -86,6 +86,15 @@ impl Reads {
     /// The client's read that [`Self::start`] just refused.
     pub(crate) fn refused(&mut self) -> Option<Wanted> {
         self.refused.take()
+    }
+
+    /// The first index that a client's read under way in this partition wants.
+    pub(crate) fn first_for_clients(&self, of: PartitionId) -> Option<Index> {
+        let reads = self.in_flight.values().filter_map(|what| match what {
+            ReadFor::Client { partition, wanted } if *partition == of => Some(wanted.from.max(Index(1))),
+            _ => None,
+        });
+        reads.min()
     }
 
     /// The read is over.

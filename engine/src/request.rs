@@ -51,6 +51,11 @@ pub enum Request {
         /// How fresh.
         level: Level,
     },
+    /// Take a snapshot of a partition's state machine on this node.
+    Snapshot {
+        /// Of which partition.
+        partition: PartitionId,
+    },
     /// State of this node and of its partitions.
     Status,
 }
@@ -75,6 +80,13 @@ pub enum Reply {
     },
     /// Committed records.
     Records(Records),
+    /// A snapshot is durable, verified, and marked in the log.
+    Snapshot {
+        /// The last entry that it covers.
+        covered: Position,
+        /// Bytes in it; 0 if it was there already, because nothing was applied since.
+        bytes: u64,
+    },
     /// State.
     Status(Box<NodeStatus>),
 }
@@ -131,6 +143,19 @@ pub struct PartitionStatus {
     pub high_water: u64,
     /// First index still kept.
     pub low_water: u64,
+    /// First index that readers may see, by what all replicas agreed on.
+    #[serde(default)]
+    pub log_start: u64,
+    /// Highest index that this node's newest snapshot covers; 0: none.
+    #[serde(default)]
+    pub snapshot: u64,
+    /// Why the log does not begin later: `snapshot`, `log_start` (a newer one would let more go), `apply`, `reader`,
+    /// `follower N` (it is behind), `followers` (this node does not lead, and must be able to), `no snapshot and no log start`.
+    #[serde(default)]
+    pub low_water_held_by: String,
+    /// At a leader: replicas that need a snapshot, because what they lack is not kept any more.
+    #[serde(default)]
+    pub needs_snapshot: Vec<u64>,
     /// Highest index durable here.
     pub durable: u64,
     /// Highest index applied here.

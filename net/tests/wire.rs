@@ -248,6 +248,7 @@ fn request() -> impl Strategy<Value = Request> {
             }
         ),
         Just(Request::Status),
+        any::<u64>().prop_map(|p| Request::Snapshot { partition: PartitionId(p) }),
     ]
 }
 

@@ -10,6 +10,7 @@
 //! It does not know where the bytes come from. A repair is a step of the log with a ticket like any other, and
 //! what it writes back counts when that is durable; what was cut meanwhile stays cut.
 
+use crate::base::{BaseError, Input};
 use crate::effects::{Effects, LogOpKind};
 use crate::ranges::Ranges;
 use crate::replica::{Replica, State};
@@ -74,6 +75,26 @@ impl Damage {
     pub(crate) fn remove(&mut self, first: Index, last: Index) {
         self.all.remove(first, last);
         self.suspect.remove(first, last);
+    }
+
+    /// Appends its bytes as they are when every repair that is under way has ended: all, then those only suspected.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let mut done = self.clone();
+        for repair in &self.repairs {
+            done.remove(repair.first, repair.last);
+        }
+        done.all.encode(out);
+        done.suspect.encode(out);
+    }
+
+    /// Of a log that ends at `last`.
+    ///
+    /// # Errors
+    /// In which way the bytes are not such.
+    pub(crate) fn decode(input: &mut Input<'_>, last: Index) -> Result<Damage, BaseError> {
+        let all = Ranges::decode(input, last)?;
+        let suspect = Ranges::decode(input, last)?;
+        Ok(Damage { all, suspect, ..Damage::default() })
     }
 
     /// Entries above `keep` are gone, damaged or not, and repairs of them are for nothing.

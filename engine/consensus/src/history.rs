@@ -140,7 +140,10 @@ impl History {
             return self.last.next();
         }
         let after = self.samples.partition_point(|sample| sample.timestamp <= time);
-        after.checked_sub(1).and_then(|at| self.samples.get(at)).map_or(Index::ZERO, |sample| sample.index)
+        after
+            .checked_sub(1)
+            .and_then(|at| self.samples.get(at))
+            .map_or(Index::ZERO, |sample| sample.index.next())
     }
 }
 
@@ -177,7 +180,7 @@ mod tests {
         assert_eq!(history.first_within_bytes(300), Index(8));
         assert_eq!(history.first_within_bytes(299), Index(9));
         assert_eq!(history.first_within_bytes(0), Index(11));
-        assert_eq!(history.first_after(ReplicatedMs(49)), Index(4));
+        assert_eq!(history.first_after(ReplicatedMs(49)), Index(5));
         assert_eq!(history.first_after(ReplicatedMs(5)), Index::ZERO);
         assert_eq!(history.first_after(ReplicatedMs(100)), Index(11), "all of it is that old");
     }

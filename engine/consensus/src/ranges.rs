@@ -1,6 +1,7 @@
 //! A set of indexes kept as runs: what is damaged, what is unknown. Small where little is wrong, whatever the
 //! log's length; its size is bounded by the log that it is about.
 
+use crate::base::{BaseError, Input, put};
 use tidelog_types::Index;
 
 /// A set of indexes: ascending runs (first, last), disjoint and never adjacent.
@@ -17,6 +18,33 @@ impl Ranges {
     /// How many indexes.
     pub(crate) fn count(&self) -> u64 {
         self.runs.iter().map(|(first, last)| last.0 - first.0 + 1).sum()
+    }
+
+    /// Appends its bytes: the count of runs, then first and last index of each.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        put(out, self.runs.len() as u64);
+        for (first, last) in &self.runs {
+            put(out, first.0);
+            put(out, last.0);
+        }
+    }
+
+    /// A set of indexes up to `last`.
+    ///
+    /// # Errors
+    /// In which way the bytes are not such a set.
+    pub(crate) fn decode(input: &mut Input<'_>, end: Index) -> Result<Ranges, BaseError> {
+        let mut ranges = Ranges::default();
+        let mut free = Index(1);
+        for _ in 0..input.count(16)? {
+            let (first, last) = (Index(input.number()?), Index(input.number()?));
+            if first < free || last < first || last > end {
+                return Err(BaseError::Contradiction("ranges"));
+            }
+            ranges.runs.push((first, last));
+            free = last.next().next();
+        }
+        Ok(ranges)
     }
 
     #[cfg(test)]

@@ -8,6 +8,7 @@ use crate::base::{BaseError, Input, put};
 use crate::damage::Damage;
 use crate::history::History;
 use crate::log::{Log, Run};
+use crate::ranges::Ranges;
 use crate::replica::Replica;
 use crate::restore::Restored;
 use crate::retain::Starts;
@@ -35,11 +36,7 @@ impl Replica {
     /// Appends what must survive of this replica: generation, vote, the log's base, end and generations, sessions, log
     /// starts, marks, replicated time. It is the state when every step that the replica has asked for is durable, so
     /// all of them must be in the log in front of the checkpoint.
-    ///
-    /// # Panics
-    /// If it has damage: what is damaged is known from reading the log, which a checkpoint spares.
     pub fn save(&self, out: &mut Vec<u8>) {
-        assert!(self.damage.is_empty(), "a replica with damage is not saved: its damage would be forgotten");
         let (snapshot, low_water) = self.ordered.marks();
         let marks = Marks {
             generation: self.generation,
@@ -49,7 +46,7 @@ impl Replica {
             snapshot: snapshot.unwrap_or(self.snapshot),
             base: low_water.map_or(self.log.base().index, Index::prev),
         };
-        write(&marks, &self.log, &self.starts, &self.history, &self.sessions, out);
+        write(&marks, &self.log, &self.starts, &self.history, (&self.damage, &self.sessions), out);
     }
 }
 
@@ -67,7 +64,7 @@ fn write(
     log: &Log,
     starts: &Starts,
     history: &History,
-    sessions: &Sessions,
+    (damage, sessions): (&Damage, &Sessions),
     out: &mut Vec<u8>,
 ) {
     let runs = log.runs_to(log.last().index);
@@ -91,6 +88,8 @@ fn write(
     }
     starts.encode(out);
     history.encode(out);
+    damage.encode(out);
+    sessions.holes().encode(out);
     sessions.encode(out);
 }
 
@@ -117,7 +116,9 @@ impl Restored {
         let log = Log::of_saved(runs, base, last).ok_or(LoadError::Contradiction("generations"))?;
         let starts = Starts::decode(&mut input)?;
         let history = History::decode(&mut input)?;
-        let sessions = Sessions::decode(&mut input, last)?;
+        let damage = Damage::decode(&mut input, last)?;
+        let holes = Ranges::decode(&mut input, last)?;
+        let sessions = Sessions::decode(&mut input, last, holes)?;
         if !input.is_empty() {
             return Err(LoadError::Part(BaseError::Length));
         }
@@ -126,9 +127,9 @@ impl Restored {
         }
         let vote = (vote != 0).then_some(NodeId(vote));
         Ok(Restored {
-            damage: Damage::default(),
             log,
             sessions,
+            damage,
             stamp,
             generation,
             vote,
@@ -145,6 +146,7 @@ impl Restored {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::damage::{DamagedRange, Harm};
     use proptest::prelude::*;
     use tidelog_types::{EntryMeta, RecordKind, Sequence, SessionId, SessionKey, SessionRef};
 
@@ -159,7 +161,7 @@ mod tests {
             base: restored.log.base().index,
         };
         let (starts, history) = (&restored.starts, &restored.history);
-        write(&marks, &restored.log, starts, history, &restored.sessions, &mut out);
+        write(&marks, &restored.log, starts, history, (&restored.damage, &restored.sessions), &mut out);
         out
     }
 
@@ -183,6 +185,22 @@ mod tests {
                 let covered = restored.high_water;
                 restored.snapshot_mark(Position::new(covered, restored.log.generation_at(covered).unwrap()));
                 restored.low_water(covered);
+            }
+            8 if restored.generation > Generation::ZERO && number % 4 == 0 => {
+                let Position { index, generation } = entry.position;
+                let harm = if number % 8 == 0 { Harm::Damaged } else { Harm::Suspect };
+                restored.damaged(
+                    DamagedRange { first: index, last: index, generation: generation.max(last.generation) },
+                    harm,
+                );
+            }
+            9 if restored.damage.first_from(Index(1)).is_some() && number % 2 == 0 => {
+                // What was lost was nothing that any session needs.
+                let lost = restored.damage.first_from(Index(1)).unwrap();
+                let generation = restored.log.generation_at(lost).unwrap();
+                let prev_generation = restored.log.generation_at(lost.prev()).unwrap();
+                let position = Position::new(lost, generation);
+                restored.moved(&EntryMeta { position, prev_generation, ..entry });
             }
             7 if restored.generation > Generation::ZERO => {
                 entry.kind = RecordKind::LogStart;

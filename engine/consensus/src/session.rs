@@ -330,17 +330,19 @@ impl Sessions {
         })
     }
 
-    /// Appends the table's bytes: the count, then each session in the order of ids.
+    /// Appends the table's bytes: the last entry forgotten, the count, then each session in the order of ids. Holes are not
+    /// among them.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let mut ids: Vec<SessionId> = self.sessions.keys().copied().collect();
         ids.sort_unstable();
+        put(out, self.forgotten.0);
         put(out, ids.len() as u64);
         for id in ids {
             let Some(session) = self.sessions.get(&id) else { continue };
             put(out, id.0);
-            let key = session.key.expect("only a table without holes is encoded");
-            out.extend_from_slice(&key.0.to_le_bytes());
-            put(out, session.next());
+            put(out, u64::from(session.key.is_some()));
+            out.extend_from_slice(&session.key.map_or(0, |key| key.0).to_le_bytes());
+            put(out, session.forgotten);
             put(out, session.runs.len() as u64);
             for run in &session.runs {
                 [run.sequence, run.index, run.count].iter().for_each(|number| put(out, *number));
@@ -348,44 +350,51 @@ impl Sessions {
         }
     }
 
-    /// The table of a log that ends at `last`.
+    /// The table of a log that ends at `last`, in which the entries `holes` are not known.
     ///
     /// # Errors
     /// In which way the bytes are not such a table.
-    pub(crate) fn decode(input: &mut Input<'_>, last: Index) -> Result<Sessions, BaseError> {
+    pub(crate) fn decode(input: &mut Input<'_>, last: Index, holes: Ranges) -> Result<Sessions, BaseError> {
         const WRONG: BaseError = BaseError::Contradiction("sessions");
-        let mut table = Sessions::default();
+        let mut table = Sessions { forgotten: Index(input.number()?), holes, ..Sessions::default() };
+        let strict = table.holes.is_empty();
         let mut before = 0;
-        for _ in 0..input.count(40)? {
+        for _ in 0..input.count(48)? {
             let id = input.number()?;
+            let keyed = input.number()?;
             let key = u128::from(input.number()?) | u128::from(input.number()?) << 64;
-            let (key, next) = (SessionKey(key), input.number()?);
+            let key = (keyed == 1).then_some(SessionKey(key));
+            let forgotten = input.number()?;
             let mut runs = VecDeque::new();
-            let mut end: Option<(u64, u64)> = None;
+            // The sequence and the index behind what comes before.
+            let mut end = (forgotten.checked_add(1).ok_or(WRONG)?, id.checked_add(1).ok_or(WRONG)?);
             for _ in 0..input.count(24)? {
                 let run = Run { sequence: input.number()?, index: input.number()?, count: input.number()? };
                 let behind = (run.sequence.checked_add(run.count), run.index.checked_add(run.count));
                 let (Some(sequence), Some(index)) = behind else { return Err(WRONG) };
-                let follows = end.is_none_or(|(s, i)| run.sequence == s && run.index > i.saturating_sub(1));
-                if run.count == 0 || run.sequence == 0 || run.index <= id || !follows || index - 1 > last.0 {
+                let follows = if strict { run.sequence == end.0 } else { run.sequence >= end.0 };
+                if run.count == 0 || !follows || run.index < end.1 || index - 1 > last.0 {
                     return Err(WRONG);
                 }
-                end = Some((sequence, index));
+                end = (sequence, index);
                 runs.push_back(run);
             }
-            // Without runs they are all forgotten, or there were none.
-            let ends = end.map_or(next >= 1, |(sequence, _)| sequence == next);
-            if id <= before || id > last.0 || !ends {
+            let opened = key.is_some() || table.holes.contains(Index(id));
+            if id <= before || id > last.0 || keyed > 1 || !opened {
                 return Err(WRONG);
             }
             before = id;
-            if table.keys.insert(key, SessionId(id)).is_some() {
+            if key.is_some_and(|key| table.keys.insert(key, SessionId(id)).is_some()) {
                 return Err(WRONG);
             }
-            let forgotten = runs.front().map_or(next, |run: &Run| run.sequence) - 1;
-            table.sessions.insert(SessionId(id), Session { key: Some(key), forgotten, runs });
+            table.sessions.insert(SessionId(id), Session { key, forgotten, runs });
         }
         Ok(table)
+    }
+
+    /// The entries that are not known.
+    pub(crate) fn holes(&self) -> &Ranges {
+        &self.holes
     }
 
     /// How many are open.

@@ -53,6 +53,8 @@ pub struct Config {
     pub limits: LimitsSection,
     /// `[snapshot]`.
     pub snapshot: SnapshotSection,
+    /// `[retention]`.
+    pub retention: RetentionSection,
     /// `[admin]`.
     pub admin: AdminSection,
     /// Where each key's value comes from.
@@ -200,6 +202,21 @@ pub struct LimitsSection {
 pub struct SnapshotSection {
     /// Log bytes between two snapshots of a partition.
     pub every: u64,
+    /// Time between two snapshots of a partition; zero: no bound.
+    pub interval: Duration,
+}
+
+/// What is kept of logs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RetentionSection {
+    /// Entries older than this may go; zero: never for their age.
+    pub age: Duration,
+    /// Bytes of a log above which the oldest entries may go; zero: never for the size.
+    pub bytes: u64,
+    /// Most bytes held back for a replica that is behind.
+    pub follower_bytes: u64,
+    /// Longest time that they are held back.
+    pub follower_age: Duration,
 }
 
 /// Administration.
@@ -380,7 +397,13 @@ impl Config {
                 client_bytes: 0,
                 inbox: 0,
             },
-            snapshot: SnapshotSection { every: 0 },
+            snapshot: SnapshotSection { every: 0, interval: Duration::ZERO },
+            retention: RetentionSection {
+                age: Duration::ZERO,
+                bytes: 0,
+                follower_bytes: 0,
+                follower_age: Duration::ZERO,
+            },
             admin: AdminSection { listen: None },
             origins: BTreeMap::new(),
             warnings: Vec::new(),

@@ -10,6 +10,8 @@ use tidelog_types::limits::{
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+/// Longest times that anything is kept for: ten years.
+const YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Room that any budget of bytes in flight must have: whatever fits one message fits it.
 const FLIGHT_BYTES_MIN: u64 = 4 * MIB;
@@ -364,8 +366,48 @@ static KEYS: &[Key] = &[
         scope: Scope::Node,
         kind: Kind::Size { field: number!(snapshot.every), min: MIB, max: 1 << 40, step: 1 },
         default: Default::Given("64MiB"),
-        effect: "Log bytes of a partition after which its state machine is asked for a snapshot.",
-        later: Some("snapshots: read and checked, without effect yet"),
+        effect: "Log bytes of a partition after which its state machine is asked for a snapshot. A partition without a state machine has none.",
+        later: None,
+    },
+    Key {
+        name: "snapshot.interval",
+        scope: Scope::Node,
+        kind: Kind::Time { field: field!(snapshot.interval), min: ms(0), max: YEARS },
+        default: Default::Given("0s"),
+        effect: "Time after which a state machine is asked for a snapshot, if anything was applied since the last. 0s: only by bytes.",
+        later: None,
+    },
+    Key {
+        name: "retention.age",
+        scope: Scope::Node,
+        kind: Kind::Time { field: field!(retention.age), min: ms(0), max: YEARS },
+        default: Default::Given("0s"),
+        effect: "Records older than this are let go, by replicated time: the leader proposes a later start of the log, the same for all replicas. 0s: never for their age. Should be the same on all nodes: the leader's counts.",
+        later: None,
+    },
+    Key {
+        name: "retention.bytes",
+        scope: Scope::Node,
+        kind: Kind::Size { field: number!(retention.bytes), min: 0, max: 1 << 50, step: 1 },
+        default: Default::Given("0B"),
+        effect: "Bytes of a partition's log above which its oldest records are let go, in the same way. 0B: never for the size. Should be the same on all nodes: the leader's counts.",
+        later: None,
+    },
+    Key {
+        name: "retention.follower_bytes",
+        scope: Scope::Node,
+        kind: Kind::Size { field: number!(retention.follower_bytes), min: 0, max: 1 << 50, step: 1 },
+        default: Default::Given("64MiB"),
+        effect: "Log bytes of a partition that are held back, although a snapshot or the log's start lets them go, for a replica that is behind. A replica that does not lead keeps as much in case it is elected. Beyond it, a replica needs a snapshot.",
+        later: None,
+    },
+    Key {
+        name: "retention.follower_age",
+        scope: Scope::Node,
+        kind: Kind::Time { field: field!(retention.follower_age), min: ms(0), max: YEARS },
+        default: Default::Given("1h"),
+        effect: "Time for which they are held back: for a replica that has confirmed nothing new for so long, nothing is.",
+        later: None,
     },
     Key {
         name: "admin.listen",

@@ -6,16 +6,19 @@
 
 mod context;
 mod feed;
+mod keep;
 mod repair;
 mod serve;
 mod writes;
 
 pub(crate) use context::{Context, Origin};
 use feed::Fetch;
+use keep::Done;
 use repair::Repairs;
 pub(crate) use serve::Machine;
 use writes::{Source, Write, fitting};
 
+use crate::keep::Keep;
 use crate::marks::{Marks, SharedMarks};
 use crate::request::{Level, Reply, Request, RequestError};
 use crate::transport::PeerMessage;
@@ -67,6 +70,8 @@ pub(crate) struct Partition {
     repairs: Repairs,
     marks: Arc<SharedMarks>,
     metas: Vec<EntryMeta>,
+    keep: Keep,
+    done: Done,
 }
 
 impl Partition {
@@ -75,7 +80,11 @@ impl Partition {
         replica: Replica,
         machine: Option<Machine>,
         marks: Arc<SharedMarks>,
+        keep: Keep,
+        clock: Clock,
     ) -> Partition {
+        // What is not kept any more was applied before.
+        let applied = replica.marks().low_water.prev();
         Partition {
             id,
             replica,
@@ -87,12 +96,14 @@ impl Partition {
             read_rounds: BTreeMap::new(),
             read_round_next: 0,
             machine,
-            applied: Index::ZERO,
+            applied,
             apply_reading: false,
             fetches: BTreeMap::new(),
             repairs: Repairs::default(),
             marks,
             metas: Vec::new(),
+            keep,
+            done: Done::since(clock.now),
         }
     }
 
@@ -115,7 +126,9 @@ impl Partition {
             .machine
             .as_ref()
             .map_or(self.applied, |machine| machine.applied.min(m.high_water.min(m.durable)));
-        Marks { low_water: m.low_water, applied, durable: m.durable, high_water: m.high_water }
+        // As readers see it: a committed log start counts also where bytes below it are still held.
+        let low_water = self.first_readable().min(applied.next()).max(m.low_water);
+        Marks { low_water, applied, durable: m.durable, high_water: m.high_water }
     }
 
     /// Shows the marks to the handles, and checks their relation (invariants 5, 10).
@@ -231,6 +244,7 @@ impl Partition {
         self.seek_repair(cx);
         // What was committed and durable already when the log was opened, and reads that found no room.
         self.apply(cx);
+        self.shorten(cx);
     }
 
     pub(crate) fn paused(&mut self, clock: Clock) {
@@ -283,7 +297,9 @@ impl Partition {
                     Level::Linearizable => self.read_round(cx, wanted),
                 }
             }
-            Request::Status => cx.respond(origin, Err(RequestError::Invalid("status is of a node".into()))),
+            Request::Status | Request::Snapshot { .. } => {
+                cx.respond(origin, Err(RequestError::Invalid("not a request to a log".into())));
+            }
         }
         Ok(())
     }
@@ -307,6 +323,9 @@ impl Partition {
         let waiter = Waiter { origin, opens_session: session_key.is_some() };
         match self.replica.propose(cx.clock, proposal, &mut self.effects) {
             Ok(Admitted::New(meta)) => {
+                if matches!(waiter.origin, Origin::Local(_)) {
+                    cx.returning.came(cx.clock.now);
+                }
                 self.waiting.push(meta.position, waiter);
                 self.settle(cx, Source::Proposal { meta, payload, payload_crc });
             }
@@ -404,6 +423,9 @@ impl Partition {
 }
 
 fn done(cx: &mut Context<'_>, position: Position, waiter: Waiter) {
+    if matches!(waiter.origin, Origin::Local(_)) {
+        cx.returning.answered(cx.clock.now, cx.wal.last_write());
+    }
     let reply = if waiter.opens_session {
         Reply::SessionOpened { session: SessionId(position.index.0), position }
     } else {

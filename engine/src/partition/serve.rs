@@ -4,7 +4,7 @@ use super::{Context, Partition};
 use crate::partition::Wanted;
 use crate::reads::ReadFor;
 use crate::request::{Records, Reply, RequestError};
-use crate::state_machine::{Applied, StateMachine};
+use crate::state_machine::{Applied, SnapshotView, StateMachine};
 use tidelog_consensus::Refused;
 use tidelog_types::limits::APPEND_BYTES_MAX;
 use tidelog_types::{Index, RecordKind, record};
@@ -19,12 +19,37 @@ const READS_WAITING_MAX: usize = 4096;
 pub(crate) struct Machine {
     machine: Box<dyn StateMachine>,
     pub(super) applied: Index,
+    /// Record bytes applied since the last snapshot began.
+    pub(super) bytes: u64,
 }
 
 impl Machine {
     /// A state machine that this process has given nothing yet.
     pub(crate) fn new(machine: Box<dyn StateMachine>) -> Machine {
-        Machine { applied: machine.applied(), machine }
+        Machine { applied: machine.applied(), machine, bytes: 0 }
+    }
+
+    /// Everything up to here it has, from a snapshot.
+    pub(crate) fn restored(&mut self, covered: Index) {
+        self.applied = covered;
+    }
+
+    /// Everything up to here was given to it.
+    pub(crate) fn applied(&self) -> Index {
+        self.applied
+    }
+
+    /// What it has made durable itself.
+    pub(super) fn durable(&self) -> Index {
+        self.machine.applied()
+    }
+
+    pub(super) fn view(&mut self) -> std::io::Result<SnapshotView> {
+        self.machine.snapshot()
+    }
+
+    pub(crate) fn inner(&mut self) -> &mut dyn StateMachine {
+        &mut *self.machine
     }
 }
 
@@ -54,8 +79,9 @@ impl Partition {
         let marks = self.marks();
         let (from, high_water) = (wanted.from.max(Index(1)), marks.high_water);
         let last = wanted.to.map_or(high_water, |to| to.min(high_water));
-        if from < marks.low_water {
-            return cx.respond(wanted.origin, Err(RequestError::Truncated { first: marks.low_water }));
+        let first = self.first_readable();
+        if from < first {
+            return cx.respond(wanted.origin, Err(RequestError::Truncated { first }));
         }
         if from > high_water.next() {
             return cx.respond(wanted.origin, Err(RequestError::Ahead { asked: from, high_water }));
@@ -94,6 +120,14 @@ impl Partition {
         cx.respond(wanted.origin, Ok(Reply::Records(records)));
     }
 
+    /// A client's read from the disk failed: if what it asked for has gone meanwhile, that is the answer.
+    pub(crate) fn refuse_read(&self, cx: &mut Context<'_>, wanted: Wanted, error: RequestError) {
+        let first = self.first_readable();
+        let gone = wanted.from.max(Index(1)) < first;
+        let error = if gone { RequestError::Truncated { first } } else { error };
+        cx.respond(wanted.origin, Err(error));
+    }
+
     pub(super) fn apply(&mut self, cx: &mut Context<'_>) {
         let marks = self.replica.marks();
         let limit = marks.applicable();
@@ -130,7 +164,8 @@ impl Partition {
     }
 
     fn apply_run(&mut self, run: &Run) {
-        let Machine { machine, applied } = self.machine.as_mut().expect("only called with a state machine");
+        let Machine { machine, applied, bytes } =
+            self.machine.as_mut().expect("only called with a state machine");
         for piece in &run.pieces {
             for record in record::records(piece) {
                 let (_, header, payload) = record.expect("runs hold verified records");
@@ -144,6 +179,7 @@ impl Partition {
                     });
                 }
                 *applied = header.index;
+                *bytes += header.record_bytes() as u64;
             }
         }
     }

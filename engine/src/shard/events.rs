@@ -47,7 +47,8 @@ impl Shard {
                         Some(ReadFor::Client { partition, wanted }) => {
                             match (run, replicas.partitions.get(&partition)) {
                                 (Ok(run), Some(p)) => p.answer_read(&mut cx, wanted, run),
-                                (Err(error), _) => cx.respond(wanted.origin, Err(error)),
+                                (Err(error), Some(p)) => p.refuse_read(&mut cx, wanted, error),
+                                (Err(error), None) => cx.respond(wanted.origin, Err(error)),
                                 (Ok(_), None) => {}
                             }
                         }

@@ -183,6 +183,11 @@ impl Growing {
         self.at == 0
     }
 
+    /// Its bytes so far, without a footer.
+    pub(crate) fn bytes(&self) -> usize {
+        self.at
+    }
+
     /// Moves the batch, while it is empty, to `lsn`, where it may take `limit` bytes.
     pub(crate) fn place_at(&mut self, lsn: Lsn, limit: usize) {
         assert!(self.is_empty(), "the positions of a batch's records are handed out while it grows");

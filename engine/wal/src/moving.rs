@@ -2,9 +2,10 @@
 //!
 //! Over its budget of bytes the log looks at its oldest segment: which entries of it are live, and how many bytes they
 //! are. A quarter of the segment or less is moved: read, verified, and put at the log's end as the same bytes behind a
-//! `Moved` marker. Of more, snapshots are asked for first, and after three requests it is moved all the same. So freeing
-//! a segment costs at most a third of what it frees, and moves take at most a third of what the traffic writes; an
-//! idle log moves as it can.
+//! `Moved` marker. Of more, snapshots are asked for first, and after three requests it is moved all the same, if segments
+//! behind it hold nothing and only wait for it: moving what is live everywhere would go on for ever and gain nothing. So
+//! freeing a segment costs at most a third of what it frees, and moves take at most a third of what the traffic writes;
+//! what is a quarter live or less is also moved when the log is idle.
 //!
 //! A move only relocates. Between reading and putting an entry may have been cut or trimmed: it is put only if the lookup
 //! still has it, of that generation, in that segment. A crash in between leaves two equal copies, and the later one counts.
@@ -38,6 +39,8 @@ const ALLOWANCE_MAX: u64 = 4 << 20;
 /// Requests for snapshots before a fuller segment is moved.
 const REQUESTS: u8 = 3;
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// The same when nothing came of them.
+const ASK_SELDOM: Duration = Duration::from_secs(60);
 /// Partitions asked at once.
 const ASKED_MAX: usize = 64;
 /// Without traffic for so long, the log is idle.
@@ -62,6 +65,8 @@ pub(crate) struct Moving {
     asked: (Lsn, u8),
     ask_again: Monotonic,
     allowance: u64,
+    /// What is moved is worth an idle disk's time.
+    cheap: bool,
     traffic_at: Monotonic,
     failed: bool,
 }
@@ -100,13 +105,14 @@ impl Wal {
 
     fn may_move(&self) -> bool {
         let moving = &self.background.moving;
-        moving.allowance > 0 || self.full || self.clock.now >= moving.traffic_at.after(IDLE_AFTER)
+        let idle = moving.cheap && self.clock.now >= moving.traffic_at.after(IDLE_AFTER);
+        moving.allowance > 0 || self.full || idle
     }
 
     /// When an idle log has something to move.
     pub(crate) fn move_at(&self) -> Option<Monotonic> {
         let moving = &self.background.moving;
-        moving.ready.is_some().then(|| moving.traffic_at.after(IDLE_AFTER))
+        (moving.cheap && moving.ready.is_some()).then(|| moving.traffic_at.after(IDLE_AFTER))
     }
 
     /// Takes the next step that needs a read, or none.
@@ -207,18 +213,22 @@ impl Wal {
     }
 
     fn decide(&mut self, base: Lsn, size: u64) {
-        let (full, now) = (self.full, self.clock.now);
+        let now = self.clock.now;
+        let active = self.active.base();
+        let waiting = self.files.iter().any(|(b, file)| b != base && b != active && file.holds == 0);
+        let full = self.full;
         let moving = &mut self.background.moving;
         moving.measured = None;
         if moving.asked.0 != base {
             moving.asked = (base, 0);
         }
-        if moving.live_bytes * MOVED_PART <= size || moving.asked.1 >= REQUESTS || full {
+        moving.cheap = moving.live_bytes * MOVED_PART <= size;
+        if moving.cheap || (waiting && (moving.asked.1 >= REQUESTS || full)) {
             tracing::debug!(base = base.0, live = moving.live_bytes, "a segment is emptied");
             return;
         }
-        moving.asked.1 += 1;
-        moving.ask_again = now.after(ASK_AGAIN);
+        moving.asked.1 = moving.asked.1.saturating_add(1);
+        moving.ask_again = now.after(if moving.asked.1 > REQUESTS { ASK_SELDOM } else { ASK_AGAIN });
         let holders = std::mem::take(&mut moving.holders);
         moving.stop();
         self.events.extend(holders.into_iter().map(|partition| WalEvent::SnapshotWanted { partition }));

@@ -158,6 +158,8 @@ pub struct Wal {
     pub(crate) blocks: Blocks,
     pub(crate) background: Background,
     in_flight: VecDeque<InFlight>,
+    /// What the last batch's write took.
+    last_write: Duration,
     ops: BTreeMap<u64, Pending>,
     next_op: u64,
     pub(crate) reads: usize,
@@ -204,6 +206,7 @@ impl Wal {
             blocks: Blocks::default(),
             background: Background::default(),
             in_flight: VecDeque::new(),
+            last_write: Duration::ZERO,
             ops: BTreeMap::new(),
             // Tokens of an earlier life on the same ring must not be taken for ours.
             next_op: (epoch & 0xffff) << 40,
@@ -242,7 +245,7 @@ impl Wal {
         if self.fenced {
             return;
         }
-        if self.may_submit() && !self.growing.is_empty() {
+        if self.is_ready() {
             if self.clock.now >= self.hints_at {
                 self.add_hints();
             }
@@ -306,6 +309,21 @@ impl Wal {
     /// When the oldest batch in flight was submitted: a disk that stalls without an error shows here.
     pub fn writing_since(&self) -> Option<Monotonic> {
         self.in_flight.front().map(|b| b.submitted)
+    }
+
+    /// Whether [`Self::flush`] would submit a batch.
+    pub fn is_ready(&self) -> bool {
+        !self.fenced && !self.growing.is_empty() && self.in_flight.len() < self.options.in_flight_max
+    }
+
+    /// Bytes of records that the next batch holds so far.
+    pub fn growing_bytes(&self) -> usize {
+        self.growing.bytes()
+    }
+
+    /// From submission to completion of the batch that completed last.
+    pub const fn last_write(&self) -> Duration {
+        self.last_write
     }
 
     /// Counters and levels.
@@ -582,6 +600,7 @@ impl Wal {
             return self.fence(WalError { file, offset: lsn.0 - base.0, what: "writing a batch", error });
         }
         batch.done = true;
+        self.last_write = self.clock.now.since(batch.submitted);
         self.stats.syncs += 1;
         while self.in_flight.front().is_some_and(|b| b.done)
             && let Some(batch) = self.in_flight.pop_front()

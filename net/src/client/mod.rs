@@ -126,6 +126,11 @@ impl ClientRequest {
         ClientRequest::new(Request::Status).at(target)
     }
 
+    /// A snapshot of a partition's state machine on one node.
+    pub fn snapshot(partition: PartitionId, target: Target) -> ClientRequest {
+        ClientRequest::new(Request::Snapshot { partition }).at(target)
+    }
+
     /// The same, of another.
     #[must_use]
     pub fn at(self, target: Target) -> ClientRequest {
@@ -148,6 +153,7 @@ impl ClientRequest {
         match &self.request {
             Request::Append { partition, .. }
             | Request::OpenSession { partition, .. }
+            | Request::Snapshot { partition }
             | Request::Read { partition, .. } => *partition,
             Request::Status => PartitionId(0),
         }

@@ -261,7 +261,11 @@ impl NetTransport {
             }
             (
                 Role::Client(session),
-                FrameKind::AppendRequest | FrameKind::OpenSession | FrameKind::Read | FrameKind::Status,
+                FrameKind::AppendRequest
+                | FrameKind::OpenSession
+                | FrameKind::Read
+                | FrameKind::Status
+                | FrameKind::Snapshot,
             ) => {
                 let call = wire::decode_request(header, inbound.payload())?;
                 let client = ClientRef { connection: key.0, request: session.ask(&call) };

@@ -41,12 +41,17 @@ fn busy_reason(code: u64) -> Result<BusyReason, WireError> {
 pub fn encode_answer(out: &mut Vec<u8>, number: u64, response: &Response) {
     use RequestError as E;
     let session;
+    let size;
     let micros = |d: &Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let (code, a, b, extra): (u8, u64, u64, &[u8]) = match response {
         Ok(Reply::Appended { position: p }) => (1, p.index.0, p.generation.0, &[]),
         Ok(Reply::SessionOpened { session: id, position: p }) => {
             session = id.0.to_le_bytes();
             (2, p.index.0, p.generation.0, &session)
+        }
+        Ok(Reply::Snapshot { covered: p, bytes }) => {
+            size = bytes.to_le_bytes();
+            (3, p.index.0, p.generation.0, &size)
         }
         Ok(Reply::Records(_) | Reply::Status(_)) => panic!("records and status have frames of their own"),
         Err(E::NotLeader { hint, address }) => {
@@ -90,7 +95,7 @@ fn answer(r: &mut Reader<'_>) -> Result<Answer, WireError> {
     r.zeros(extra_len.next_multiple_of(8) - extra_len, "padding of an answer")?;
     let (words, extra_max) = match code {
         1 | 17 | 24 | 27 => (2, 0),
-        2 => (2, 8),
+        2 | 3 => (2, 8),
         16 => (1, TEXT_BYTES_MAX as usize),
         19 | 22 | 26 => (1, 0),
         28 | 29 => (0, TEXT_BYTES_MAX as usize),
@@ -103,6 +108,7 @@ fn answer(r: &mut Reader<'_>) -> Result<Answer, WireError> {
     let response = match code {
         1 => Ok(Reply::Appended { position }),
         2 => Ok(Reply::SessionOpened { session: SessionId(Reader::new(extra).u64()?), position }),
+        3 => Ok(Reply::Snapshot { covered: position, bytes: Reader::new(extra).u64()? }),
         16 => Err(E::NotLeader {
             hint: (a != 0).then_some(NodeId(a)),
             address: if extra.is_empty() { None } else { Some(text(extra, "leader's address")?) },

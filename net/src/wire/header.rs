@@ -45,6 +45,8 @@ pub enum FrameKind {
     Read = 34,
     /// State of the node.
     Status = 35,
+    /// Take a snapshot.
+    Snapshot = 36,
     /// Small answers.
     Answers = 48,
     /// Records that were read.
@@ -70,6 +72,7 @@ impl FrameKind {
             33 => K::OpenSession,
             34 => K::Read,
             35 => K::Status,
+            36 => K::Snapshot,
             48 => K::Answers,
             49 => K::Records,
             50 => K::StatusAnswer,
@@ -83,7 +86,7 @@ impl FrameKind {
         match self {
             K::Hello | K::Messages | K::ServerHello | K::Answers => (META_BYTES_MAX, 0),
             K::Refused | K::ClientHello => (TEXT_BYTES_MAX, 0),
-            K::Keepalive | K::OpenSession | K::Read | K::Status => (0, 0),
+            K::Keepalive | K::OpenSession | K::Read | K::Status | K::Snapshot => (0, 0),
             K::Append | K::Fetched => (HEADER_BYTES as u32, APPEND_BYTES_MAX as u32),
             K::AppendRequest => (0, PAYLOAD_BYTES_MAX as u32),
             K::Records => (0, APPEND_BYTES_MAX as u32),

@@ -1,7 +1,7 @@
 //! The state machine of every simulated replica: it keeps nothing but word of what was applied, for the checkers.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use tidelog::state_machine::{Applied, StateMachine};
+use tidelog::state_machine::{Applied, SnapshotView, StateMachine};
 use tidelog_types::{Index, PartitionId};
 
 /// One applied entry.
@@ -47,15 +47,17 @@ impl StateMachine for Reporter {
         self.journal.0.lock().unwrap_or_else(PoisonError::into_inner).push(step);
     }
 
-    fn snapshot(&mut self, out: &mut dyn std::io::Write) -> std::io::Result<Index> {
-        out.write_all(&self.last.0.to_le_bytes())?;
-        Ok(self.last)
+    fn snapshot(&mut self) -> std::io::Result<SnapshotView> {
+        Ok(Box::new(std::io::Cursor::new(self.last.0.to_le_bytes())))
     }
 
-    fn restore(&mut self, snapshot: &mut dyn std::io::Read) -> std::io::Result<Index> {
+    fn restore(&mut self, covered: Index, snapshot: &mut dyn std::io::Read) -> std::io::Result<()> {
         let mut bytes = [0; 8];
         snapshot.read_exact(&mut bytes)?;
         self.last = Index(u64::from_le_bytes(bytes));
-        Ok(self.last)
+        if self.last > covered {
+            return Err(std::io::Error::other("the snapshot holds more than it covers"));
+        }
+        Ok(())
     }
 }

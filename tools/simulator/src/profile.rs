@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tidelog::keep::Keep;
 use tidelog::options::Options;
+use tidelog_consensus::Retention;
 use tidelog_sim::{Random, World};
 use tidelog_types::NodeId;
 
@@ -83,6 +85,17 @@ impl Profile {
         self.uncommitted_entries
     }
 
+    /// What its nodes keep. A replica that is behind is never left behind: nothing could bring it on yet.
+    const fn keep(&self) -> Keep {
+        Keep {
+            snapshot_every: u64::MAX,
+            snapshot_interval: None,
+            retention: Retention { age: None, bytes: None },
+            follower_bytes: u64::MAX,
+            follower_age: Duration::MAX,
+        }
+    }
+
     /// A node's settings.
     pub(crate) fn options(&self, node: u64, world: &World) -> Options {
         Options {
@@ -107,6 +120,7 @@ impl Profile {
             uncommitted_entries_max: self.uncommitted_entries,
             uncommitted_bytes_max: 8 << 20,
             inbox_max: 16,
+            keep: self.keep(),
         }
     }
 }

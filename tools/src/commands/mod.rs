@@ -9,6 +9,7 @@ pub(crate) mod later;
 pub(crate) mod read;
 pub(crate) mod serve;
 pub(crate) mod sim;
+pub(crate) mod snapshot;
 pub(crate) mod status;
 pub(crate) mod wal;
 
