@@ -36,11 +36,7 @@ impl Replica {
     /// Appends what must survive of this replica: generation, vote, the log's base, end and generations, sessions, log
     /// starts, marks, replicated time. It is the state when every step that the replica has asked for is durable, so
     /// all of them must be in the log in front of the checkpoint.
-    ///
-    /// # Panics
-    /// If it has damage: what is damaged is known from reading the log, which a checkpoint spares.
     pub fn save(&self, out: &mut Vec<u8>) {
-        assert!(self.damage.is_empty(), "a replica with damage is not saved: its damage would be forgotten");
         let (snapshot, low_water) = self.ordered.marks();
         let marks = Marks {
             generation: self.generation,

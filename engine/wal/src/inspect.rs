@@ -10,11 +10,10 @@ use crate::format::{BatchHeader, Footer, SegmentHeader, Span};
 use crate::growing::Link;
 
 use crate::chain::From;
-use crate::checkpoint::Content;
 use crate::restart::{self, Loaded};
 use crate::salvage::{self, Piece, What, lost_of};
 use crate::scan::{Found, Scanner, footer_of, records_of};
-use crate::survey::{Named, chain_of, finding, newest_in_use, sources, survey};
+use crate::survey::{chain_of, finding, newest_in_use, sources, survey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use tidelog_io::{Io, IoErrorKind};
@@ -213,7 +212,6 @@ impl Walk<'_> {
         self.report.bad_checkpoints = search.bad;
         self.partial = search.loaded.is_some();
         if let Some(Loaded { kept, content }) = search.loaded {
-            self.lost(dir, &directory.names, kept.at, &content)?;
             for (id, log, _) in content.partitions {
                 let end = PartitionEnd {
                     last: log.last,
@@ -289,21 +287,6 @@ impl Walk<'_> {
             scanner.finish(disk)?;
             self.report.bytes += scanner.bytes_read();
             link = scanner.link;
-        }
-        Ok(())
-    }
-
-    /// An old segment that the checkpoint needs and that is not there, unless later records let go of it: those are
-    /// not known here, so only a hole between segments that are there is told.
-    fn lost(&self, dir: &Path, names: &[Named], at: Lsn, content: &Content) -> Result<(), OpenError> {
-        let there = |base: Lsn| names.iter().any(|name| name.base == base);
-        let mut kept = false;
-        for segment in content.segments.iter().filter(|s| s.base < at) {
-            if there(segment.base) {
-                kept = true;
-            } else if kept {
-                return Err(OpenError::Missing { dir: dir.to_path_buf(), lsn: segment.base });
-            }
         }
         Ok(())
     }

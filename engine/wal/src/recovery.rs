@@ -22,6 +22,7 @@ use crate::replay::{BadBatch, Replay, State};
 use crate::restart::{self, Loaded, Search};
 use crate::salvage::{self, Piece as Part};
 use crate::scan::{Found, Scanner, Source};
+use crate::segments::RESERVED_SEGMENTS;
 use crate::survey::{Named, chain_of, finding, foreign, newest_in_use, sources, survey};
 use crate::wal::Wal;
 use core::time::Duration;
@@ -63,6 +64,9 @@ pub struct RecoveryReport {
     pub bad_checkpoints: Vec<(Lsn, String)>,
 }
 
+/// Most bytes of an epoch that is written again as a whole.
+const FOLD_BYTES_MAX: u64 = 1 << 20;
+
 /// What reading the log gives.
 #[derive(Default)]
 pub(crate) struct Judged {
@@ -79,6 +83,8 @@ pub(crate) struct Judged {
     pub(crate) adopted: BTreeSet<PartitionId>,
     /// Segments at the end in which nothing was ever written.
     pub(crate) blank: Vec<PathBuf>,
+    /// A newest epoch that holds little is written again as a whole, so that its segment is given back.
+    pub(crate) fold: bool,
 }
 
 /// A batch of the newest epoch that is not proven yet.
@@ -128,7 +134,9 @@ pub(crate) fn open(
     opening.report.duration = disk.clock().now.since(began);
     let report = opening.report;
     if let Ok(wal) = &result {
-        for file in wal.segments.files().chain([wal.active.file]) {
+        // The window may have taken more than one segment.
+        let written = wal.files.iter().filter_map(|(_, segment)| segment.file);
+        for file in wal.segments.files().chain(written) {
             disk.keep(file);
         }
     }
@@ -185,6 +193,8 @@ impl Opening<'_, '_> {
         let mut judged = Judged::default();
         let unknown = self.begin(&mut judged, old, &sources, &chain, search.loaded);
         let search = Search { loaded: None, bad: search.bad };
+        // A life that could not have all its spares: its disk is full.
+        judged.fold = directory.spares.len() < RESERVED_SEGMENTS;
         self.judge(disk, &sources, &chain, &mut judged).map_err(|e| search.blame(&dir, e))?;
         judged.state.demote(judged.end);
         let read_from = sources.first().map_or(Lsn(0), |s| s.header.base);
@@ -326,12 +336,22 @@ impl Opening<'_, '_> {
             let mut batches: VecDeque<Held> = VecDeque::new();
             let mut last_proven = None;
             let mut proven_records = 0;
+            let mut folded = Vec::new();
+            let mut foldable = judged.fold && part.end.is_none() && part.start > checkpoint;
+            let mut bytes_of_part = 0;
             loop {
                 match scanner.next(disk)? {
                     Found::Good(header) => {
                         let Some(source) = scanner.here().cloned() else { break };
                         let bytes = scanner.bytes(disk, &header)?;
                         judged.state.apply(&source, &header, bytes, &mut self.report, self.replay)?;
+                        bytes_of_part += u64::from(header.total_len);
+                        foldable &= bytes_of_part <= FOLD_BYTES_MAX && header.checkpoint < part.start;
+                        if foldable {
+                            let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
+                            let what = Tail::Good(source.clone(), header);
+                            folded.push(Held { until: header.end(), link, holds: true, what });
+                        }
                         proven = proven.max(header.durable);
                         let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
                         let (until, holds) = (header.end(), header.record_count > 0);
@@ -353,6 +373,7 @@ impl Opening<'_, '_> {
                             _ => false,
                         };
                         if let (true, Some((end, link))) = (goes_on, evidence.end) {
+                            foldable = false;
                             let suspect = finding.verdict == Verdict::Suspect;
                             if suspect {
                                 finding.quarantined =
@@ -376,6 +397,7 @@ impl Opening<'_, '_> {
                                 return Err(OpenError::Damaged(Box::new(finding)));
                             }
                             Verdict::Superseded => {
+                                foldable = false;
                                 // Not to the next good one: another bad one may lie between.
                                 match evidence.end {
                                     Some((end, link)) => scanner.step_over(end, link, evidence.next),
@@ -426,6 +448,10 @@ impl Opening<'_, '_> {
                     judged.link = before;
                 }
                 judged.window = batches.into();
+                if foldable && proven_records > 0 {
+                    (judged.end, judged.link) = (part.prev_epoch_end, before);
+                    judged.window = folded;
+                }
             } else {
                 judged.link = link.unwrap_or(last_proven.unwrap_or(before));
             }

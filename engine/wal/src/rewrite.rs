@@ -9,7 +9,7 @@ use crate::recovery::{Judged, Opening, Tail};
 use crate::replay::State;
 use crate::salvage::{Piece as Part, What, lost_of, lost_record};
 use crate::scan::{Source, records_of};
-use crate::segments::{Segments, Spare, Step};
+use crate::segments::{RESERVED_SEGMENTS, Segments, Spare, Step};
 use crate::wal::Wal;
 use crate::window::Window;
 use core::time::Duration;
@@ -58,7 +58,8 @@ impl Opening<'_, '_> {
             spare_number = spare_number.max(number + 1);
             let path = self.options.dir.join(names::spare(number));
             let (file, bytes) = disk.open(&path, OpenMode::ReadWrite)?;
-            if bytes == self.options.segment_bytes && free.len() <= self.options.spares {
+            if bytes == self.options.segment_bytes && free.len() <= self.options.spares.max(RESERVED_SEGMENTS)
+            {
                 // A segment's header is left in a file that was one.
                 let mut window = Window::new(file, bytes);
                 let recycled = window.view(disk, 0, PAGE_BYTES)?.iter().any(|b| *b != 0);
