@@ -4,11 +4,11 @@
 //! that is meant; what is in it is replaced.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tidelog_io::{BackEnd, Io, IoOptions, Wait, open_back_end};
 use tidelog_types::{
-    EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
-    ShardId, Ticket,
+    EntryMeta, Generation, Incarnation, Index, Monotonic, NodeId, PartitionId, Position, RecordHeader,
+    RecordKind, ShardId, Ticket,
 };
 use tidelog_wal::{Options, Replay, Wal, WalEvent};
 
@@ -53,6 +53,10 @@ impl Log {
         }
         let last = (0..partitions).map(|p| wal.last(PartitionId(p as u64)).index.0).collect();
         Log { io, wal, ticket: 0, last, events: Vec::new() }
+    }
+
+    fn now(&mut self) -> Monotonic {
+        self.io.clock().now
     }
 
     fn turn(&mut self, wait: Wait) {
@@ -129,9 +133,9 @@ fn partitions(dir: &Path) {
             for partition in 0..count {
                 log.append(partition, &payload, crc);
             }
-            let (start, before) = (Instant::now(), log.wal.stats());
+            let (start, before) = (log.now(), log.wal.stats());
             let mut records = 0u64;
-            while start.elapsed() < Duration::from_secs(8) {
+            while log.now().since(start) < Duration::from_secs(8) {
                 for i in 0..256u64 {
                     log.append(((records + i) % count as u64) as usize, &payload, crc);
                 }
@@ -147,7 +151,7 @@ fn partitions(dir: &Path) {
                 }
                 log.turn(Wait::No);
             }
-            let (stats, spent) = (log.wal.stats(), start.elapsed().as_secs_f64());
+            let (stats, spent) = (log.wal.stats(), log.now().since(start).as_secs_f64());
             println!(
                 "round {round}, {count} partitions: {:.0} records/s, {} per batch, {:.3} log bytes a payload byte, {} checkpoints of {} KiB, {} summaries, {} reclaimed, {} segments",
                 records as f64 / spent,
@@ -233,8 +237,8 @@ fn moving(dir: &Path) {
     }
     let large = vec![5; 16 << 10];
     let large_crc = crc32c::crc32c(&large);
-    let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(30) {
+    let start = log.now();
+    while log.now().since(start) < Duration::from_secs(30) {
         for _ in 0..32 {
             log.append(0, &large, large_crc);
         }

@@ -28,6 +28,9 @@ const SEAL_RETRY: Duration = Duration::from_millis(100);
 /// Wake-ups without a completion that [`Wal::close`] puts up with.
 const SPURIOUS_MAX: u32 = 10_000;
 
+/// Appends what the shard saves of a partition.
+type Save<'s> = dyn FnMut(PartitionId, &mut Vec<u8>) + 's;
+
 /// What the log reports.
 #[derive(Clone, Debug)]
 pub enum WalEvent {
@@ -237,7 +240,7 @@ impl Wal {
         self.flush_or_save(io, Some(save));
     }
 
-    fn flush_or_save(&mut self, io: &mut dyn Io, save: Option<&mut dyn FnMut(PartitionId, &mut Vec<u8>)>) {
+    fn flush_or_save(&mut self, io: &mut dyn Io, save: Option<&mut Save<'_>>) {
         self.clock = io.clock();
         if self.fenced {
             return;

@@ -58,6 +58,8 @@ pub(crate) struct Batch {
     pub(crate) end: u64,
     /// The last one of an opening.
     pub(crate) done: bool,
+    /// Its epoch is in use: it is that last one, or was written later.
+    pub(crate) in_use: bool,
     pub(crate) records: Vec<Record>,
 }
 
@@ -152,6 +154,7 @@ fn batch(bytes: &[u8]) -> Result<Batch, String> {
         prev: u64_at(bytes, 56),
         end: lsn + total as u64,
         done: flags & 2 != 0,
+        in_use: flags & 2 != 0 || flags & 1 == 0,
         records,
     })
 }

@@ -418,6 +418,7 @@ mod tests {
                 prev: self.last,
                 end: self.at + 4096,
                 done,
+                in_use: true,
                 records,
             };
             (self.last, self.at) = (batch.lsn, batch.end);
