@@ -84,6 +84,8 @@ impl Shard {
                 }
                 WalEvent::SnapshotWanted { partition } => {
                     tracing::debug!(%partition, "the log is over its budget, and this partition holds its oldest segment");
+                    // A plain log has none to take: its entries are moved instead.
+                    replicas.due.insert(partition);
                 }
                 WalEvent::SpaceBack => {
                     tracing::info!("space for segments is back");
