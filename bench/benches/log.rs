@@ -14,7 +14,7 @@ use tidelog_types::{
     EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
     ShardId, Ticket,
 };
-use tidelog_wal::{Options, Replay, Wal, WalEvent};
+use tidelog_wal::{Lost, Options, Replay, Wal, WalEvent};
 
 const PARTITION: PartitionId = PartitionId(0);
 const GENERATION: Generation = Generation(1);
@@ -27,6 +27,11 @@ impl Replay for Nothing {
     fn cut(&mut self, _: PartitionId, _: Position) {}
     fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
     fn high_water(&mut self, _: PartitionId, _: Index) {}
+    fn damaged(&mut self, _: PartitionId, lost: Lost) {
+        panic!("nothing was damaged: {lost:?}");
+    }
+    fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 }
 
 struct Log {

@@ -8,7 +8,7 @@ use crate::host::Host;
 use crate::load::{Done, Driver, Measured, Outcome, Pace, Target};
 use crate::payload::{Payloads, Stamp};
 use crate::report::{Report, Shape};
-use crate::target::{ClusterOptions, ClusterTarget, HandleTarget, InlineTarget};
+use crate::target::{ClusterOptions, ClusterTarget, HandleTarget, InlineTarget, QueueTarget, ThreadsTarget};
 use crate::usage::Meter;
 use core::time::Duration;
 use std::fs;
@@ -28,6 +28,10 @@ pub const ROUNDS_MAX: u32 = 1000;
 pub enum Subject {
     /// A single node in this process, through its public handle.
     Engine,
+    /// The same, by its append queue.
+    Queue,
+    /// The same, each writer of a closed loop a thread of its own that waits for its record.
+    Threads,
     /// A single node on the load generator's own thread.
     Inline,
     /// A running cluster.
@@ -135,6 +139,9 @@ impl AppendOptions {
         if self.dir.is_none() && !cluster {
             return wrong("a directory is needed: the data goes there");
         }
+        if matches!((&self.subject, self.pace), (Subject::Threads, Pace::Open { .. })) {
+            return wrong("a thread for each writer: only in a closed loop");
+        }
         if cluster && (self.segment_bytes.is_some() || self.sync.is_some() || !self.profiles.is_empty()) {
             return wrong(
                 "profiles, segment size and way of syncing are a cluster's own: configure its nodes",
@@ -154,6 +161,8 @@ impl AppendOptions {
     fn name(&self) -> String {
         let name = match &self.subject {
             Subject::Engine => "tidelog",
+            Subject::Queue => "tidelog-queue",
+            Subject::Threads => "tidelog-threads",
             Subject::Inline => "tidelog-inline",
             Subject::Cluster { addresses, .. } => return format!("tidelog{}", addresses.len()),
             Subject::Baseline { which, .. } => which.name(),
@@ -237,6 +246,11 @@ fn open(options: &AppendOptions, workplace: Option<&Workplace>) -> Result<Box<dy
         workplace.map(|w| w.path.clone()).ok_or_else(|| BenchError::Options("a directory is needed".into()))
     };
     match &options.subject {
+        Subject::Queue => {
+            let config = configuration(options, place()?)?;
+            Ok(Box::new(QueueTarget::open(config, options.pace.in_flight_max())?))
+        }
+        Subject::Threads => Err(BenchError::Options("threads drive themselves".into())),
         Subject::Engine => Ok(Box::new(HandleTarget::open(configuration(options, place()?)?)?)),
         Subject::Inline => Ok(Box::new(InlineTarget::open(&configuration(options, place()?)?)?)),
         Subject::Baseline { which, depth } => {
@@ -252,6 +266,12 @@ fn open(options: &AppendOptions, workplace: Option<&Workplace>) -> Result<Box<dy
             back_end,
         })?)),
     }
+}
+
+/// What is measured, and by whom it is driven.
+enum Running {
+    Driven(Box<dyn Target>),
+    Threads(ThreadsTarget),
 }
 
 /// Waits until the target takes a record: the node has recovered, a leader is elected, a connection is there.
@@ -323,8 +343,17 @@ pub fn append(options: &AppendOptions) -> Result<Report, BenchError> {
         (Some(dir), Some(_)) => Some(Device::open(dir)?),
         _ => None,
     };
-    let mut target = open(options, workplace.as_ref())?;
-    wait_ready(&mut *target, options.payload_bytes, options.ready)?;
+    let mut subject = match (&options.subject, options.pace, &workplace) {
+        (Subject::Threads, Pace::Closed { writers }, Some(workplace)) => {
+            let config = configuration(options, workplace.path.clone())?;
+            Running::Threads(ThreadsTarget::open(config, writers, options.payload_bytes)?)
+        }
+        _ => {
+            let mut target = open(options, workplace.as_ref())?;
+            wait_ready(&mut *target, options.payload_bytes, options.ready)?;
+            Running::Driven(target)
+        }
+    };
 
     let meter = Meter::new(options.dir.as_deref(), servers);
     let run = Duration::from_secs_f64(options.seconds);
@@ -334,9 +363,16 @@ pub fn append(options: &AppendOptions) -> Result<Report, BenchError> {
             device.round(each)?;
         }
         let warm = Duration::from_secs_f64(options.warm_seconds);
-        driver.span(&mut *target, &meter, warm, run / options.rounds, &mut measured)?;
+        let span = run / options.rounds;
+        match &mut subject {
+            Running::Driven(target) => driver.span(&mut **target, &meter, warm, span, &mut measured)?,
+            Running::Threads(threads) => threads.span(&meter, warm, span, &mut measured)?,
+        }
     }
-    target.close()?;
+    match subject {
+        Running::Driven(target) => target.close()?,
+        Running::Threads(threads) => threads.close()?,
+    }
     let host = Host::of(options.dir.as_deref());
     let label = options.label.clone().unwrap_or_else(|| options.name());
     let mut report = Report::new(label, options.shape(), measured, device.map(|d| d.report()), host);

@@ -96,6 +96,11 @@ impl Latencies {
         }
     }
 
+    /// Adds another's to the whole. They are in no interval.
+    pub fn absorb(&mut self, other: &Latencies) {
+        self.total.add(&other.total).expect("all histograms have the same bounds");
+    }
+
     /// How many were recorded.
     pub fn count(&self) -> u64 {
         self.total.len()

@@ -1,5 +1,6 @@
 //! The handle that embedders hold: a shard on a thread of its own, and partitions to append to and read from.
 
+use crate::append_queue::AppendQueue;
 use crate::config::Config;
 use crate::error::Error;
 use crate::inbox::{Inbox, inbox};
@@ -115,6 +116,16 @@ impl Engine {
     pub fn partition_by_id(&self, id: PartitionId) -> Option<Partition> {
         let marks = Arc::clone(self.shared.marks.get(&id)?);
         Some(Partition { id, shared: Arc::clone(&self.shared), marks })
+    }
+
+    /// A queue for many appends of one thread or task, at most `in_flight_max` (and
+    /// [`IN_FLIGHT_LIMIT`](crate::append_queue::IN_FLIGHT_LIMIT)) at a time, answered in bulk.
+    pub fn append_queue(&self, in_flight_max: usize) -> AppendQueue {
+        AppendQueue::new(self.clone(), in_flight_max)
+    }
+
+    pub(crate) fn inbox(&self) -> &Inbox {
+        &self.shared.inbox
     }
 
     /// State of this node.
@@ -270,10 +281,7 @@ impl Partition {
     fn append_request(&self, payload: Bytes, session: Option<SessionRef>) -> Pending<Position> {
         let payload_crc = crc32c::crc32c(&payload);
         let request = Request::Append { partition: self.id, session, payload, payload_crc };
-        Pending::new(self.shared.inbox.request(request), |response: Response| match response? {
-            Reply::Appended { position } => Ok(position),
-            _ => Err(mismatched()),
-        })
+        Pending::new(self.shared.inbox.request(request), appended)
     }
 
     /// Opens a session, or finds the one that is open under this key.
@@ -306,9 +314,30 @@ impl Partition {
         })
     }
 
+    /// Takes a snapshot of the state machine on this node; the answer comes when it is durable, read back and marked in
+    /// the log. It covers at least what was applied before the call: the last entry covered.
+    ///
+    /// [`RequestError::Invalid`] if the partition has no state machine, [`RequestError::Unavailable`] if none could be
+    /// taken.
+    pub fn snapshot(&self) -> Pending<Position> {
+        let request = Request::Snapshot { partition: self.id };
+        Pending::new(self.shared.inbox.request(request), |response: Response| match response? {
+            Reply::Snapshot { covered, .. } => Ok(covered),
+            _ => Err(mismatched()),
+        })
+    }
+
     /// The partition's marks on this node.
     pub fn marks(&self) -> Marks {
         self.marks.load()
+    }
+}
+
+/// An append's answer.
+pub(crate) fn appended(response: Response) -> Result<Position, RequestError> {
+    match response? {
+        Reply::Appended { position } => Ok(position),
+        _ => Err(mismatched()),
     }
 }
 

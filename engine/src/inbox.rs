@@ -1,6 +1,7 @@
 //! How handles on any thread reach the shard: a bounded queue and a wake-up (R14).
 
-use crate::request::{Request, RequestError, Response};
+use crate::answer::{self, Answer, Asker};
+use crate::request::{Request, RequestError};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use std::time::Duration;
 use tidelog_io::Waker;
@@ -9,7 +10,7 @@ use tidelog_io::Waker;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// To be answered.
-    Request { request: Request, reply: oneshot::Sender<Response> },
+    Request { request: Request, asker: Asker },
     /// Refuse new work, drain, seal, end.
     Stop,
 }
@@ -51,21 +52,38 @@ pub(crate) fn inbox(capacity: usize, waker: Waker) -> (Inbox, Commands) {
 }
 
 impl Inbox {
-    /// Queues a request; its answer arrives at the receiver. A full queue answers *busy*, a stopped shard
+    /// Queues a request; its answer arrives where the result waits for it. A full queue answers *busy*, a stopped shard
     /// *unavailable*.
-    pub(crate) fn request(&self, request: Request) -> oneshot::Receiver<Response> {
-        let (reply, answer) = oneshot::channel();
-        match self.queue.try_send(Command::Request { request, reply }) {
-            Ok(()) => self.waker.wake(),
-            Err(TrySendError::Full(Command::Request { reply, .. })) => {
-                drop(reply.send(Err(RequestError::Busy { retry_after: RETRY_AFTER })));
-            }
-            Err(TrySendError::Disconnected(Command::Request { reply, .. })) => {
-                drop(reply.send(Err(RequestError::Unavailable("the engine is closed".into()))));
-            }
-            Err(_) => {}
+    pub(crate) fn request(&self, request: Request) -> Answer {
+        let (asker, answer) = answer::channel();
+        if self.hand_over(request, asker) {
+            self.ring();
         }
         answer
+    }
+
+    /// Queues a request without waking the shard; false if it is answered already.
+    pub(crate) fn hand_over(&self, request: Request, asker: Asker) -> bool {
+        let (asker, error) = match self.queue.try_send(Command::Request { request, asker }) {
+            Ok(()) => return true,
+            Err(TrySendError::Full(Command::Request { asker, .. })) => {
+                (asker, RequestError::busy(RETRY_AFTER))
+            }
+            Err(TrySendError::Disconnected(Command::Request { asker, .. })) => {
+                (asker, RequestError::Unavailable("the engine is closed".into()))
+            }
+            Err(_) => return false,
+        };
+        // This is the asker's own thread: if it waits elsewhere as well, it is to look.
+        if let Some(waker) = asker.answer(Err(error)) {
+            waker.wake();
+        }
+        false
+    }
+
+    /// Wakes the shard for what was handed over.
+    pub(crate) fn ring(&self) {
+        self.waker.wake();
     }
 
     /// Asks the shard to stop; waits for room in the queue if it is full.

@@ -8,6 +8,8 @@
 //! What it deliberately does not know: frames and sockets' addresses beyond the transport, what a payload means,
 //! how a record is laid out on disk (the log's matter) and who may lead (the consensus core's).
 
+mod answer;
+pub mod append_queue;
 mod back_end;
 pub mod config;
 mod directory;
@@ -16,6 +18,7 @@ pub mod error;
 pub mod formation;
 pub mod identity;
 mod inbox;
+pub mod keep;
 pub mod marks;
 pub mod options;
 mod partition;
@@ -23,11 +26,14 @@ pub mod pending;
 mod reads;
 mod recovery;
 pub mod request;
+mod returning;
 pub mod shard;
+pub mod snapshot;
 pub mod state_machine;
 pub mod transport;
 mod waiting;
 
+pub use append_queue::{AppendQueue, Appended};
 pub use directory::{MAP_VERSION, wal_dir};
 pub use engine::{Engine, Partition, Read};
 pub use error::Error;
@@ -35,7 +41,7 @@ pub use inbox::Commands;
 pub use marks::Marks;
 pub use options::Options;
 pub use pending::Pending;
-pub use request::{Level, Record, RequestError};
+pub use request::{BusyReason, Level, Record, RequestError};
 pub use shard::{Shard, Turn};
 pub use state_machine::StateMachine;
 pub use tidelog_types::{

@@ -1,9 +1,11 @@
 //! What a shard is told at its start, in the units that it works with.
 
 use crate::config::Config;
+use crate::keep::Keep;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tidelog_consensus::Retention;
 use tidelog_types::{NodeId, ShardId};
 
 /// Settings of one node's shard. [`crate::config::Config`] is where they come from.
@@ -29,6 +31,10 @@ pub struct Options {
     pub batches_in_flight_max: usize,
     /// Prepared segments kept ready.
     pub spares: usize,
+    /// Bytes of log between two checkpoints, at least.
+    pub checkpoint_every: u64,
+    /// Bytes that a log is kept at, as far as what is live in it lets it.
+    pub log_bytes_target: u64,
     /// Idle time after which the log is sealed.
     pub seal_after: Duration,
     /// Bytes of recent entries kept in memory.
@@ -47,11 +53,14 @@ pub struct Options {
     pub uncommitted_bytes_max: u64,
     /// Commands of this process waiting for the shard.
     pub inbox_max: usize,
+    /// What is kept of the logs.
+    pub keep: Keep,
 }
 
 impl From<&Config> for Options {
     fn from(config: &Config) -> Options {
-        let (wal, replication) = (&config.wal, &config.replication);
+        let (wal, replication, retention) = (&config.wal, &config.replication, &config.retention);
+        let some = |time: Duration| (!time.is_zero()).then_some(time);
         Options {
             node: config.node.id,
             data_dir: config.node.data_dir.clone(),
@@ -68,6 +77,8 @@ impl From<&Config> for Options {
             batch_bytes_max: wal.batch_max,
             batches_in_flight_max: wal.in_flight,
             spares: wal.spare_segments,
+            checkpoint_every: wal.checkpoint_every,
+            log_bytes_target: wal.budget,
             seal_after: wal.seal_after,
             cache_bytes_max: wal.cache,
             heartbeat: replication.heartbeat,
@@ -77,6 +88,16 @@ impl From<&Config> for Options {
             uncommitted_entries_max: replication.uncommitted_entries,
             uncommitted_bytes_max: replication.uncommitted_bytes,
             inbox_max: config.limits.inbox,
+            keep: Keep {
+                snapshot_every: config.snapshot.every,
+                snapshot_interval: some(config.snapshot.interval),
+                retention: Retention {
+                    age: some(retention.age),
+                    bytes: (retention.bytes > 0).then_some(retention.bytes),
+                },
+                follower_bytes: retention.follower_bytes,
+                follower_age: retention.follower_age,
+            },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A request on its way: a future on any executor, or a wait without one.
 
+use crate::answer::Answer;
 use crate::request::{RequestError, Response};
 use core::future::{Future, IntoFuture};
 use core::pin::Pin;
@@ -12,24 +13,19 @@ type Map<T> = fn(Response) -> Result<T, RequestError>;
 #[must_use = "nothing is known of the request's outcome before this is awaited"]
 #[derive(Debug)]
 pub struct Pending<T> {
-    answer: oneshot::Receiver<Response>,
+    answer: Answer,
     map: Map<T>,
 }
 
 /// The future of a [`Pending`].
 #[derive(Debug)]
 pub struct PendingFuture<T> {
-    answer: oneshot::AsyncReceiver<Response>,
+    answer: Answer,
     map: Map<T>,
 }
 
-/// The shard ended without an answer: whether the record is in the log is not known.
-fn lost<E>(_: E) -> RequestError {
-    RequestError::Unknown
-}
-
 impl<T> Pending<T> {
-    pub(crate) fn new(answer: oneshot::Receiver<Response>, map: Map<T>) -> Pending<T> {
+    pub(crate) fn new(answer: Answer, map: Map<T>) -> Pending<T> {
         Pending { answer, map }
     }
 
@@ -38,7 +34,7 @@ impl<T> Pending<T> {
     /// # Errors
     /// The request's own; [`RequestError::Unknown`] if the engine went away without an answer.
     pub fn wait(self) -> Result<T, RequestError> {
-        (self.map)(self.answer.recv().map_err(lost)?)
+        (self.map)(self.answer.wait())
     }
 }
 
@@ -46,13 +42,14 @@ impl<T> IntoFuture for Pending<T> {
     type Output = Result<T, RequestError>;
     type IntoFuture = PendingFuture<T>;
     fn into_future(self) -> PendingFuture<T> {
-        PendingFuture { answer: self.answer.into_future(), map: self.map }
+        PendingFuture { answer: self.answer, map: self.map }
     }
 }
 
 impl<T> Future for PendingFuture<T> {
     type Output = Result<T, RequestError>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.answer).poll(cx).map(|answer| (self.map)(answer.map_err(lost)?))
+        let map = self.map;
+        self.answer.poll(cx).map(map)
     }
 }

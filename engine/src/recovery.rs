@@ -5,22 +5,34 @@ use crate::identity::Identity;
 use crate::options::Options;
 use std::collections::BTreeMap;
 use tidelog_cluster::{Placement, PlacementError, Ring};
-use tidelog_consensus::Restored;
+use tidelog_consensus::{DamagedRange, Harm, LoadError, Restored};
 use tidelog_types::{EntryMeta, Generation, Index, NodeId, PartitionId, Position, ShardId};
-use tidelog_wal::{RecoveryReport, Replay};
+use tidelog_wal::{Lost, RecoveryReport, Replay};
 
 /// Gathers what recovery replays, per partition, for the replicas.
 pub(crate) struct Recovering {
     partitions: BTreeMap<PartitionId, Restored>,
+    /// Replicas whose saved state is no replica's.
+    faults: BTreeMap<PartitionId, LoadError>,
 }
 
 impl Recovering {
     pub(crate) fn new(partitions: impl Iterator<Item = PartitionId>) -> Recovering {
-        Recovering { partitions: partitions.map(|p| (p, Restored::default())).collect() }
+        Recovering {
+            partitions: partitions.map(|p| (p, Restored::default())).collect(),
+            faults: BTreeMap::new(),
+        }
     }
 
-    pub(crate) fn take(&mut self, partition: PartitionId) -> Restored {
-        self.partitions.remove(&partition).unwrap_or_default()
+    /// A partition's state.
+    ///
+    /// # Errors
+    /// If a checkpoint has it and it cannot be read.
+    pub(crate) fn take(&mut self, partition: PartitionId) -> Result<Restored, LoadError> {
+        match self.faults.remove(&partition) {
+            Some(fault) => Err(fault),
+            None => Ok(self.partitions.remove(&partition).unwrap_or_default()),
+        }
     }
 
     fn of(&mut self, partition: PartitionId) -> &mut Restored {
@@ -38,8 +50,28 @@ impl Replay for Recovering {
     fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>) {
         self.of(partition).promise(generation, vote);
     }
+    fn damaged(&mut self, partition: PartitionId, lost: Lost) {
+        let Lost { first, last, generation, suspect } = lost;
+        let harm = if suspect { Harm::Suspect } else { Harm::Damaged };
+        self.of(partition).damaged(DamagedRange { first, last, generation }, harm);
+    }
+    fn moved(&mut self, partition: PartitionId, meta: &EntryMeta, _payload: &[u8]) {
+        self.of(partition).moved(meta);
+    }
     fn high_water(&mut self, partition: PartitionId, mark: Index) {
         self.of(partition).high_water(mark);
+    }
+    fn checkpoint(&mut self, partition: PartitionId, state: &[u8]) {
+        match Restored::load(state) {
+            Ok(restored) => _ = self.partitions.insert(partition, restored),
+            Err(fault) => _ = self.faults.insert(partition, fault),
+        }
+    }
+    fn low_water(&mut self, partition: PartitionId, first: Index) {
+        self.of(partition).low_water(first);
+    }
+    fn snapshot_mark(&mut self, partition: PartitionId, covered: Position) {
+        self.of(partition).snapshot_mark(covered);
     }
 }
 
@@ -75,6 +107,8 @@ pub(crate) fn wal_options(options: &Options, identity: &Identity, formed: &Forme
         spares: options.spares,
         seal_after: options.seal_after,
         cache_bytes_max: options.cache_bytes_max,
+        checkpoint_every: options.checkpoint_every,
+        log_bytes_target: options.log_bytes_target,
         single_voter: options.replication == 1,
         must_exist: identity.has_log,
     }
@@ -100,6 +134,13 @@ pub(crate) fn replica_config(
     }
 }
 
+/// Where an opening found damage to a partition, in words.
+pub(crate) fn place(report: &RecoveryReport, partition: PartitionId) -> String {
+    let of = |finding: &&tidelog_wal::Finding| finding.spans.iter().any(|s| s.partition == partition);
+    let found: Vec<String> = report.findings.iter().filter(of).take(3).map(ToString::to_string).collect();
+    found.join("; ")
+}
+
 /// What an opening found, in one line.
 pub(crate) fn describe(report: &RecoveryReport) -> String {
     let mut out = format!(
@@ -112,6 +153,12 @@ pub(crate) fn describe(report: &RecoveryReport) -> String {
         report.duration.as_millis(),
         report.rewritten
     );
+    if let Some(at) = report.checkpoint {
+        out.push_str(&format!("; from the checkpoint at LSN {at}"));
+    }
+    for (lsn, why) in &report.bad_checkpoints {
+        out.push_str(&format!("; the checkpoint that ends at LSN {lsn} is bad: {why}"));
+    }
     for finding in &report.findings {
         out.push_str(&format!("; {finding}"));
     }

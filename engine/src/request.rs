@@ -51,6 +51,11 @@ pub enum Request {
         /// How fresh.
         level: Level,
     },
+    /// Take a snapshot of a partition's state machine on this node.
+    Snapshot {
+        /// Of which partition.
+        partition: PartitionId,
+    },
     /// State of this node and of its partitions.
     Status,
 }
@@ -75,6 +80,13 @@ pub enum Reply {
     },
     /// Committed records.
     Records(Records),
+    /// A snapshot is durable, verified, and marked in the log.
+    Snapshot {
+        /// The last entry that it covers.
+        covered: Position,
+        /// Bytes in it; 0 if it was there already, because nothing was applied since.
+        bytes: u64,
+    },
     /// State.
     Status(Box<NodeStatus>),
 }
@@ -131,6 +143,19 @@ pub struct PartitionStatus {
     pub high_water: u64,
     /// First index still kept.
     pub low_water: u64,
+    /// First index that readers may see, by what all replicas agreed on.
+    #[serde(default)]
+    pub log_start: u64,
+    /// Highest index that this node's newest snapshot covers; 0: none.
+    #[serde(default)]
+    pub snapshot: u64,
+    /// Why the log does not begin later: `snapshot`, `log_start` (a newer one would let more go), `apply`, `reader`,
+    /// `follower N` (it is behind), `followers` (this node does not lead, and must be able to), `no snapshot and no log start`.
+    #[serde(default)]
+    pub low_water_held_by: String,
+    /// At a leader: replicas that need a snapshot, because what they lack is not kept any more.
+    #[serde(default)]
+    pub needs_snapshot: Vec<u64>,
     /// Highest index durable here.
     pub durable: u64,
     /// Highest index applied here.
@@ -157,10 +182,12 @@ pub enum RequestError {
         address: Option<String>,
     },
     /// Too much is in flight, or there is no space: try again later. Nothing was appended.
-    #[error("busy, try again in {} ms", .retry_after.as_millis())]
+    #[error("busy: {reason}, try again in {} ms", .retry_after.as_millis())]
     Busy {
         /// When.
         retry_after: Duration,
+        /// What has to end first.
+        reason: BusyReason,
     },
     /// A newer holder of the lease has appended: this token is void.
     #[error("fenced: the partition has seen a higher token")]
@@ -214,6 +241,31 @@ pub enum RequestError {
     /// The request itself is wrong.
     #[error("invalid request: {0}")]
     Invalid(String),
+}
+
+impl RequestError {
+    /// Too much is in flight; the time to wait before the next try.
+    pub const fn busy(retry_after: Duration) -> RequestError {
+        RequestError::Busy { retry_after, reason: BusyReason::Load }
+    }
+}
+
+/// Why a node is busy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BusyReason {
+    /// As much is in flight as may be.
+    Load,
+    /// There is no space for another segment: until space is back, only votes and promises are written.
+    DiskFull,
+}
+
+impl core::fmt::Display for BusyReason {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            BusyReason::Load => "too much is in flight",
+            BusyReason::DiskFull => "the disk is full",
+        })
+    }
 }
 
 /// One committed record, decoded.

@@ -1,6 +1,6 @@
 //! What is queued for one peer: urgent messages in front of bulk data (R7), both bounded (R8).
 //!
-//! Everything but appends with records is urgent: 64 bytes each, merged into one frame a send. Bulk frames go
+//! Everything but what carries records is urgent: 64 bytes each, merged into one frame a send. Bulk frames go
 //! behind, as many as fit one bounded send, and their records are sent from where they lie.
 
 use crate::gather::Gather;
@@ -9,6 +9,7 @@ use crate::wire::{FrameKind, HEADER_BYTES, META_BYTES_MAX, SLOT_BYTES, encode_me
 use bytes::Bytes;
 use std::collections::VecDeque;
 use tidelog::transport::PeerMessage;
+use tidelog_consensus::Message;
 use tidelog_types::limits::APPEND_BYTES_MAX;
 
 /// Most urgent messages in one frame.
@@ -16,6 +17,7 @@ const FRAME_MESSAGES_MAX: usize = META_BYTES_MAX as usize / SLOT_BYTES;
 
 #[derive(Debug)]
 struct BulkFrame {
+    kind: FrameKind,
     slot: [u8; SLOT_BYTES],
     records: Vec<Bytes>,
     bytes: usize,
@@ -75,7 +77,11 @@ impl Lanes {
             && (self.bulk_bytes == 0 || self.bulk_bytes + bytes <= self.bytes_max);
         if room {
             self.bulk_bytes += bytes;
-            self.bulk.push_back(BulkFrame { slot, records: message.records, bytes });
+            let kind = match message.message {
+                Message::Repair(_) => FrameKind::Fetched,
+                _ => FrameKind::Append,
+            };
+            self.bulk.push_back(BulkFrame { kind, slot, records: message.records, bytes });
         }
         room
     }
@@ -105,7 +111,7 @@ impl Lanes {
             if !first && !fits {
                 break;
             }
-            gather.frame_with(FrameKind::Append, [0; 5], &frame.slot, &frame.records);
+            gather.frame_with(frame.kind, [0; 5], &frame.slot, &frame.records);
             self.sending += frame.bytes;
             self.bulk.pop_front();
         }
@@ -122,7 +128,7 @@ impl Lanes {
 mod tests {
     use super::*;
     use crate::wire::FrameHeader;
-    use tidelog_consensus::{Append, Free, Message};
+    use tidelog_consensus::{Append, Free};
     use tidelog_types::{Generation, Index, PartitionId, Position};
 
     fn append(partition: u64, bytes: usize) -> PeerMessage {

@@ -34,6 +34,7 @@ pub fn open_with(config: Config, machines: MachineFactory) -> Result<Engine, Err
         client_connections_max: config.limits.client_connections,
         requests_in_flight_max: config.limits.requests_in_flight,
         request_bytes_in_flight_max: config.limits.request_bytes_in_flight,
+        client_bytes_max: config.limits.client_bytes,
         ..defaults
     };
     let channel_timeout = config.replication.channel_timeout;

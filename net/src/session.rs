@@ -92,7 +92,7 @@ impl Session {
         ANSWER_BYTES
             + match request {
                 Request::Append { payload, .. } => payload.len(),
-                Request::OpenSession { .. } => 0,
+                Request::OpenSession { .. } | Request::Snapshot { .. } => 0,
                 Request::Read { bytes_max, .. } => (*bytes_max as usize).clamp(1, APPEND_BYTES_MAX),
                 Request::Status => STATUS_CHARGE,
             }

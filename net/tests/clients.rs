@@ -5,7 +5,7 @@ mod common;
 use bytes::Bytes;
 use common::*;
 use std::time::Duration;
-use tidelog::request::{Level, Reply, Request, RequestError};
+use tidelog::request::{BusyReason, Level, Reply, Request, RequestError};
 use tidelog_net::client::{ClientError, ClientOptions, ClientRequest, Target};
 use tidelog_types::{Index, NodeId, PartitionId, Sequence, SessionId, SessionKey, SessionRef};
 
@@ -114,6 +114,19 @@ fn busy_is_retried_and_a_session_keeps_its_order_by_it() {
         }
         assert_eq!(cluster.nodes[&1].log.len(), 500);
     }
+}
+
+/// A node that is busy to the end says why, and the client says it as a type.
+#[test]
+fn busy_to_the_end_is_told_with_its_reason() {
+    let mut cluster = cluster(4, 1);
+    cluster.node(1).mood = Mood::BusyEvery(1);
+    cluster.ask(CLIENT, 1, ClientRequest::append(P, payload(1)).within(Duration::from_secs(1)));
+    all_done(&mut cluster, 1, 2 * SECOND);
+    let Err(error) = &cluster.done(CLIENT)[0].result else { panic!("it was refused") };
+    assert!(matches!(error, ClientError::Busy { reason: BusyReason::DiskFull, .. }), "{error:?}");
+    assert!(error.to_string().contains("busy: the disk is full"), "{error}");
+    assert!(cluster.nodes[&1].log.is_empty());
 }
 
 #[test]
@@ -237,7 +250,9 @@ fn named_nodes_answer_for_themselves() {
     cluster.ask(CLIENT, 2, ClientRequest::status(Target::Node(NodeId(2))));
     let address = cluster.address(3);
     cluster.ask(CLIENT, 3, ClientRequest::status(Target::Address(address)));
-    cluster.ask(CLIENT, 4, ClientRequest::status(Target::Node(NodeId(17))).within(Duration::from_secs(1)));
+    // Long before its time is up, and the same once the nodes are known.
+    let nobody = || ClientRequest::status(Target::Node(NodeId(17))).within(Duration::from_secs(60));
+    cluster.ask(CLIENT, 4, nobody());
     cluster.ask(CLIENT, 5, ClientRequest::status(Target::Leader));
     all_done(&mut cluster, 5, 3 * SECOND);
     let of = |tag| cluster.done(CLIENT).iter().find(|d| d.tag == tag).unwrap().result.clone();
@@ -248,10 +263,13 @@ fn named_nodes_answer_for_themselves() {
         other => panic!("{other:?}"),
     };
     assert_eq!((node(of(2)), node(of(3))), (2, 3));
-    let Err(ClientError::Unavailable { why }) = of(4) else { panic!("{:?}", of(4)) };
-    assert!(why.contains("does not know a node 17"), "{why}");
+    let Err(ClientError::Refused(RequestError::Invalid(why))) = of(4) else { panic!("{:?}", of(4)) };
+    assert!(why.contains("there is no node 17 in this cluster, its nodes are 1, 2, 3"), "{why}");
     assert!(matches!(of(5), Err(ClientError::Refused(RequestError::Invalid(_)))));
     assert_eq!(cluster.nodes[&3].asked, 2);
+    cluster.ask(CLIENT, 6, nobody());
+    let of = |tag| cluster.done(CLIENT).iter().find(|d| d.tag == tag).map(|d| d.result.clone());
+    assert_eq!(of(6), of(4));
 }
 
 #[test]

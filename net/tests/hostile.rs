@@ -107,6 +107,7 @@ fn lengths_over_the_limit_are_closed_without_waiting_for_them() {
         forged(FrameKind::ClientHello, u32::MAX, 0),
         forged(FrameKind::AppendRequest, 0, u32::MAX),
         forged(FrameKind::Append, 64, u32::MAX),
+        forged(FrameKind::Fetched, 64, u32::MAX),
     ]
     .into_iter()
     .enumerate()

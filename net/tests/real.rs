@@ -79,6 +79,7 @@ impl Server {
                                     Err(RequestError::Checksum)
                                 }
                             }
+                            Request::Snapshot { .. } => Err(RequestError::Invalid("a plain log".into())),
                             Request::Status => {
                                 Ok(Reply::Status(Box::new(NodeStatus { node: 1, ..NodeStatus::default() })))
                             }

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use std::time::Duration;
 use tidelog::formation::{Formed, Hello, Member};
-use tidelog::request::{Level, Reply, Request, RequestError, Response};
-use tidelog_consensus::{Append, Asserting, Free, Message};
+use tidelog::request::{BusyReason, Level, Reply, Request, RequestError, Response};
+use tidelog_consensus::{Append, Asserting, Free, Message, Repair};
 use tidelog_net::wire::{
     self, FrameHeader, FrameKind, PeerHello, Refusal, RefusalCode, ServerHello, WireError,
 };
@@ -95,6 +95,20 @@ fn the_documented_vote() {
 }
 
 #[test]
+fn the_documented_fetch() {
+    let bytes = documented("A node asks for the entries 12 to 15");
+    assert_eq!(bytes.len(), 128);
+    assert_eq!((bytes[9], bytes[64], bytes[65]), (4, 10, 0));
+    let words: Vec<u64> = (0..7).map(|i| u64_at(&bytes, 72 + 8 * i)).collect();
+    assert_eq!(words, [3, 6, 12, 15, 0, 0, 0], "partition, generation, first and last index");
+    let fetch = Repair::Fetch { generation: Generation(6), first: Index(12), last: Index(15) };
+    let decoded: Vec<_> = wire::decode_messages(&bytes[64..]).collect::<Result<_, _>>().unwrap();
+    assert_eq!(decoded, [(PartitionId(3), Message::Repair(fetch))]);
+    let header = FrameHeader::decode(&bytes).unwrap().unwrap();
+    header.check_meta(&bytes[64..]).unwrap();
+}
+
+#[test]
 fn every_flipped_bit_of_a_header_is_noticed() {
     let good = documented("A plain append of the three bytes");
     for bit in 0..64 * 8 {
@@ -142,7 +156,7 @@ prop_compose! {
 
 fn message() -> impl Strategy<Value = Message> {
     let generation = any::<u64>().prop_map(Generation);
-    (0..9, generation, position(), any::<[u64; 4]>(), any::<bool>()).prop_map(
+    (0..12, generation, position(), any::<[u64; 4]>(), any::<bool>()).prop_map(
         |(kind, generation, last, [a, b, c, round], granted)| match kind {
             0 => Message::Free(Free::PreVote { generation, last }),
             1 => Message::Free(Free::PreVoteReply { generation, granted }),
@@ -160,6 +174,14 @@ fn message() -> impl Strategy<Value = Message> {
             7 => {
                 Message::Asserting(Asserting::AppendRefused { generation, prev: Index(a), hint: last, round })
             }
+            8 => Message::Repair(Repair::Fetch { generation, first: Index(a), last: Index(b) }),
+            9 => Message::Repair(Repair::Fetched { generation, first: Index(a), count: b }),
+            10 => Message::Repair(Repair::Missing {
+                generation,
+                first: Index(a),
+                damaged: granted,
+                promised: last.generation,
+            }),
             _ => Message::Asserting(Asserting::HeartbeatReply {
                 generation,
                 round,
@@ -176,7 +198,8 @@ fn error() -> impl Strategy<Value = RequestError> {
     prop_oneof![
         (prop::option::of(1u64..), prop::option::of("[a-z0-9.:]{1,40}"))
             .prop_map(|(hint, address)| E::NotLeader { hint: hint.map(NodeId), address }),
-        any::<u32>().prop_map(|us| E::Busy { retry_after: Duration::from_micros(us.into()) }),
+        (any::<u32>(), prop_oneof![Just(BusyReason::Load), Just(BusyReason::DiskFull)])
+            .prop_map(|(us, reason)| E::Busy { retry_after: Duration::from_micros(us.into()), reason }),
         Just(E::Fenced),
         any::<u64>().prop_map(|i| E::Truncated { first: Index(i) }),
         Just(E::Unknown),
@@ -225,6 +248,7 @@ fn request() -> impl Strategy<Value = Request> {
             }
         ),
         Just(Request::Status),
+        any::<u64>().prop_map(|p| Request::Snapshot { partition: PartitionId(p) }),
     ]
 }
 
@@ -273,6 +297,8 @@ proptest! {
         for (p, m) in &messages {
             let alone = wire::decode_append(&wire::encode_message(*p, m));
             prop_assert_eq!(alone.is_ok(), matches!(m, Message::Free(Free::Append(_))));
+            let alone = wire::decode_fetched(&wire::encode_message(*p, m));
+            prop_assert_eq!(alone.is_ok(), matches!(m, Message::Repair(Repair::Fetched { .. })));
         }
         prop_assert_eq!(decoded, messages);
     }
@@ -360,6 +386,7 @@ proptest! {
         let _ = wire::frame_length(&bytes);
         let _ = wire::decode_messages(&bytes).count();
         let _ = wire::decode_append(&bytes);
+        let _ = wire::decode_fetched(&bytes);
         let _ = wire::answers(&bytes).count();
         for kind in (0..=255).filter_map(FrameKind::from_code) {
             let header = FrameHeader::new(kind, fields);

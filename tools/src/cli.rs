@@ -1,6 +1,6 @@
 //! The command line: names, flags and examples. What is here is relied on by scripts.
 
-use crate::commands::{append, bench, config, demo, doctor, later, read, serve, sim, status, wal};
+use crate::commands::{append, bench, config, demo, doctor, later, read, serve, sim, snapshot, status, wal};
 use crate::failure::{Exit, Failure};
 use clap::{Parser, Subcommand};
 
@@ -39,6 +39,9 @@ pub(crate) enum Command {
     /// Every node and every partition: roles, marks, who is reachable
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
+    /// Snapshots of state machines: take
+    #[command(subcommand, after_help = snapshot::EXAMPLES)]
+    Snapshot(snapshot::Command),
     /// Look into a data directory, of a stopped or a running node
     #[command(subcommand, after_help = wal::EXAMPLES)]
     Wal(wal::Command),
@@ -61,9 +64,6 @@ pub(crate) enum Command {
     /// (not there yet) Leadership: transfer
     #[command(after_help = "Example:\n  tidelog leader transfer --partition 0 --to 2")]
     Leader(later::Args),
-    /// (not there yet) Snapshots: take
-    #[command(after_help = "Example:\n  tidelog snapshot take --partition 0")]
-    Snapshot(later::Args),
     /// (not there yet) Partitions: list, move
     #[command(after_help = "Example:\n  tidelog partition list")]
     Partition(later::Args),
@@ -107,7 +107,7 @@ impl Command {
             Command::Sim(args) => sim::run(args),
             Command::Member(_) => Err(Failure::later("member")),
             Command::Leader(_) => Err(Failure::later("leader")),
-            Command::Snapshot(_) => Err(Failure::later("snapshot")),
+            Command::Snapshot(command) => snapshot::run(command),
             Command::Partition(_) => Err(Failure::later("partition")),
             Command::Node(_) => Err(Failure::later("node")),
             Command::Core(_) => Err(Failure::later("core")),

@@ -9,7 +9,7 @@ use tidelog_types::{
     EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
     ShardId, Ticket,
 };
-use tidelog_wal::{Options, Replay, Wal, WalEvent};
+use tidelog_wal::{Lost, Options, Replay, Wal, WalEvent};
 
 struct Nothing;
 impl Replay for Nothing {
@@ -17,6 +17,11 @@ impl Replay for Nothing {
     fn cut(&mut self, _: PartitionId, _: Position) {}
     fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
     fn high_water(&mut self, _: PartitionId, _: Index) {}
+    fn damaged(&mut self, _: PartitionId, lost: Lost) {
+        panic!("nothing was damaged: {lost:?}");
+    }
+    fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 }
 
 /// A data directory with one shard's log being written.
@@ -25,6 +30,9 @@ struct Writing {
     wal: Wal,
     ticket: u64,
     last: [u64; 2],
+    generation: [u64; 2],
+    /// Of each partition's last entry.
+    last_generation: [u64; 2],
 }
 
 impl Writing {
@@ -39,7 +47,7 @@ impl Writing {
             ..Options::new(dir, NodeId(1), ShardId(0), Incarnation(7))
         };
         let (wal, _, _) = Wal::open(io.as_mut(), options, &mut Nothing).expect("a new log");
-        Writing { io, wal, ticket: 0, last: [0; 2] }
+        Writing { io, wal, ticket: 0, last: [0; 2], generation: [1; 2], last_generation: [0; 2] }
     }
 
     fn ticket(&mut self) -> Ticket {
@@ -49,31 +57,41 @@ impl Writing {
 
     fn promise(&mut self, partition: u64) {
         let ticket = self.ticket();
-        self.wal
-            .append_promise(ticket, PartitionId(partition), Generation(1), Some(NodeId(1)))
-            .expect("room");
+        let generation = Generation(self.generation[usize::try_from(partition).expect("0 or 1")]);
+        self.wal.append_promise(ticket, PartitionId(partition), generation, Some(NodeId(1))).expect("room");
     }
 
     fn entry(&mut self, partition: u64, payload: &[u8]) {
         let ticket = self.ticket();
-        let last = &mut self.last[usize::try_from(partition).expect("0 or 1")];
+        let at = usize::try_from(partition).expect("0 or 1");
+        let generation = self.generation[at];
         let header = RecordHeader {
-            index: Index(*last + 1),
-            generation: Generation(1),
-            prev_generation: Generation(u64::from(*last > 0)),
+            index: Index(self.last[at] + 1),
+            generation: Generation(generation),
+            prev_generation: Generation(std::mem::replace(&mut self.last_generation[at], generation)),
             payload_len: u32::try_from(payload.len()).expect("small"),
             payload_crc: crc32c::crc32c(payload),
             ..RecordHeader::new(RecordKind::Data, PartitionId(partition))
         };
-        *last += 1;
+        self.last[at] += 1;
         self.wal.append_entry(ticket, header, payload).expect("room");
+    }
+
+    /// Ends it as a clean stop does: hints are written, and a seal proves the last batch.
+    fn close(&mut self) {
+        self.wal.close(self.io.as_mut());
+    }
+
+    fn high_water(&mut self, partition: u64, mark: u64) {
+        self.wal.note_high_water(PartitionId(partition), Index(mark));
     }
 
     fn cut(&mut self, partition: u64, keep: u64) {
         let ticket = self.ticket();
         let keep_position = Position { index: Index(keep), generation: Generation(1) };
         self.wal.append_cut(ticket, PartitionId(partition), keep_position).expect("room");
-        self.last[usize::try_from(partition).expect("0 or 1")] = keep;
+        let at = usize::try_from(partition).expect("0 or 1");
+        (self.last[at], self.last_generation[at]) = (keep, 1);
     }
 
     /// Ends the batch and waits until it is durable.
@@ -150,7 +168,7 @@ fn a_whole_log_is_shown_and_sound() {
     let mut log = three_batches(dir.path());
     log.cut(0, 2);
     log.batch();
-    log.wal.close(log.io.as_mut());
+    log.close();
 
     let lines = dump(dir.path(), &[]);
     assert_eq!(lines[0]["event"], "segment");
@@ -256,4 +274,314 @@ fn directories_without_a_log() {
             assert!(stderr.contains(part) && stderr.contains("next: "), "{stderr}");
         }
     }
+}
+
+#[test]
+fn a_dump_shows_what_is_asked_for() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut log = three_batches(dir.path());
+    log.high_water(0, 2);
+    log.cut(0, 2);
+    log.batch();
+    log.close();
+    let shown = |args: &[&str]| -> Vec<(String, u64, u64)> {
+        let lines = dump(dir.path(), args);
+        let records = lines.iter().filter(|line| line["event"] == "record");
+        let number = |line: &Value, field: &str| line[field].as_u64().expect("a number");
+        let place = |line: &Value| (number(line, "partition"), number(line, "index"));
+        records.map(|l| (l["kind"].as_str().expect("a kind").to_owned(), place(l).0, place(l).1)).collect()
+    };
+    let data = |partition, index| ("data".to_owned(), partition, index);
+    assert_eq!(shown(&["--kind", "data", "--from", "2"]), [data(0, 2), data(0, 3)]);
+    assert_eq!(shown(&["--kind", "entry", "--to", "1"]), [data(0, 1), data(1, 1)]);
+    assert_eq!(shown(&["--partition", "1", "--partition", "0", "--kind", "data"]).len(), 4);
+    let cut = ("cut".to_owned(), 0, 2);
+    assert_eq!(shown(&["--kind", "cut"]), std::slice::from_ref(&cut));
+    assert_eq!(shown(&["--from", "3", "--to", "3"]), [data(0, 3), cut], "what it keeps ends below the range");
+    assert_eq!(shown(&["--from", "1", "--to", "2", "--kind", "cut"]), [], "it keeps all of the range");
+
+    let control = dump(dir.path(), &["--kind", "promise", "--kind", "cut", "--kind", "high_water"]);
+    let of = |kind: &str| control.iter().find(|l| l["kind"] == kind).expect("it is there").clone();
+    assert_eq!((&of("promise")["promised_generation"], &of("promise")["vote_for"]), (&1.into(), &1.into()));
+    assert_eq!((&of("cut")["keeps_index"], &of("cut")["keeps_generation"]), (&2.into(), &1.into()));
+    assert_eq!(of("high_water")["high_water"], 2);
+
+    let payload = |encoding| dump(dir.path(), &["--to", "1", "--partition", "0", "--payload", encoding]);
+    for (encoding, payload_is) in [("hex", "6f6e65".into()), ("base64", "b25l".into()), ("none", Value::Null)]
+    {
+        let lines = payload(encoding);
+        assert_eq!(lines.last().expect("the record")["payload"], payload_is, "{encoding}");
+    }
+    let text =
+        tidelog(&["wal", "dump", name(dir.path()), "--partition", "0", "--to", "1", "--payload", "hex"]).1;
+    assert!(text.contains("3 bytes 6f6e65") && !text.contains("one"), "{text}");
+    let (code, _, stderr) = tidelog(&["wal", "dump", name(dir.path()), "--kind", "nothing"]);
+    assert_eq!(code, 2, "{stderr}");
+}
+
+/// A segment's header is there twice: one bad copy is named and loses nothing.
+#[test]
+fn a_damaged_copy_of_a_header_and_a_damaged_footer_are_notes() {
+    let dir = tempfile::tempdir().expect("a directory");
+    drop(three_batches(dir.path()));
+    let (file, offset, bytes) = batches(&dump(dir.path(), &[]))[0].clone();
+    overwrite(&file, 4096 + 20, b"?");
+    // The footer's spans lie in the batch's last page, before the zeros.
+    let whole = std::fs::read(&file).expect("the segment");
+    let end = usize::try_from(offset + bytes).expect("a size");
+    let footer = (0..end).rev().find(|at| whole[*at..].starts_with(b"TLfo")).expect("a footer");
+    overwrite(&file, footer as u64 + 10, &[whole[footer + 10] ^ 1]);
+    let (code, verdict) = verify(dir.path());
+    assert_eq!((code, &verdict["outcome"]), (0, &"ok".into()), "{verdict}");
+    let copy = &verdict["headers_bad"][0];
+    assert_eq!((&copy["file"], &copy["offset"]), (&name(&file).into(), &4096.into()), "{verdict}");
+    assert_eq!(verdict["footers_bad"], 1, "{verdict}");
+    assert_eq!(verdict["notes"].as_array().map(Vec::len), Some(1), "{verdict}");
+}
+
+fn diff(a: &Path, b: &Path) -> (i32, Value) {
+    let (code, stdout, stderr) = tidelog(&["wal", "diff", name(a), name(b), "--output", "json"]);
+    (code, serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}")))
+}
+
+/// Two logs of the same first two entries.
+fn two_logs() -> [(tempfile::TempDir, Writing); 2] {
+    [(), ()].map(|()| {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut log = Writing::new(dir.path());
+        log.promise(0);
+        log.entry(0, b"one");
+        log.entry(0, b"two");
+        log.batch();
+        (dir, log)
+    })
+}
+
+#[test]
+fn logs_that_are_the_same_or_one_the_beginning_of_the_other() {
+    let [(a, mut a_log), (b, b_log)] = two_logs();
+    a_log.entry(0, b"three");
+    a_log.high_water(0, 3);
+    a_log.promise(1);
+    a_log.entry(1, b"of another partition");
+    a_log.batch();
+    a_log.close();
+    let (code, answer) = diff(a.path(), b.path());
+    assert_eq!((code, &answer["outcome"]), (0, &"same".into()), "{answer}");
+    let partition = &answer["partitions"][0];
+    assert_eq!((&partition["same_entries"], &partition["first_differing"]), (&2.into(), &Value::Null));
+    assert_eq!((&partition["a"]["beyond"], &partition["b"]["beyond"]), (&1.into(), &0.into()));
+    assert_eq!(
+        (&partition["a"]["last"], &partition["a"]["high_water"], &partition["b"]["last"]),
+        (&3.into(), &3.into(), &2.into())
+    );
+    assert_eq!(answer["partitions"][1]["outcome"], "one_sided");
+    let (code, text, _) = tidelog(&["wal", "diff", name(a.path()), name(b.path()), "--partition", "0"]);
+    assert_eq!(code, 0);
+    assert!(text.contains("1 beyond the other's end") && !text.contains("partition 1"), "{text}");
+    drop((a_log, b_log));
+}
+
+#[test]
+fn logs_that_part_where_they_may_and_where_they_must_not() {
+    let [(a, mut a_log), (b, mut b_log)] = two_logs();
+    // `a` was a leader of generation 1 that nobody heard; the others went on in generation 2.
+    a_log.entry(0, b"never committed");
+    a_log.batch();
+    b_log.generation = [2; 2];
+    b_log.promise(0);
+    b_log.entry(0, b"committed");
+    b_log.entry(0, b"and more");
+    b_log.high_water(0, 4);
+    b_log.batch();
+    b_log.close();
+    let (code, answer) = diff(a.path(), b.path());
+    assert_eq!((code, &answer["outcome"]), (0, &"parted".into()), "{answer}");
+    let differing = &answer["partitions"][0]["first_differing"];
+    assert_eq!((&differing["index"], &differing["committed_in"]), (&3.into(), &"b".into()), "{answer}");
+    assert_eq!((&differing["a_generation"], &differing["b_generation"]), (&1.into(), &2.into()));
+
+    // Once `a` is sure of its own entry as well, one of the two has lost an acknowledged one.
+    a_log.high_water(0, 3);
+    a_log.close();
+    let (code, answer) = diff(a.path(), b.path());
+    assert_eq!((code, &answer["outcome"]), (1, &"contradiction".into()), "{answer}");
+    assert_eq!(answer["partitions"][0]["first_differing"]["committed_in"], "both", "{answer}");
+
+    // A cut takes the difference away: `b` has what `a` has not, and nothing else.
+    let [(a, mut a_log), _] = two_logs();
+    a_log.entry(0, b"never committed");
+    a_log.batch();
+    a_log.cut(0, 2);
+    a_log.batch();
+    let (code, answer) = diff(a.path(), b.path());
+    assert_eq!((code, &answer["outcome"]), (0, &"same".into()), "{answer}");
+}
+
+#[test]
+fn one_index_and_generation_with_two_contents_is_a_contradiction_and_damage_is_said() {
+    let [(a, mut a_log), (b, mut b_log)] = two_logs();
+    a_log.entry(0, b"this");
+    a_log.batch();
+    b_log.entry(0, b"that");
+    b_log.batch();
+    let (code, answer) = diff(a.path(), b.path());
+    assert_eq!((code, &answer["outcome"]), (1, &"contradiction".into()), "{answer}");
+    let why = answer["partitions"][0]["why"].as_str().expect("it says why");
+    assert!(why.contains("two contents"), "{why}");
+
+    let [(a, a_log), (b, mut b_log)] = two_logs();
+    b_log.entry(0, b"more");
+    b_log.batch();
+    b_log.entry(0, b"and more");
+    b_log.batch();
+    let (file, offset, _) = batches(&dump(b.path(), &[]))[1].clone();
+    overwrite(&file, offset + 200, b"?");
+    let (code, answer) = diff(a.path(), b.path());
+    assert_eq!((code, &answer["outcome"]), (1, &"damaged".into()), "{answer}");
+    assert!(answer["b_damaged"].as_str().is_some_and(|why| why.contains(name(&file))), "{answer}");
+    drop(a_log);
+}
+
+/// A whole data directory of a formed cluster of so many nodes, each partition on all of them.
+fn with_identity(data_dir: &Path, replication: u64) {
+    use tidelog::formation::{Formed, Member};
+    let members =
+        (1..=replication).map(|node| Member { node: NodeId(node), incarnation: Incarnation(6 + node) });
+    let identity = tidelog::identity::Identity {
+        cluster_name: "test".into(),
+        node: NodeId(1),
+        incarnation: Incarnation(7),
+        shard_count: 1,
+        partitions: 2,
+        replication: u32::try_from(replication).expect("few"),
+        key_hash: tidelog::MAP_VERSION,
+        formed: Some(Formed { cluster: tidelog_types::ClusterId(5), members: members.collect() }),
+        has_log: true,
+    };
+    std::fs::write(data_dir.join("identity"), identity.encode()).expect("a file");
+}
+
+/// Every file below a directory, with its bytes.
+fn files(dir: &Path) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = std::collections::BTreeMap::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(dir) = left.pop() {
+        for entry in std::fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                left.push(path);
+            } else {
+                let bytes = std::fs::read(&path).expect("a file");
+                files.insert(path, bytes);
+            }
+        }
+    }
+    files
+}
+
+fn repair(dir: &Path, more: &[&str]) -> (i32, Value) {
+    let args = [&["wal", "repair", name(dir), "--output", "json"], more].concat();
+    let (code, stdout, stderr) = tidelog(&args);
+    (code, serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("{e}: {stdout} {stderr}")))
+}
+
+fn steps(plan: &Value) -> Vec<&str> {
+    plan["steps"].as_array().expect("steps").iter().filter_map(|step| step["step"].as_str()).collect()
+}
+
+/// The torn end of the third batch, as a cut of the power leaves it.
+fn tear(dir: &Path) -> PathBuf {
+    let (file, offset, bytes) = batches(&dump(dir, &[])).pop().expect("a batch");
+    overwrite(&file, offset + 4096, &vec![0; usize::try_from(bytes - 4096).expect("a size")]);
+    file
+}
+
+#[test]
+fn a_repair_plans_backs_up_and_cuts_the_tail_of_an_only_copy() {
+    let dir = tempfile::tempdir().expect("a directory");
+    drop(three_batches(dir.path()));
+    with_identity(dir.path(), 1);
+    let file = tear(dir.path());
+    overwrite(&file, 4096 + 20, b"?");
+    let unfinished = file.with_file_name("free-9.tmp");
+    std::fs::write(&unfinished, vec![0; 8192]).expect("a file");
+    let before = files(dir.path());
+
+    let (code, plan) = repair(dir.path(), &[]);
+    assert_eq!((code, &plan["outcome"]), (0, &"planned".into()), "{plan}");
+    assert_eq!(steps(&plan), ["rewrite_header", "remove_file", "cut_tail"], "{plan}");
+    assert!(files(dir.path()) == before, "a plan changes nothing");
+
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let (code, done) = repair(dir.path(), &["--apply", "--backup", name(elsewhere.path())]);
+    assert_eq!((code, &done["outcome"]), (0, &"applied".into()), "{done}");
+    let backup = PathBuf::from(done["backup"].as_str().expect("a path"));
+    assert_eq!(backup, elsewhere.path().join("repair-0001"));
+    for path in [&file, &unfinished] {
+        let kept = backup.join("shard-0000").join(path.file_name().expect("a name"));
+        assert!(std::fs::read(kept).expect("a copy") == before[path], "{}", path.display());
+    }
+    assert!(!unfinished.exists());
+    let (code, verdict) = verify(dir.path());
+    assert_eq!(
+        (code, &verdict["findings"], &verdict["headers_bad"]),
+        (0, &Value::Array(vec![]), &Value::Array(vec![]))
+    );
+    assert_eq!(
+        (&verdict["partitions"][0]["last"], &verdict["partitions"][1]["last"]),
+        (&2.into(), &1.into())
+    );
+    let (code, again) = repair(dir.path(), &["--apply"]);
+    assert_eq!((code, &again["outcome"], &again["backup"]), (0, &"sound".into(), &Value::Null), "{again}");
+}
+
+/// A voter among several may have promised or acknowledged what a tail held: its own start judges it, with its peers.
+#[test]
+fn a_repair_leaves_the_tail_of_a_voter_among_several() {
+    let dir = tempfile::tempdir().expect("a directory");
+    drop(three_batches(dir.path()));
+    with_identity(dir.path(), 3);
+    tear(dir.path());
+    let (code, plan) = repair(dir.path(), &["--apply"]);
+    assert_eq!((code, &plan["outcome"]), (0, &"sound".into()), "{plan}");
+}
+
+#[test]
+fn a_repair_never_drops_what_may_be_committed() {
+    for (voters, part) in [(1, "the only copy"), (3, "the other voters of these partitions have it")] {
+        let dir = tempfile::tempdir().expect("a directory");
+        drop(three_batches(dir.path()));
+        with_identity(dir.path(), voters);
+        let (file, offset, _) = batches(&dump(dir.path(), &[]))[0].clone();
+        overwrite(&file, offset + 1000, b"?");
+        tear(dir.path());
+        std::fs::write(file.with_file_name("free-9.tmp"), vec![0; 8192]).expect("a file");
+        let before = files(dir.path());
+        let (code, plan) = repair(dir.path(), &["--apply"]);
+        assert_eq!((code, &plan["outcome"], steps(&plan).len()), (1, &"damaged".into(), 0), "{plan}");
+        let left = &plan["left"][0];
+        assert!(left["what"].as_str().is_some_and(|what| what.contains(name(&file))), "{plan}");
+        assert!(left["what"].as_str().is_some_and(|what| what.contains("partition 0 index 1..=2")), "{plan}");
+        assert!(left["next"].as_str().is_some_and(|next| next.contains(part)), "{plan}");
+        let after: std::collections::BTreeMap<_, _> =
+            files(dir.path()).into_iter().filter(|(path, _)| !path.ends_with("LOCK")).collect();
+        assert!(after == before, "nothing is changed");
+    }
+}
+
+#[test]
+fn a_repair_wants_an_identity_and_a_stopped_node() {
+    let dir = tempfile::tempdir().expect("a directory");
+    drop(three_batches(dir.path()));
+    let (code, plan) = repair(dir.path(), &[]);
+    assert_eq!((code, &plan["left"][0]["verdict"]), (1, &"identity".into()), "{plan}");
+    with_identity(dir.path(), 1);
+    let lock = tidelog_io::lock_directory(dir.path()).expect("nobody has it");
+    let (code, stdout, stderr) = tidelog(&["wal", "repair", name(dir.path()), "--apply"]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("is in use") && stderr.contains("stop the node first"), "{stderr}");
+    assert_eq!(repair(dir.path(), &[]).0, 0, "a plan may be asked for");
+    drop(lock);
+    assert_eq!(repair(dir.path(), &["--apply"]).0, 0);
 }

@@ -90,7 +90,7 @@ fn outcome(error: &ClientError) -> Outcome {
     match error {
         ClientError::Refused(error) => outcome_of(error),
         ClientError::Unknown { .. } => Outcome::Unknown,
-        ClientError::Unavailable { .. } | ClientError::Full => Outcome::Busy,
+        ClientError::Unavailable { .. } | ClientError::Busy { .. } | ClientError::Full => Outcome::Busy,
     }
 }
 

@@ -3,10 +3,14 @@
 mod cluster;
 mod handle;
 mod inline;
+mod queue;
+mod threads;
 
 pub use cluster::{ClusterOptions, ClusterTarget};
 pub use handle::HandleTarget;
 pub use inline::InlineTarget;
+pub use queue::QueueTarget;
+pub use threads::{THREADS_MAX, ThreadsTarget};
 
 use crate::load::Outcome;
 use tidelog::RequestError;

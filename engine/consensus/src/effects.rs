@@ -32,7 +32,15 @@ pub enum LogOpKind {
         /// Last index.
         last: Index,
     },
-    /// One entry that the replica itself makes: the no-op that opens a generation.
+    /// Write the bytes of the entries `first ..= last` back: they are damaged, and those of the message that was
+    /// stepped, or of the call of `repair`, are good. This changes where entries lie, never which there are.
+    Repair {
+        /// First index.
+        first: Index,
+        /// Last index.
+        last: Index,
+    },
+    /// One entry that the replica itself makes: the no-op that opens a generation, or a log start.
     Make(EntryMeta),
     /// Generation and vote.
     Promise {
@@ -45,6 +53,16 @@ pub enum LogOpKind {
     Cut {
         /// The last entry kept.
         keep: Position,
+    },
+    /// A snapshot's commit point: it is durable and covers everything up to here.
+    SnapshotMark {
+        /// The last entry covered.
+        covered: Position,
+    },
+    /// Entries below this one are not kept any more.
+    LowWater {
+        /// First index kept.
+        first: Index,
     },
 }
 

@@ -42,6 +42,10 @@ impl Replica {
         if self.generation.0 >= NUMBER_MAX {
             return;
         }
+        // A damaged replica votes and follows, but does not lead: see `damage`.
+        if !self.damage.is_empty() || self.sessions.has_holes() {
+            return self.await_leader(clock);
+        }
         match &self.state {
             // The own disk has not even taken the promise: another one would only queue behind it.
             State::Candidate { ticket, .. } if !self.tickets.is_durable(*ticket) => return,

@@ -38,8 +38,13 @@ impl Replica {
         if !self.heed(clock, from, generation, effects) {
             return;
         }
+        let base = self.log.base();
+        let Some((prev, entries)) = behind_base(prev, entries, base) else {
+            self.note_malformed(); // it contradicts what is committed here and gone already
+            return;
+        };
         if self.log.generation_at(prev.index) != Some(prev.generation) {
-            let hint = self.log.last_within(prev);
+            let hint = self.log.last_within(prev).unwrap_or(base);
             let message = Asserting::AppendRefused { generation, prev: prev.index, hint, round };
             return self.assert_to(from, Ticket(0), message, effects);
         }
@@ -47,12 +52,19 @@ impl Replica {
             self.note_malformed();
             return;
         }
-        let end = prev.index.plus(append.count);
+        let end = append.prev.index.plus(append.count).max(base.index);
         self.verified = self.verified.max(end);
         self.commit(append.high_water.min(self.verified), effects);
         // The confirmation is for this append's end only, so that it waits for no more than that.
-        let ticket = self.tickets.covering(end);
-        let message = Asserting::AppendReply { generation, matched: end, round };
+        let (matched, ticket) = self.confirmable(end);
+        let message = if matched < prev.index {
+            // Damage lies before this append, and what is not committed cannot be confirmed across it: the leader is
+            // to begin again there. Its bytes heal what is damaged.
+            let hint = self.log.last_within(Position::new(matched, generation)).unwrap_or(base);
+            Asserting::AppendRefused { generation, prev: prev.index, hint, round }
+        } else {
+            Asserting::AppendReply { generation, matched, round }
+        };
         self.assert_to(from, ticket, message, effects);
     }
 
@@ -73,7 +85,7 @@ impl Replica {
                 return;
             }
             self.commit(high_water.min(self.verified), effects);
-            let matched = self.verified.min(self.tickets.index());
+            let matched = self.verified.min(self.counted());
             Asserting::HeartbeatReply { generation, round, matched, wall: clock.wall }
         };
         self.assert_to(from, Ticket(0), message, effects);
@@ -108,7 +120,10 @@ impl Replica {
         let known = |entry: &&EntryMeta| {
             self.log.generation_at(entry.position.index) == Some(entry.position.generation)
         };
-        let new = entries.get(entries.iter().take_while(known).count()..).unwrap_or_default();
+        let (old, new) = entries.split_at(entries.iter().take_while(known).count());
+        if !self.damage.is_empty() {
+            self.repair(old, effects);
+        }
         let Some(first) = new.first().map(|entry| entry.position.index) else { return true };
         if first <= self.verified {
             return false; // within one generation a leader only appends (invariant 3)
@@ -124,6 +139,8 @@ impl Replica {
         }
         for entry in new {
             self.log.push(entry.position);
+            self.starts.push(entry);
+            self.history.push(entry);
             self.stamp = self.stamp.max(entry.timestamp);
         }
         self.order(LogOpKind::Append { first, last: self.log.last().index }, effects);
@@ -144,9 +161,24 @@ impl Replica {
         let generation = self.log.generation_at(keep).expect("a cut keeps an entry of the log");
         self.log.cut(keep);
         self.sessions.cut(keep);
+        self.damage.cut(keep);
         self.tickets.cut(keep);
+        self.starts.cut(keep);
+        self.history.cut(keep);
         self.order(LogOpKind::Cut { keep: Position::new(keep, generation) }, effects);
     }
+}
+
+/// The part of an append that lies behind `base`, and the entry before it. All up to the base is committed, and so the
+/// same at every leader (invariant 4). None if what the append says of the base itself is something else.
+fn behind_base(prev: Position, entries: &[EntryMeta], base: Position) -> Option<(Position, &[EntryMeta])> {
+    if prev.index > base.index {
+        return Some((prev, entries));
+    }
+    let below = entries.partition_point(|entry| entry.position.index <= base.index);
+    let (below, behind) = entries.split_at_checked(below)?;
+    let end = below.last().map_or(prev, |entry| entry.position);
+    (end == base || end.index < base.index).then_some((base, behind))
 }
 
 /// Whether the append and its entries are such as a correct leader sends: dense behind `prev`, generations
@@ -174,10 +206,17 @@ fn is_well_formed(append: &Append, entries: &[EntryMeta]) -> bool {
             let kind = match entry.kind {
                 RecordKind::Data => entry.session_key.is_none(),
                 RecordKind::SessionOpen => entry.session.is_none() && entry.session_key.is_some(),
-                RecordKind::Noop => entry.session.is_none() && entry.session_key.is_none(),
+                RecordKind::Noop | RecordKind::LogStart => {
+                    entry.session.is_none() && entry.session_key.is_none()
+                }
                 _ => false,
             };
-            fits && kind
+            // Once it is committed, so is everything that it lets go.
+            let start = match entry.log_start {
+                Some(first) => entry.kind == RecordKind::LogStart && first > Index::ZERO && first <= at.index,
+                None => entry.kind != RecordKind::LogStart,
+            };
+            fits && kind && start
         })
 }
 
@@ -197,6 +236,7 @@ mod tests {
             kind: RecordKind::Data,
             session: None,
             session_key: None,
+            log_start: None,
             timestamp: ReplicatedMs(index),
             record_bytes: 64,
         }
@@ -204,6 +244,19 @@ mod tests {
 
     fn append(prev: Position, count: u64) -> Append {
         Append { generation: Generation(3), prev, count, high_water: Index(u64::MAX), round: 1 }
+    }
+
+    #[test]
+    fn what_lies_below_the_base_is_skipped_unless_it_contradicts_it() {
+        let entries = [entry(5, 2, 1), entry(6, 2, 2), entry(7, 3, 2)];
+        let cut = |prev, base| behind_base(prev, &entries, base).map(|(prev, e)| (prev, e.len()));
+        assert_eq!(cut(position(4, 1), position(3, 1)), Some((position(4, 1), 3)));
+        assert_eq!(cut(position(4, 1), position(4, 1)), Some((position(4, 1), 3)));
+        assert_eq!(cut(position(4, 1), position(6, 2)), Some((position(6, 2), 1)));
+        assert_eq!(cut(position(4, 1), position(7, 3)), Some((position(7, 3), 0)));
+        assert_eq!(cut(position(4, 1), position(50, 3)), Some((position(50, 3), 0)));
+        assert_eq!(cut(position(4, 1), position(6, 1)), None);
+        assert_eq!(cut(position(4, 1), position(4, 2)), None);
     }
 
     #[test]
@@ -230,6 +283,12 @@ mod tests {
         assert!(!spoiled(&|e| e.kind = RecordKind::Cut));
         assert!(!spoiled(&|e| e.kind = RecordKind::SessionOpen));
         assert!(!spoiled(&|e| e.session_key = Some(SessionKey(1))));
+        let start =
+            |first: u64| spoiled(&|e| (e.kind, e.log_start) = (RecordKind::LogStart, Some(Index(first))));
+        assert!(start(1) && start(6));
+        assert!(!start(0) && !start(7), "it lets go what is committed with it at most");
+        assert!(!spoiled(&|e| e.kind = RecordKind::LogStart));
+        assert!(!spoiled(&|e| e.log_start = Some(Index(1))));
         let session = Some(SessionRef { session: SessionId(1), sequence: Sequence(1) });
         assert!(!spoiled(&|e| (e.kind, e.session) = (RecordKind::Noop, session)));
     }

@@ -17,7 +17,8 @@ use crate::session::Standing;
 use crate::stamp::{Stamps, Witness};
 use std::collections::VecDeque;
 use tidelog_types::{
-    Clock, EntryMeta, Index, Monotonic, NodeId, Position, RecordKind, Sequence, SessionKey, SessionRef,
+    Clock, EntryMeta, Generation, Index, Monotonic, NodeId, Position, RecordKind, ReplicatedMs, Sequence,
+    SessionKey, SessionRef,
 };
 
 /// Sending times kept of past rounds, evenly over an election time-out.
@@ -71,6 +72,30 @@ pub enum Refused {
     SequenceTooOld,
 }
 
+/// What an entry that a leader makes says, beside its place and time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) kind: RecordKind,
+    pub(crate) session: Option<SessionRef>,
+    pub(crate) session_key: Option<SessionKey>,
+    pub(crate) log_start: Option<Index>,
+    pub(crate) record_bytes: u32,
+}
+
+impl Entry {
+    /// One without a payload.
+    pub(crate) fn of(kind: RecordKind) -> Entry {
+        let bytes = tidelog_types::record::record_bytes(0, kind == RecordKind::LogStart);
+        Entry {
+            kind,
+            session: None,
+            session_key: None,
+            log_start: None,
+            record_bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+        }
+    }
+}
+
 /// What only a leader has.
 #[derive(Debug)]
 pub(crate) struct Leader {
@@ -99,6 +124,7 @@ pub(crate) struct Leader {
 impl Replica {
     /// Elected.
     pub(crate) fn lead(&mut self, clock: Clock, votes: &Votes, effects: &mut Effects) {
+        assert!(self.damage.is_empty() && !self.sessions.has_holes(), "a damaged replica does not campaign");
         let last = self.log.last().index;
         let progress =
             self.peers.iter().map(|peer| Progress::new(last, clock.now, votes.witness(*peer))).collect();
@@ -119,8 +145,7 @@ impl Replica {
         self.leader = Some(self.config.node);
         self.heard = None;
         effects.role_changed = true;
-        let head_bytes = u32::try_from(tidelog_types::record::record_bytes(0, false)).unwrap_or(u32::MAX);
-        let noop = self.extend(clock, RecordKind::Noop, None, None, head_bytes);
+        let noop = self.extend(clock, Entry::of(RecordKind::Noop));
         self.order(LogOpKind::Make(noop), effects);
         self.begin_round(clock, effects);
     }
@@ -135,9 +160,9 @@ impl Replica {
         proposal: Proposal,
         effects: &mut Effects,
     ) -> Result<Admitted, Refused> {
-        let State::Leader(leader) = &mut self.state else {
+        if !self.is_leader() {
             return Err(Refused::NotLeader { hint: self.leader });
-        };
+        }
         let Proposal { kind, session, session_key, record_bytes } = proposal;
         assert!(
             match kind {
@@ -164,36 +189,36 @@ impl Replica {
                 return Err(Refused::Busy);
             }
         }
-        let entries = u64::try_from(leader.uncommitted.len()).unwrap_or(u64::MAX);
-        // One is always admitted when nothing waits, or a large record could never be.
-        let full = entries >= self.config.uncommitted_entries_max
-            || leader.uncommitted_bytes.saturating_add(u64::from(record_bytes))
-                > self.config.uncommitted_bytes_max;
-        if full && entries > 0 {
+        if self.is_full(record_bytes) {
             return Err(Refused::Busy);
         }
-        let entry = self.extend(clock, kind, session, session_key, record_bytes);
+        let entry = self.extend(clock, Entry { kind, session, session_key, log_start: None, record_bytes });
         let at = entry.position.index;
         self.order(LogOpKind::Append { first: at, last: at }, effects);
         Ok(Admitted::New(entry))
     }
 
+    /// Whether another entry of so many bytes would be too much uncommitted. One is always admitted when nothing waits,
+    /// or a large record could never be.
+    pub(crate) fn is_full(&self, record_bytes: u32) -> bool {
+        let State::Leader(leader) = &self.state else { return false };
+        let entries = u64::try_from(leader.uncommitted.len()).unwrap_or(u64::MAX);
+        let full = entries >= self.config.uncommitted_entries_max
+            || leader.uncommitted_bytes.saturating_add(u64::from(record_bytes))
+                > self.config.uncommitted_bytes_max;
+        full && entries > 0
+    }
+
+    /// Where a session's entry is. Its generation is 0 if it lies so many leaderships below the log's base that it is
+    /// not remembered.
     fn position(&self, index: Index) -> Position {
-        let generation = self.log.generation_at(index).expect("a session's entry is in the log");
-        Position::new(index, generation)
+        Position::new(index, self.log.remembered_generation(index).unwrap_or(Generation::ZERO))
     }
 
     /// The log's next entry, stamped.
-    fn extend(
-        &mut self,
-        clock: Clock,
-        kind: RecordKind,
-        session: Option<SessionRef>,
-        session_key: Option<SessionKey>,
-        record_bytes: u32,
-    ) -> EntryMeta {
+    pub(crate) fn extend(&mut self, clock: Clock, entry: Entry) -> EntryMeta {
         let State::Leader(leader) = &mut self.state else { panic!("only a leader makes entries") };
-        let Leader { stamps, progress, .. } = leader.as_mut();
+        let Entry { kind, session, session_key, log_start, record_bytes } = entry;
         let last = self.log.last();
         let entry = EntryMeta {
             position: Position::new(last.index.next(), self.generation),
@@ -201,12 +226,15 @@ impl Replica {
             kind,
             session,
             session_key,
-            timestamp: stamps.stamp(clock, self.stamp, progress.iter().map(|peer| peer.witness)),
+            log_start,
+            timestamp: leader.stamp(clock, self.stamp),
             record_bytes,
         };
         let applied = self.sessions.apply(&entry, self.high_water);
         assert!(applied.is_ok(), "admitted against the end of the log (invariant 12): {applied:?}");
         self.log.push(entry.position);
+        self.starts.push(&entry);
+        self.history.push(&entry);
         self.stamp = entry.timestamp;
         leader.uncommitted.push_back(record_bytes);
         leader.uncommitted_bytes += u64::from(record_bytes);
@@ -225,6 +253,7 @@ impl Replica {
         let State::Leader(leader) = &mut self.state else { return None };
         let at = self.peers.iter().position(|node| *node == peer)?;
         let progress = leader.progress.get_mut(at)?;
+        progress.stay_above(self.log.base().index, clock.now);
         let bounds = Bounds {
             messages_max: self.config.in_flight_messages_max,
             bytes_max: self.config.in_flight_bytes_max,
@@ -252,6 +281,15 @@ impl Replica {
             high_water: self.high_water,
             round: leader.round,
         })
+    }
+
+    /// The first index that a leader would send to `peer` next.
+    pub fn next_for(&self, peer: NodeId) -> Option<Index> {
+        let at = self.peers.iter().position(|node| *node == peer)?;
+        match &self.state {
+            State::Leader(leader) => leader.progress.get(at).map(Progress::next),
+            _ => None,
+        }
     }
 
     /// The channel to `node` broke: what was in flight is lost.
@@ -345,6 +383,10 @@ impl Replica {
             // Check-quorum: whoever can reach a quorum may lead instead.
             return self.step_down(clock, effects);
         }
+        if self.is_crippled(clock) {
+            return self.step_down(clock, effects);
+        }
+        let State::Leader(leader) = &mut self.state else { return };
         leader.heartbeat_deadline = clock.now.after(self.config.heartbeat);
         for progress in &mut leader.progress {
             progress.retry(clock.now, self.config.heartbeat, timeout);
@@ -386,8 +428,8 @@ impl Replica {
         }
         let news = match reply {
             Asserting::AppendRefused { prev, hint, .. } => {
-                let agree = self.log.last_within(hint);
-                progress.refuse(prev, agree.index);
+                let agree = self.log.last_within(hint).map(|at| at.index);
+                progress.refuse(prev, agree, self.log.base().index, clock.now);
                 false
             }
             Asserting::HeartbeatReply { wall, .. } => {
@@ -404,8 +446,8 @@ impl Replica {
 
     /// Moves the high-water mark to what a quorum has made durable.
     pub(crate) fn advance(&mut self, effects: &mut Effects) {
+        let own = self.counted();
         let State::Leader(leader) = &mut self.state else { return };
-        let own = self.tickets.index();
         let agreed = agreed_of(leader.progress.iter().map(Progress::matched).chain([own]));
         // An entry of an earlier generation may be on a quorum and still be replaced by a later leader; one of
         // the own generation cannot, and commits all before it (Raft 5.4.2, figure 8).
@@ -424,6 +466,17 @@ impl Replica {
 }
 
 impl Leader {
+    /// The stamp of an entry made now behind one stamped `last`.
+    pub(crate) fn stamp(&mut self, clock: Clock, last: ReplicatedMs) -> ReplicatedMs {
+        let Leader { stamps, progress, .. } = self;
+        stamps.stamp(clock, last, progress.iter().map(|peer| peer.witness))
+    }
+
+    /// What is known of the peers, in their order.
+    pub(crate) fn progress(&self) -> &[Progress] {
+        &self.progress
+    }
+
     /// The newest round that a quorum, itself included, has answered.
     fn confirmed_round(&self) -> u64 {
         agreed_of(self.progress.iter().map(|peer| peer.round).chain([self.round]))

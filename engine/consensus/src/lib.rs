@@ -40,27 +40,37 @@
 //! replica.durable(clock, op.ticket, &mut effects);
 //! assert_eq!(effects.committed, Some(Index(2)));
 //! ```
+mod base;
 pub mod config;
+mod damage;
 pub mod effects;
 mod election;
 mod follower;
+mod history;
 mod leader;
 mod log;
 pub mod message;
 mod progress;
 pub mod quorum;
+mod ranges;
 mod read;
 mod replica;
 mod restore;
+mod retain;
+mod save;
 mod session;
 mod stamp;
 mod ticket;
 
+pub use base::{Base, BaseError};
 pub use config::Config;
+pub use damage::{DamagedRange, Harm};
 pub use effects::{Effects, LogOp, LogOpKind, Outgoing, ReadOutcome};
 pub use leader::{Admitted, Proposal, Refused};
-pub use message::{Append, Asserting, Free, Message};
+pub use message::{Append, Asserting, Free, Message, Repair};
 pub use read::READS_MAX;
 pub use replica::{Marks, Replica, Role};
 pub use restore::{RestoreFault, Restored};
+pub use retain::{Peer, Retention};
+pub use save::LoadError;
 pub use session::{Fault, RUNS_MAX, SESSIONS_MAX};

@@ -1,6 +1,6 @@
 //! What replicas of one partition say to each other.
 //!
-//! The two halves are two types, so that the compiler keeps the rule "what asserts a generation waits for the
+//! What is for the replica comes in two halves, which are two types, so that the compiler keeps the rule "what asserts a generation waits for the
 //! disk": [`Free`] messages may leave at once, [`Asserting`] ones only when a ticket is durable here.
 
 use tidelog_types::{Generation, Index, Position, WallMs};
@@ -89,13 +89,62 @@ pub enum Asserting {
     },
 }
 
-/// Either half, as it travels.
+/// What is said to heal a damaged log. It asserts nothing about leadership, needs no leader, and may leave at once:
+/// index and generation fix an entry's bytes, whoever has them (invariant 3).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Repair {
+    /// The bytes of these entries, please: they are damaged here.
+    Fetch {
+        /// Their generation.
+        generation: Generation,
+        /// First index.
+        first: Index,
+        /// Last index.
+        last: Index,
+    },
+    /// Some of them, from the first on. Their bytes travel beside it.
+    Fetched {
+        /// Their generation.
+        generation: Generation,
+        /// First index.
+        first: Index,
+        /// How many.
+        count: u64,
+    },
+    /// The answerer has not even the first of them.
+    Missing {
+        /// The generation asked for.
+        generation: Generation,
+        /// The first index asked for.
+        first: Index,
+        /// It has the entry, but the bytes are damaged there, too.
+        damaged: bool,
+        /// Generation promised by the answerer, durable there. A leader of that generation or a lower one does not get the
+        /// answerer's help for an entry that it has denied.
+        promised: Generation,
+    },
+}
+
+impl Repair {
+    /// The generation of the entries that it is about.
+    pub fn generation(&self) -> Generation {
+        match self {
+            Repair::Fetch { generation, .. }
+            | Repair::Fetched { generation, .. }
+            | Repair::Missing { generation, .. } => *generation,
+        }
+    }
+}
+
+/// Any of them, as it travels.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Message {
     /// See [`Free`].
     Free(Free),
     /// See [`Asserting`].
     Asserting(Asserting),
+    /// See [`Repair`]. Not for the replica: whoever has the bytes answers it.
+    Repair(Repair),
 }
 
 /// Entries behind `prev`, or none (a probe). Their bytes travel beside it and are the same on every replica.
@@ -124,6 +173,7 @@ impl Message {
                 Free::Append(a) => a.generation,
             },
             Message::Asserting(m) => m.generation(),
+            Message::Repair(m) => m.generation(),
         }
     }
 }

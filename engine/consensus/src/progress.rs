@@ -24,6 +24,9 @@ enum Mode {
     Probe { sent: Option<Monotonic> },
     /// The peer's log is known to agree below `next`, as far as it got what was sent.
     Pipeline,
+    /// What the peer lacks is not in the leader's log any more. It is probed again from time to time, right behind the
+    /// base: something else may have brought it on.
+    Short { since: Monotonic },
 }
 
 /// What may be sent now.
@@ -59,6 +62,8 @@ pub(crate) struct Progress {
     flight_bytes: u64,
     /// When the peer last confirmed something, or sending to it began.
     moved: Monotonic,
+    /// It lacks what the leader's log does not have any more, as far as is known.
+    short: bool,
     /// The channel is down: sending would be for nothing.
     down: bool,
     /// Highest round that the peer has answered, and when that round was sent.
@@ -79,6 +84,7 @@ impl Progress {
             flights: VecDeque::new(),
             flight_bytes: 0,
             moved: now,
+            short: false,
             down: false,
             round: 0,
             evidence: now,
@@ -91,6 +97,16 @@ impl Progress {
         self.matched
     }
 
+    /// Whether only a snapshot can bring the peer on.
+    pub(crate) fn is_short(&self) -> bool {
+        self.short
+    }
+
+    /// When the peer last confirmed something new, or sending to it began.
+    pub(crate) fn moved(&self) -> Monotonic {
+        self.moved
+    }
+
     /// First index to send next.
     pub(crate) fn next(&self) -> Index {
         self.next
@@ -101,7 +117,7 @@ impl Progress {
         match self.mode {
             _ if self.down => Turn::Wait,
             Mode::Probe { sent: None } => Turn::Probe,
-            Mode::Probe { sent: Some(_) } => Turn::Wait,
+            Mode::Probe { sent: Some(_) } | Mode::Short { .. } => Turn::Wait,
             Mode::Pipeline => {
                 let budget = bounds.bytes_max.saturating_sub(self.flight_bytes);
                 if self.next > last || self.flights.len() >= bounds.messages_max || budget == 0 {
@@ -142,8 +158,9 @@ impl Progress {
         }
         match self.mode {
             // An older confirmation than the probe's own says nothing about the probed place.
-            Mode::Probe { .. } if matched >= self.next.prev() => {
+            Mode::Probe { .. } | Mode::Short { .. } if matched >= self.next.prev() => {
                 self.mode = Mode::Pipeline;
+                self.short = false;
                 self.next = self.matched.next();
                 self.moved = now;
             }
@@ -152,8 +169,9 @@ impl Progress {
         news
     }
 
-    /// The peer refused an append behind `prev`; `agree` is the highest place where the logs may agree.
-    pub(crate) fn refuse(&mut self, prev: Index, agree: Index) {
+    /// The peer refused an append behind `prev`; `agree` is the highest place where the logs may agree, none if that
+    /// lies below `base`, the leader's own.
+    pub(crate) fn refuse(&mut self, prev: Index, agree: Option<Index>, base: Index, now: Monotonic) {
         self.down = false;
         let stale = match self.mode {
             // What was confirmed cannot be missing: the refusal is older than the confirmation.
@@ -161,11 +179,23 @@ impl Progress {
             // Only the answer to the probe that is under way counts.
             Mode::Probe { .. } => prev != self.next.prev(),
             Mode::Pipeline => prev >= self.next,
+            Mode::Short { .. } => true,
         };
         if !stale {
-            let agree = agree.min(prev.prev()).max(self.matched);
+            let agree = agree.unwrap_or(Index::ZERO).min(prev.prev()).max(self.matched);
             self.probe_from(agree.next());
+            self.stay_above(base, now);
         }
+    }
+
+    /// What is sent next begins above the leader's `base`. A peer that needs what lies below gets nothing for now.
+    pub(crate) fn stay_above(&mut self, base: Index, now: Monotonic) {
+        if self.next > base {
+            return;
+        }
+        self.probe_from(base.next());
+        self.mode = Mode::Short { since: now };
+        self.short = true;
     }
 
     fn probe_from(&mut self, next: Index) {
@@ -198,6 +228,9 @@ impl Progress {
     pub(crate) fn retry(&mut self, now: Monotonic, probe_after: Duration, resend_after: Duration) {
         match self.mode {
             Mode::Probe { sent: Some(sent) } if now.since(sent) >= probe_after => {
+                self.mode = Mode::Probe { sent: None };
+            }
+            Mode::Short { since } if now.since(since) >= resend_after => {
                 self.mode = Mode::Probe { sent: None };
             }
             Mode::Pipeline if !self.flights.is_empty() && now.since(self.moved) >= resend_after => {
@@ -233,7 +266,7 @@ mod tests {
         assert_eq!(p.turn(LAST, BOUNDS), Turn::Wait);
         p.retry(Monotonic(10), Duration::from_nanos(10), Duration::MAX);
         assert_eq!(p.turn(LAST, BOUNDS), Turn::Probe, "a lost probe is sent again");
-        p.refuse(Index(20), Index(9));
+        p.refuse(Index(20), Some(Index(9)), Index::ZERO, T0);
         assert_eq!((p.turn(LAST, BOUNDS), p.next()), (Turn::Probe, Index(10)));
         p.probed(T0);
         assert!(p.confirm(Index(9), T0));
@@ -263,8 +296,8 @@ mod tests {
         assert!(p.confirm(Index(8), T0));
         assert!(!p.confirm(Index(8), T0));
         assert!(!p.confirm(Index(6), T0));
-        p.refuse(Index(4), Index(2));
-        p.refuse(Index(8), Index(2));
+        p.refuse(Index(4), Some(Index(2)), Index::ZERO, T0);
+        p.refuse(Index(8), Some(Index(2)), Index::ZERO, T0);
         assert_eq!((p.matched(), p.next()), (Index(8), Index(9)));
         assert_eq!(p.turn(LAST, BOUNDS), Turn::Entries { budget: 100 });
     }
@@ -274,10 +307,10 @@ mod tests {
         let mut p = pipelined(4);
         p.sent(Index(8), 10, T0);
         p.sent(Index(12), 10, T0);
-        p.refuse(Index(8), Index(4)); // the first one was lost
+        p.refuse(Index(8), Some(Index(4)), Index::ZERO, T0); // the first one was lost
         assert_eq!((p.turn(LAST, BOUNDS), p.next()), (Turn::Probe, Index(5)));
         p.probed(T0);
-        p.refuse(Index(12), Index(4)); // and so the ones behind it: not this probe's answer
+        p.refuse(Index(12), Some(Index(4)), Index::ZERO, T0); // and so the ones behind it: not this probe's answer
         assert_eq!(p.turn(LAST, BOUNDS), Turn::Wait);
         p.confirm(Index(4), T0);
         assert_eq!(p.turn(LAST, BOUNDS), Turn::Entries { budget: 100 });
@@ -287,11 +320,11 @@ mod tests {
     fn a_hint_never_leads_below_what_is_confirmed_nor_upwards() {
         let mut p = pipelined(4);
         p.sent(Index(8), 10, T0);
-        p.refuse(Index(6), Index(1));
+        p.refuse(Index(6), Some(Index(1)), Index::ZERO, T0);
         assert_eq!(p.next(), Index(5));
         let mut p = Progress::new(LAST, T0, None);
         p.probed(T0);
-        p.refuse(Index(20), Index(77));
+        p.refuse(Index(20), Some(Index(77)), Index::ZERO, T0);
         assert_eq!(p.next(), Index(20));
     }
 
@@ -318,5 +351,39 @@ mod tests {
         p.channel_down();
         p.confirm(Index(4), T0);
         assert_eq!(p.turn(LAST, BOUNDS), Turn::Entries { budget: 100 }, "who answers is not down");
+    }
+
+    #[test]
+    fn who_lacks_what_is_gone_is_probed_at_the_base_now_and_then() {
+        let (base, ms) = (Index(10), Duration::from_nanos(10));
+        let mut p = Progress::new(LAST, T0, None);
+        p.probed(T0);
+        p.refuse(Index(20), None, base, T0);
+        assert_eq!((p.turn(LAST, BOUNDS), p.next(), p.is_short()), (Turn::Wait, Index(11), true));
+        p.retry(Monotonic(9), ms, ms);
+        p.refuse(Index(20), Some(Index(3)), base, T0);
+        assert_eq!(p.turn(LAST, BOUNDS), Turn::Wait, "an answer that came twice");
+        p.retry(Monotonic(10), ms, ms);
+        assert_eq!((p.turn(LAST, BOUNDS), p.next()), (Turn::Probe, Index(11)));
+        p.probed(Monotonic(10));
+        p.refuse(Index(10), Some(Index(3)), base, Monotonic(10));
+        assert_eq!((p.turn(LAST, BOUNDS), p.is_short()), (Turn::Wait, true));
+        p.retry(Monotonic(20), ms, ms);
+        p.probed(Monotonic(20));
+        p.confirm(Index(12), Monotonic(20));
+        assert_eq!((p.next(), p.is_short()), (Index(13), false), "a snapshot has brought it on");
+    }
+
+    #[test]
+    fn a_base_that_rises_over_a_peer_stops_it() {
+        let mut p = pipelined(4);
+        p.stay_above(Index(4), T0);
+        assert_eq!((p.next(), p.is_short()), (Index(5), false), "the base itself can be compared with");
+        p.stay_above(Index(5), T0);
+        assert_eq!((p.turn(LAST, BOUNDS), p.is_short()), (Turn::Wait, true));
+        p.channel_down();
+        p.channel_up();
+        assert_eq!((p.turn(LAST, BOUNDS), p.next()), (Turn::Probe, Index(6)));
+        assert!(p.is_short());
     }
 }

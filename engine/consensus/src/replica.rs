@@ -8,12 +8,15 @@
 //! sends is dropped and counted. A broken promise of our own stops the process by an assertion.
 
 use crate::config::Config;
+use crate::damage::Damage;
 use crate::effects::{Effects, LogOp, LogOpKind, Outgoing};
 use crate::election::Votes;
+use crate::history::History;
 use crate::leader::Leader;
 use crate::log::Log;
 use crate::message::{Asserting, Free, Message};
 use crate::restore::Restored;
+use crate::retain::{Ordered, Starts};
 use crate::session::Sessions;
 use crate::ticket::Tickets;
 use core::time::Duration;
@@ -57,12 +60,14 @@ pub struct Marks {
     pub last: Index,
     /// Highest index known to be durable on a quorum, inclusive.
     pub high_water: Index,
+    /// Nothing up to here is damaged; `last` if nothing is.
+    pub whole: Index,
 }
 
 impl Marks {
-    /// The last index that may be applied here: committed, and durable on this node too.
+    /// The last index that may be applied here: committed, durable on this node too, and nothing before it damaged.
     pub fn applicable(&self) -> Index {
-        self.high_water.min(self.durable)
+        self.high_water.min(self.durable).min(self.whole)
     }
 }
 
@@ -96,7 +101,17 @@ pub struct Replica {
     pub(crate) promised: Ticket,
     pub(crate) log: Log,
     pub(crate) sessions: Sessions,
+    /// Entries of `log` whose bytes are lost here.
+    pub(crate) damage: Damage,
     pub(crate) tickets: Tickets,
+    /// Log starts said in the log.
+    pub(crate) starts: Starts,
+    /// How old and how large the log is.
+    pub(crate) history: History,
+    /// The last entry that a durable snapshot of this node covers.
+    pub(crate) snapshot: Position,
+    /// Marks on their way to the disk.
+    pub(crate) ordered: Ordered,
     /// At or above the stamp of every entry that was ever in this log.
     pub(crate) stamp: ReplicatedMs,
     /// `high_water <= log.last()`; never falls within a process life.
@@ -136,7 +151,20 @@ impl Replica {
         let peers = voters.iter().copied().filter(|node| *node != config.node).collect();
         let voting = voters.contains(&config.node);
         let seed = config.seed ^ config.node.0.rotate_left(32) ^ config.partition.0;
-        let Restored { log, sessions, stamp, generation, vote, high_water, .. } = restored;
+        let Restored {
+            log,
+            sessions,
+            damage,
+            stamp,
+            generation,
+            vote,
+            high_water,
+            mut starts,
+            history,
+            snapshot,
+            ..
+        } = restored;
+        starts.commit(high_water);
         let silence = if generation > Generation::ZERO { config.election_timeout } else { Duration::ZERO };
         let mut replica = Replica {
             peers,
@@ -147,6 +175,11 @@ impl Replica {
             promised: Ticket(0),
             log,
             sessions,
+            starts,
+            history,
+            snapshot,
+            ordered: Ordered::default(),
+            damage,
             stamp,
             high_water,
             verified: Index::ZERO,
@@ -160,9 +193,12 @@ impl Replica {
             malformed: 0,
             config,
         };
-        // A single voter has nobody to wait for.
-        if !replica.is_alone() {
-            replica.await_leader(clock);
+        if !replica.is_alone() || !replica.damage.is_empty() {
+            replica.await_leader(clock); // otherwise it has nobody to wait for
+        }
+        if replica.is_alone() && !replica.damage.is_empty() {
+            // What a single voter has made durable is committed; one that may not lead has nobody else to learn it from.
+            replica.high_water = replica.log.last().index;
         }
         replica
     }
@@ -199,12 +235,16 @@ impl Replica {
                 self.on_heartbeat(clock, from, generation, high_water, round, effects);
             }
             Message::Asserting(reply) => self.on_reply(clock, from, reply, effects),
+            // Whoever has the bytes answers these; one that gets here was not looked at.
+            Message::Repair(_) => self.malformed += 1,
         }
     }
 
     /// The log reports that `ticket`, and every ticket before it, is durable.
     pub fn durable(&mut self, clock: Clock, ticket: Ticket, effects: &mut Effects) {
         self.tickets.report(ticket);
+        self.settle_marks();
+        self.repairs_durable(ticket);
         self.end_turn_of_round();
         match &self.state {
             State::Candidate { ticket, .. } if self.tickets.is_durable(*ticket) => {
@@ -247,6 +287,10 @@ impl Replica {
         message.generation() == self.generation
             && match message {
                 Asserting::Vote { .. } => matches!(self.state, State::Candidate { .. }),
+                // Not if what it confirms was damaged while it waited.
+                Asserting::AppendReply { matched, .. } | Asserting::HeartbeatReply { matched, .. } => {
+                    self.damage.first_from(self.high_water.next()).is_none_or(|lost| *matched < lost)
+                }
                 _ => true,
             }
     }
@@ -293,6 +337,11 @@ impl Replica {
         self.generation
     }
 
+    /// The newest generation whose promise is durable here.
+    pub fn generation_promised(&self) -> Generation {
+        self.tickets.generation()
+    }
+
     /// The vote given in that generation.
     pub fn vote(&self) -> Option<NodeId> {
         self.vote
@@ -301,10 +350,11 @@ impl Replica {
     /// The marks. An entry may be applied once it is at or below [`Marks::applicable`].
     pub fn marks(&self) -> Marks {
         Marks {
-            low_water: Index(1),
+            low_water: self.log.base().index.next(),
             durable: self.tickets.index(),
             last: self.log.last().index,
             high_water: self.high_water,
+            whole: self.damage.first_from(Index(1)).map_or(self.log.last().index, Index::prev),
         }
     }
 
@@ -313,7 +363,7 @@ impl Replica {
         self.log.last()
     }
 
-    /// The generation of the entry at `index`; 0 for index 0; none past the end.
+    /// The generation of the entry at `index`, or of the one before the first that is kept; none elsewhere.
     pub fn generation_at(&self, index: Index) -> Option<Generation> {
         self.log.generation_at(index)
     }
@@ -412,6 +462,7 @@ impl Replica {
         if mark > self.high_water {
             assert!(mark <= self.log.last().index, "only what is in the log can be committed here");
             self.high_water = mark;
+            self.starts.commit(mark);
             effects.committed = Some(mark);
         }
     }

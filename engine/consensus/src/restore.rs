@@ -5,7 +5,11 @@
 //! [`RestoreFault`] and ends the rebuilding; a replica is not made from it. It does not know where the records
 //! came from.
 
+use crate::base::Base;
+use crate::damage::{Damage, DamagedRange, Harm};
+use crate::history::History;
 use crate::log::Log;
+use crate::retain::Starts;
 use crate::session::{Fault, Sessions};
 use tidelog_types::{EntryMeta, Generation, Index, NodeId, Position, ReplicatedMs};
 
@@ -56,6 +60,36 @@ pub enum RestoreFault {
         /// The mark.
         high_water: Index,
     },
+    /// A log start that lets go more than what was committed with it.
+    #[error("entry {index} lets the log begin at {first}, behind itself")]
+    LogStart {
+        /// The entry.
+        index: Index,
+        /// What it says.
+        first: Index,
+    },
+    /// A snapshot's mark that names no entry of the log, or goes back.
+    #[error("a snapshot covers {found:?}, after one that covers {before:?}, of a log that ends at {last:?}")]
+    Snapshot {
+        /// The mark before.
+        before: Position,
+        /// The one found.
+        found: Position,
+        /// The log's end.
+        last: Position,
+    },
+    /// A low-water mark that goes back, beyond the log's end, or over what nothing covers.
+    #[error("low-water mark {found} after {before}: a snapshot covers {covered}, the log ends at {last:?}")]
+    LowWater {
+        /// The mark before.
+        before: Index,
+        /// The one found.
+        found: Index,
+        /// What a snapshot or a log start lets go: everything below this.
+        covered: Index,
+        /// The log's end.
+        last: Position,
+    },
     /// A high-water mark beyond the log's end: entries are missing that were committed.
     #[error("high-water mark {found} behind {last:?}")]
     HighWater {
@@ -71,20 +105,45 @@ pub enum RestoreFault {
 pub struct Restored {
     pub(crate) log: Log,
     pub(crate) sessions: Sessions,
+    pub(crate) damage: Damage,
     pub(crate) stamp: ReplicatedMs,
     pub(crate) generation: Generation,
     pub(crate) vote: Option<NodeId>,
     pub(crate) high_water: Index,
+    pub(crate) starts: Starts,
+    pub(crate) history: History,
+    pub(crate) snapshot: Position,
     /// The highest mark found. It may lie in front of its entries within one batch, so it is only believed as
     /// far as the log reaches.
-    hint: Index,
-    fault: Option<RestoreFault>,
+    pub(crate) hint: Index,
+    pub(crate) fault: Option<RestoreFault>,
 }
 
 impl Restored {
     /// Of an empty log.
     pub fn new() -> Restored {
         Restored::default()
+    }
+
+    /// Of a log that begins behind a snapshot's base: everything up to there is committed and applied.
+    pub fn behind(base: Base) -> Restored {
+        let Base { position, stamp, log_start, runs, sessions, .. } = base;
+        let mut log = Log::at(position, runs);
+        log.begin_behind(position.index);
+        Restored {
+            log,
+            sessions,
+            damage: Damage::default(),
+            stamp,
+            generation: position.generation,
+            vote: None,
+            high_water: position.index,
+            starts: Starts::at(log_start),
+            history: History::begin(position.index, stamp),
+            snapshot: position,
+            hint: position.index,
+            fault: None,
+        }
     }
 
     /// The next entry.
@@ -100,6 +159,8 @@ impl Restored {
             Err(RestoreFault::Entry { last, found })
         } else if found.generation > self.generation {
             Err(RestoreFault::Unpromised { promised: self.generation, found })
+        } else if let Some(first) = entry.log_start.filter(|first| *first > found.index) {
+            Err(RestoreFault::LogStart { index: found.index, first })
         } else {
             let applied = self.sessions.apply(entry, self.high_water);
             applied.map_err(|fault| RestoreFault::Session { index: found.index, fault })
@@ -107,10 +168,64 @@ impl Restored {
         match verdict {
             Ok(()) => {
                 self.log.push(found);
+                self.starts.push(entry);
+                self.history.push(entry);
                 self.stamp = self.stamp.max(entry.timestamp);
-                self.high_water = self.hint.min(found.index).max(self.high_water);
+                self.raise();
             }
             Err(fault) => self.fault = Some(fault),
+        }
+    }
+
+    /// Entries whose bytes are lost. Either they are the next ones, and only their positions are known, or they are in the log
+    /// already, and their newest copies are lost.
+    pub fn damaged(&mut self, range: DamagedRange, harm: Harm) {
+        if self.fault.is_some() {
+            return;
+        }
+        let DamagedRange { first, last: end, generation } = range;
+        let (last, found) = (self.log.last(), Position::new(first, generation));
+        let known = |index| self.log.generation_at(index) == Some(generation);
+        if Index::ZERO < first && first <= end && known(first) && known(end) {
+            return self.damage.insert(first, end, harm);
+        }
+        let follows = last.index.0.checked_add(1) == Some(first.0)
+            && first <= end
+            && generation >= last.generation
+            && generation > Generation::ZERO;
+        if !follows {
+            self.fault = Some(RestoreFault::Entry { last, found });
+        } else if generation > self.generation {
+            self.fault = Some(RestoreFault::Unpromised { promised: self.generation, found });
+        } else {
+            self.log.push_run(found, end);
+            self.sessions.hole(first, end);
+            self.damage.insert(first, end, harm);
+            self.high_water = self.hint.min(end).max(self.high_water);
+        }
+    }
+
+    /// A good copy of an entry that came before was written again, further on. If it was damaged, it is whole now.
+    pub fn moved(&mut self, entry: &EntryMeta) {
+        let index = entry.position.index;
+        if self.fault.is_some() || !self.damage.contains(index) {
+            return;
+        }
+        let there = self.log.generation_at(index) == Some(entry.position.generation)
+            && self.log.generation_at(index.prev()) == Some(entry.prev_generation);
+        if !there {
+            let (last, found) = (self.log.last(), entry.position);
+            self.fault = Some(RestoreFault::Entry { last, found });
+            return;
+        }
+        match self.sessions.patch(entry, self.high_water) {
+            Ok(()) => {
+                self.damage.remove(index, index);
+                self.stamp = self.stamp.max(entry.timestamp);
+                self.starts.push(entry);
+                self.starts.commit(self.high_water);
+            }
+            Err(fault) => self.fault = Some(RestoreFault::Session { index, fault }),
         }
     }
 
@@ -127,6 +242,9 @@ impl Restored {
         }
         self.log.cut(keep.index);
         self.sessions.cut(keep.index);
+        self.starts.cut(keep.index);
+        self.history.cut(keep.index);
+        self.damage.cut(keep.index);
     }
 
     /// A generation was promised, and a vote given in it or not.
@@ -149,7 +267,54 @@ impl Restored {
             return;
         }
         self.hint = self.hint.max(mark);
+        self.raise();
+    }
+
+    /// The mark is believed as far as the log reaches.
+    fn raise(&mut self) {
         self.high_water = self.hint.min(self.log.last().index).max(self.high_water);
+        self.starts.commit(self.high_water);
+    }
+
+    /// A durable snapshot covers everything up to `covered`: that was committed.
+    pub fn snapshot_mark(&mut self, covered: Position) {
+        if self.fault.is_some() {
+            return;
+        }
+        let there = self.log.generation_at(covered.index) == Some(covered.generation);
+        if !there || covered < self.snapshot {
+            let (before, last) = (self.snapshot, self.log.last());
+            self.fault = Some(RestoreFault::Snapshot { before, found: covered, last });
+            return;
+        }
+        self.snapshot = covered;
+        self.high_water(covered.index);
+    }
+
+    /// Entries below `first` are not kept any more: what lies below was committed and is covered.
+    pub fn low_water(&mut self, first: Index) {
+        if self.fault.is_some() {
+            return;
+        }
+        // What let it rise was committed then, also if no hint of that was written.
+        self.high_water(first.prev().min(self.log.last().index));
+        let before = self.log.base().index.next();
+        let covered = self.snapshot.index.next().max(self.starts.furthest());
+        // What let it rise may be lost.
+        let covers = first <= covered || self.sessions.has_holes();
+        if first < before || !covers || first.prev() > self.log.last().index {
+            let last = self.log.last();
+            self.fault = Some(RestoreFault::LowWater { before, found: first, covered, last });
+            return;
+        }
+        self.log.begin_behind(first.prev());
+        self.history.begin_at(first);
+        self.damage.let_go(first);
+    }
+
+    /// The last entry that a durable snapshot covers.
+    pub fn snapshot(&self) -> Position {
+        self.snapshot
     }
 
     /// Whether the records were those of one log.
@@ -184,6 +349,7 @@ mod tests {
             kind: RecordKind::Data,
             session: None,
             session_key: None,
+            log_start: None,
             timestamp: ReplicatedMs(10 * index),
             record_bytes: 128,
         }
@@ -221,6 +387,44 @@ mod tests {
         assert_eq!((r.check(), r.high_water), (Ok(()), Index(3)));
     }
 
+    fn range(first: u64, last: u64, generation: u64) -> DamagedRange {
+        DamagedRange { first: Index(first), last: Index(last), generation: Generation(generation) }
+    }
+
+    #[test]
+    fn lost_entries_keep_their_places_until_they_are_cut_or_found() {
+        let mut r = two_entries();
+        r.high_water(Index(4));
+        r.damaged(range(3, 4, 1), Harm::Damaged);
+        assert_eq!((r.check(), r.high_water), (Ok(()), Index(4)), "a mark covers what is damaged, too");
+        r.entry(&entry(5, 1, 1));
+        r.promise(Generation(2), None);
+        r.damaged(range(6, 6, 2), Harm::Suspect);
+        r.cut(Position::new(Index(5), Generation(1)));
+        assert!(r.damage.contains(Index(4)) && !r.damage.contains(Index(6)));
+        r.moved(&entry(4, 1, 1));
+        r.moved(&entry(5, 1, 1)); // whole already
+        assert_eq!(r.damage.first_from(Index(1)), Some(Index(3)));
+        r.moved(&entry(3, 1, 1));
+        assert!(r.check().is_ok() && r.damage.is_empty());
+        let mut clean = two_entries();
+        (3..=5).for_each(|i| clean.entry(&entry(i, 1, 1)));
+        assert_eq!((r.sessions, r.stamp), (clean.sessions, clean.stamp));
+    }
+
+    #[test]
+    fn lost_entries_that_do_not_follow_are_a_contradiction() {
+        for wrong in [range(4, 5, 1), range(3, 2, 1), range(3, 3, 0), range(3, 3, 2)] {
+            let mut r = two_entries();
+            r.damaged(wrong, Harm::Damaged);
+            assert!(r.check().is_err(), "{wrong:?}");
+        }
+        let mut r = two_entries();
+        r.damaged(range(3, 3, 1), Harm::Damaged);
+        r.moved(&entry(3, 1, 0));
+        assert!(matches!(r.check(), Err(RestoreFault::Entry { .. })));
+    }
+
     #[test]
     fn each_contradiction_is_named() {
         let faulty = |f: &dyn Fn(&mut Restored)| {
@@ -251,5 +455,77 @@ mod tests {
             r.cut(keep(1, 1));
         };
         assert!(matches!(faulty(&below_mark), RestoreFault::Cut { .. }));
+    }
+
+    #[test]
+    fn a_log_begins_behind_what_is_not_kept() {
+        let mut r = two_entries();
+        r.snapshot_mark(Position::new(Index(2), Generation(1)));
+        assert_eq!((r.high_water, r.snapshot()), (Index(2), Position::new(Index(2), Generation(1))));
+        r.low_water(Index(3));
+        r.entry(&entry(3, 1, 1));
+        r.low_water(Index(3));
+        assert_eq!((r.check(), r.log.base().index, r.last().index), (Ok(()), Index(2), Index(3)));
+    }
+
+    #[test]
+    fn a_low_water_mark_needs_a_snapshot_or_a_log_start() {
+        let faulty = |f: &dyn Fn(&mut Restored)| {
+            let mut r = two_entries();
+            f(&mut r);
+            r.check().unwrap_err()
+        };
+        let at = |i, g| Position::new(Index(i), Generation(g));
+        assert!(matches!(faulty(&|r| r.low_water(Index(2))), RestoreFault::LowWater { .. }));
+        assert!(matches!(faulty(&|r| r.snapshot_mark(at(3, 1))), RestoreFault::Snapshot { .. }));
+        assert!(matches!(faulty(&|r| r.snapshot_mark(at(2, 2))), RestoreFault::Snapshot { .. }));
+        let back = |r: &mut Restored| {
+            r.snapshot_mark(at(2, 1));
+            r.low_water(Index(3));
+            r.low_water(Index(2));
+        };
+        assert!(matches!(faulty(&back), RestoreFault::LowWater { .. }));
+        let start = |first: u64| EntryMeta {
+            kind: RecordKind::LogStart,
+            log_start: Some(Index(first)),
+            ..entry(3, 1, 1)
+        };
+        assert!(matches!(faulty(&|r| r.entry(&start(4))), RestoreFault::LogStart { .. }));
+        let mut r = two_entries();
+        r.entry(&start(2));
+        r.low_water(Index(2));
+        assert_eq!((r.check(), r.log.base().index), (Ok(()), Index(1)));
+        r.low_water(Index(3));
+        assert!(matches!(r.check(), Err(RestoreFault::LowWater { .. })));
+    }
+
+    #[test]
+    fn a_base_is_a_log_of_its_own() {
+        let mut r = two_entries();
+        r.high_water(Index(2));
+        let config = crate::config::Config {
+            node: NodeId(3),
+            partition: tidelog_types::PartitionId(0),
+            voters: vec![NodeId(3)],
+            election_timeout: core::time::Duration::from_millis(100),
+            heartbeat: core::time::Duration::from_millis(10),
+            in_flight_messages_max: 1,
+            in_flight_bytes_max: 1,
+            uncommitted_entries_max: 3,
+            uncommitted_bytes_max: 1000,
+            seed: 0,
+        };
+        let replica = crate::Replica::new(config, r, tidelog_types::Clock::default());
+        let base = replica.base_at(Index(2)).unwrap();
+        let mut again = Restored::behind(Base::decode(&base.encode()).unwrap());
+        assert_eq!(
+            (again.last(), again.high_water, again.stamp),
+            (base.position(), Index(2), ReplicatedMs(20))
+        );
+        again.entry(&entry(3, 1, 1));
+        again.cut(base.position());
+        assert_eq!(again.check(), Ok(()));
+        again.cut(Position::new(Index(1), Generation(1)));
+        assert!(matches!(again.check(), Err(RestoreFault::Cut { .. })));
     }
 }

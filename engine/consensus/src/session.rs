@@ -8,8 +8,15 @@
 //!
 //! Promises that [`Sessions::apply`] lets each (session, sequence) into a log at most once, in order. Does not
 //! know the clients, time, or what is durable. An entry that does not fit is refused with its [`Fault`] and
-//! changes nothing.
+//! changes nothing. A table is also kept in snapshots ([`crate::base`]), as of the entry that they cover.
+//!
+//! **Holes.** Entries whose bytes are lost may have opened sessions or carried sequences. While there are such holes the
+//! table is lenient exactly by them: a session may be unknown if its opening entry is a hole, sequences may be
+//! skipped as far as there are holes to have held them. [`Sessions::patch`] fills a hole; when the last one is
+//! filled, the table is the one of a log without holes, and strict again. Nobody is admitted against a table with holes.
 
+use crate::base::{BaseError, Input, put};
+use crate::ranges::Ranges;
 use std::collections::{BTreeMap, VecDeque};
 use tidelog_types::{EntryMeta, FixedMap, Index, RecordKind, Sequence, SessionId, SessionKey, SessionRef};
 
@@ -31,15 +38,52 @@ impl Run {
     fn last_index(&self) -> u64 {
         self.index + (self.count - 1)
     }
+
+    /// The sequence behind the last one.
+    fn end(&self) -> u64 {
+        self.sequence + self.count
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Session {
-    key: SessionKey,
-    /// The sequence that is admitted next.
-    next: u64,
-    /// Ascending, without a hole up to `next`; the oldest may be forgotten.
+    /// None: the entry that opened it is a hole.
+    key: Option<SessionKey>,
+    /// The highest sequence whose run was forgotten.
+    forgotten: u64,
+    /// Ascending in both fields, and dense behind `forgotten` but for holes.
     runs: VecDeque<Run>,
+}
+
+impl Session {
+    fn new(key: Option<SessionKey>) -> Session {
+        Session { key, forgotten: 0, runs: VecDeque::new() }
+    }
+
+    /// The sequence that is admitted next, as far as known.
+    fn next(&self) -> u64 {
+        self.runs.back().map_or(self.forgotten + 1, Run::end)
+    }
+
+    /// Whether all of it is known.
+    fn is_dense(&self) -> bool {
+        let mut next = self.forgotten + 1;
+        self.key.is_some()
+            && self.runs.iter().all(|run| core::mem::replace(&mut next, run.end()) == run.sequence)
+    }
+
+    /// Forgets the oldest runs above the bound, as far as they can no longer be cut. Returns the last entry of those.
+    fn trim(&mut self, runs_max: usize, high_water: Index) -> Index {
+        let mut last = Index::ZERO;
+        while self.runs.len() > runs_max
+            && let Some(run) = self.runs.front().filter(|run| run.last_index() <= high_water.0)
+        {
+            self.forgotten = run.end() - 1;
+            last = Index(run.last_index());
+            self.runs.pop_front();
+        }
+        last
+    }
 }
 
 /// Why an entry does not fit behind the log.
@@ -93,6 +137,10 @@ pub(crate) struct Sessions {
     /// The keys are indexes of the log, never what a client chose, so the fixed hasher cannot be attacked.
     sessions: FixedMap<SessionId, Session>,
     keys: BTreeMap<SessionKey, SessionId>,
+    /// The last entry of any run forgotten.
+    forgotten: Index,
+    /// Entries that are in the log and not known.
+    holes: Ranges,
 }
 
 impl Sessions {
@@ -109,12 +157,12 @@ impl Sessions {
     /// Where a request stands.
     pub(crate) fn standing(&self, request: SessionRef) -> Standing {
         let Some(session) = self.sessions.get(&request.session) else { return Standing::Unknown };
-        let sequence = request.sequence.0;
-        if sequence == session.next {
+        let (sequence, next) = (request.sequence.0, session.next());
+        if sequence == next {
             return Standing::Next;
         }
-        if sequence > session.next {
-            return Standing::Gap { expected: Sequence(session.next) };
+        if sequence > next {
+            return Standing::Gap { expected: Sequence(next) };
         }
         let after = session.runs.partition_point(|run| run.sequence <= sequence);
         match after.checked_sub(1).and_then(|at| session.runs.get(at)) {
@@ -134,22 +182,119 @@ impl Sessions {
                 return Err(Fault::KeyInUse { session });
             }
             self.keys.insert(key, SessionId(index));
-            self.sessions.insert(SessionId(index), Session { key, next: 1, runs: VecDeque::new() });
+            self.sessions.insert(SessionId(index), Session::new(Some(key)));
         }
         let Some(SessionRef { session: id, sequence }) = entry.session else { return Ok(()) };
-        let session = self.sessions.get_mut(&id).ok_or(Fault::Unknown { session: id })?;
-        if sequence.0 != session.next {
-            return Err(Fault::Sequence { session: id, expected: Sequence(session.next), found: sequence });
+        // A hole may have opened it.
+        let unknown = !self.sessions.contains_key(&id);
+        if unknown && (self.holes.is_empty() || !self.holes.contains(Index(id.0))) {
+            return Err(Fault::Unknown { session: id });
         }
-        session.next += 1;
+        let fresh = Session::new(None);
+        let session = self.sessions.get(&id).unwrap_or(&fresh);
+        // Holes behind the last one known may have held the sequences between.
+        let (next, after) = (session.next(), session.runs.back().map_or(id.0, Run::last_index));
+        let skipped = sequence.0.checked_sub(next);
+        let fits = skipped == Some(0)
+            || skipped.is_some_and(|n| n <= self.holes.count_within(Index(after).next(), Index(index)));
+        if !fits {
+            return Err(Fault::Sequence { session: id, expected: Sequence(next), found: sequence });
+        }
+        let runs_max = self.runs_max();
+        let session = self.sessions.entry(id).or_insert(fresh);
         match session.runs.back_mut() {
-            Some(run) if run.last_index() + 1 == index => run.count += 1,
+            Some(run) if run.last_index() + 1 == index && run.end() == sequence.0 => run.count += 1,
             _ => session.runs.push_back(Run { sequence: sequence.0, index, count: 1 }),
         }
-        while session.runs.len() > RUNS_MAX
-            && session.runs.front().is_some_and(|run| run.last_index() <= high_water.0)
-        {
-            session.runs.pop_front();
+        let trimmed = session.trim(runs_max, high_water);
+        self.forgotten = self.forgotten.max(trimmed);
+        Ok(())
+    }
+
+    /// A hole splits a run at most once, so the newest [`RUNS_MAX`] runs of the table without it are among these.
+    fn runs_max(&self) -> usize {
+        RUNS_MAX.saturating_add(usize::try_from(self.holes.count()).unwrap_or(usize::MAX))
+    }
+
+    /// The entries `first ..= last` become the log's last ones, and what they are is not known.
+    pub(crate) fn hole(&mut self, first: Index, last: Index) {
+        self.holes.insert(first, last);
+    }
+
+    /// Whether it is not known what an entry of the log did.
+    pub(crate) fn is_hole(&self, index: Index) -> bool {
+        self.holes.contains(index)
+    }
+
+    /// Whether there is any such entry, kept or not.
+    pub(crate) fn has_holes(&self) -> bool {
+        !self.holes.is_empty()
+    }
+
+    /// What the entry, which is in the log, is: if it was a hole, it is none any more. `high_water`: what can no
+    /// longer be cut.
+    ///
+    /// # Errors
+    /// If it contradicts what is known; then nothing changed.
+    pub(crate) fn patch(&mut self, entry: &EntryMeta, high_water: Index) -> Result<(), Fault> {
+        let at = entry.position.index;
+        if !self.holes.contains(at) {
+            return Ok(());
+        }
+        let mut undo = None;
+        match (entry.kind, entry.session_key) {
+            (RecordKind::SessionOpen, Some(key)) => {
+                if let Some(session) = self.by_key(key) {
+                    return Err(Fault::KeyInUse { session });
+                }
+                self.keys.insert(key, SessionId(at.0));
+                self.sessions.entry(SessionId(at.0)).or_insert(Session::new(None)).key = Some(key);
+                undo = Some(SessionId(at.0));
+            }
+            // Somebody wrote into a session that this entry must have opened.
+            _ if self.sessions.contains_key(&SessionId(at.0)) => {
+                return Err(Fault::Unknown { session: SessionId(at.0) });
+            }
+            _ => {}
+        }
+        let mut patched = None;
+        if let Some(SessionRef { session: id, sequence }) = entry.session {
+            let known = self.sessions.contains_key(&id);
+            if !known && !self.holes.contains(Index(id.0)) {
+                return Err(Fault::Unknown { session: id });
+            }
+            patched = Some((id, known, self.sessions.get(&id).cloned()));
+            let session = self.sessions.entry(id).or_insert(Session::new(None));
+            if let Err(expected) = session.patch(sequence.0, at.0, id.0) {
+                if !known {
+                    self.sessions.remove(&id);
+                }
+                return Err(Fault::Sequence { session: id, expected: Sequence(expected), found: sequence });
+            }
+        }
+        self.holes.remove(at, at);
+        if self.holes.is_empty() {
+            // The whole log is known: what was put up with until now must have been right.
+            let wrong =
+                self.sessions.iter().find(|(_, session)| !session.is_dense()).map(|(id, s)| (*id, s.next()));
+            if let Some((id, next)) = wrong {
+                self.holes.insert(at, at);
+                if let Some(id) = undo
+                    && let Some(session) = self.sessions.get_mut(&id)
+                    && let Some(key) = session.key.take()
+                {
+                    self.keys.remove(&key);
+                }
+                match patched {
+                    Some((id, true, Some(before))) => drop(self.sessions.insert(id, before)),
+                    Some((id, ..)) => drop(self.sessions.remove(&id)),
+                    None => {}
+                }
+                return Err(Fault::Sequence { session: id, expected: Sequence(next), found: Sequence(next) });
+            }
+            for session in self.sessions.values_mut() {
+                self.forgotten = self.forgotten.max(session.trim(RUNS_MAX, high_water));
+            }
         }
         Ok(())
     }
@@ -159,22 +304,147 @@ impl Sessions {
     pub(crate) fn cut(&mut self, keep: Index) {
         self.sessions.retain(|id, _| id.0 <= keep.0);
         self.keys.retain(|_, id| id.0 <= keep.0);
+        self.holes.cut(keep);
         for session in self.sessions.values_mut() {
             while let Some(run) = session.runs.back_mut().filter(|run| run.last_index() > keep.0) {
                 if run.index > keep.0 {
-                    session.next = run.sequence;
                     session.runs.pop_back();
                 } else {
                     run.count = keep.0 - run.index + 1;
-                    session.next = run.sequence + run.count;
                 }
             }
         }
+        // Known only by entries that are gone now: what the hole did is open again.
+        self.sessions
+            .retain(|_, session| session.key.is_some() || !session.runs.is_empty() || session.forgotten > 0);
+    }
+
+    /// The table as of entry `index`; none if it cannot be told, because runs above it were forgotten or an entry up to it
+    /// is a hole.
+    pub(crate) fn as_of(&self, index: Index) -> Option<Sessions> {
+        let known = self.holes.first_from(Index(1)).is_none_or(|(first, _)| first > index);
+        (known && self.forgotten <= index).then(|| {
+            let mut table = self.clone();
+            table.cut(index);
+            table
+        })
+    }
+
+    /// Appends the table's bytes: the last entry forgotten, the count, then each session in the order of ids. Holes are not
+    /// among them.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let mut ids: Vec<SessionId> = self.sessions.keys().copied().collect();
+        ids.sort_unstable();
+        put(out, self.forgotten.0);
+        put(out, ids.len() as u64);
+        for id in ids {
+            let Some(session) = self.sessions.get(&id) else { continue };
+            put(out, id.0);
+            put(out, u64::from(session.key.is_some()));
+            out.extend_from_slice(&session.key.map_or(0, |key| key.0).to_le_bytes());
+            put(out, session.forgotten);
+            put(out, session.runs.len() as u64);
+            for run in &session.runs {
+                [run.sequence, run.index, run.count].iter().for_each(|number| put(out, *number));
+            }
+        }
+    }
+
+    /// The table of a log that ends at `last`, in which the entries `holes` are not known.
+    ///
+    /// # Errors
+    /// In which way the bytes are not such a table.
+    pub(crate) fn decode(input: &mut Input<'_>, last: Index, holes: Ranges) -> Result<Sessions, BaseError> {
+        const WRONG: BaseError = BaseError::Contradiction("sessions");
+        let mut table = Sessions { forgotten: Index(input.number()?), holes, ..Sessions::default() };
+        let strict = table.holes.is_empty();
+        let mut before = 0;
+        for _ in 0..input.count(48)? {
+            let id = input.number()?;
+            let keyed = input.number()?;
+            let key = u128::from(input.number()?) | u128::from(input.number()?) << 64;
+            let key = (keyed == 1).then_some(SessionKey(key));
+            let forgotten = input.number()?;
+            let mut runs = VecDeque::new();
+            // The sequence and the index behind what comes before.
+            let mut end = (forgotten.checked_add(1).ok_or(WRONG)?, id.checked_add(1).ok_or(WRONG)?);
+            for _ in 0..input.count(24)? {
+                let run = Run { sequence: input.number()?, index: input.number()?, count: input.number()? };
+                let behind = (run.sequence.checked_add(run.count), run.index.checked_add(run.count));
+                let (Some(sequence), Some(index)) = behind else { return Err(WRONG) };
+                let follows = if strict { run.sequence == end.0 } else { run.sequence >= end.0 };
+                if run.count == 0 || !follows || run.index < end.1 || index - 1 > last.0 {
+                    return Err(WRONG);
+                }
+                end = (sequence, index);
+                runs.push_back(run);
+            }
+            let opened = key.is_some() || table.holes.contains(Index(id));
+            if id <= before || id > last.0 || keyed > 1 || !opened {
+                return Err(WRONG);
+            }
+            before = id;
+            if key.is_some_and(|key| table.keys.insert(key, SessionId(id)).is_some()) {
+                return Err(WRONG);
+            }
+            table.sessions.insert(SessionId(id), Session { key, forgotten, runs });
+        }
+        Ok(table)
+    }
+
+    /// The entries that are not known.
+    pub(crate) fn holes(&self) -> &Ranges {
+        &self.holes
     }
 
     /// How many are open.
     pub(crate) fn len(&self) -> usize {
         self.sessions.len()
+    }
+}
+
+impl Session {
+    /// Puts a sequence in between, at `index`. `opened`: the session's own index.
+    ///
+    /// # Errors
+    /// The sequence that would fit there, if it cannot have been this one.
+    fn patch(&mut self, sequence: u64, index: u64, opened: u64) -> Result<(), u64> {
+        let after = self.runs.partition_point(|run| run.index < index);
+        let before = after.checked_sub(1).and_then(|at| self.runs.get(at)).copied();
+        let behind = self.runs.get(after).copied();
+        let least = before.map_or(self.forgotten + 1, |run| run.end());
+        if sequence <= self.forgotten && before.is_none() {
+            return Ok(()); // so long ago that where it is need not be known
+        }
+        let fits = index > opened
+            && before.is_none_or(|run| run.last_index() < index)
+            && sequence >= least
+            && behind.is_none_or(|run| sequence < run.sequence);
+        if !fits {
+            return Err(least);
+        }
+        let joins_before = before.is_some_and(|run| run.end() == sequence && run.last_index() + 1 == index);
+        let joins_behind = behind.is_some_and(|run| run.sequence == sequence + 1 && run.index == index + 1);
+        match (joins_before, joins_behind, after.checked_sub(1)) {
+            (true, true, Some(at)) => {
+                let more = self.runs.remove(after).map_or(0, |run| run.count);
+                if let Some(run) = self.runs.get_mut(at) {
+                    run.count += 1 + more;
+                }
+            }
+            (true, false, Some(at)) => {
+                if let Some(run) = self.runs.get_mut(at) {
+                    run.count += 1;
+                }
+            }
+            (_, true, _) => {
+                if let Some(run) = self.runs.get_mut(after) {
+                    (run.sequence, run.index, run.count) = (sequence, index, run.count + 1);
+                }
+            }
+            _ => self.runs.insert(after, Run { sequence, index, count: 1 }),
+        }
+        Ok(())
     }
 }
 
@@ -191,6 +461,7 @@ mod tests {
             kind,
             session: None,
             session_key: None,
+            log_start: None,
             timestamp: ReplicatedMs(0),
             record_bytes: 64,
         }
@@ -267,7 +538,107 @@ mod tests {
         assert_eq!(sessions.standing(request(1, 3000)), Standing::At(Index(6001)));
     }
 
+    #[test]
+    fn a_table_of_the_past_is_told_or_refused() {
+        let log = [open(1, 7), data(2, 1, 1), entry(3, RecordKind::Noop), data(4, 1, 2), open(5, 9)];
+        let sessions = applied(&log);
+        for end in 0..=log.len() {
+            assert_eq!(sessions.as_of(Index(end as u64)), Some(applied(&log[..end])));
+        }
+        let mut sessions = applied(&[open(1, 1), open(2, 2)]);
+        for i in 1..=2000 {
+            sessions.apply(&data(1 + 2 * i, 1, i), Index(1 + 2 * i)).unwrap();
+            sessions.apply(&data(2 + 2 * i, 2, i), Index(2 + 2 * i)).unwrap();
+        }
+        assert_eq!(sessions.as_of(Index(1900)), None, "runs behind it were forgotten");
+        let table = sessions.as_of(Index(3000)).unwrap();
+        assert_eq!(table.standing(request(1, 1499)), Standing::At(Index(2999)));
+        assert_eq!(table.standing(request(1, 1500)), Standing::Next);
+    }
+
+    /// The log with these indexes lost.
+    fn with_holes(log: &[EntryMeta], lost: &[u64]) -> Sessions {
+        let mut sessions = Sessions::default();
+        for entry in log {
+            let at = entry.position.index;
+            if lost.contains(&at.0) {
+                sessions.hole(at, at);
+            } else {
+                sessions.apply(entry, Index::ZERO).unwrap();
+            }
+        }
+        sessions
+    }
+
+    #[test]
+    fn a_table_with_holes_is_lenient_by_the_holes_and_no_more() {
+        let log = [open(1, 7), data(2, 1, 1), data(3, 1, 2), data(4, 1, 3)];
+        let sessions = with_holes(&log[..3], &[1, 2]);
+        let fails = |entry: EntryMeta| sessions.clone().apply(&entry, Index::ZERO).unwrap_err();
+        assert!(matches!(fails(data(4, 1, 4)), Fault::Sequence { .. }), "no hole can have held 3");
+        assert!(matches!(fails(data(4, 1, 2)), Fault::Sequence { .. }));
+        assert!(matches!(fails(data(4, 3, 1)), Fault::Unknown { .. }), "3 is known, and opened nothing");
+        assert!(matches!(fails(data(4, 2, 2)), Fault::Sequence { .. }), "2 may be a session, but a new one");
+        assert!(sessions.clone().apply(&data(4, 2, 1), Index::ZERO).is_ok());
+        let refuses = |entry: EntryMeta| sessions.clone().patch(&entry, Index::ZERO).unwrap_err();
+        assert!(matches!(refuses(data(2, 1, 2)), Fault::Sequence { .. }), "2 is at index 3");
+        assert!(matches!(refuses(entry(1, RecordKind::Noop)), Fault::Unknown { .. }), "1 opened a session");
+        let mut sessions = sessions;
+        sessions.patch(&log[0], Index::ZERO).unwrap();
+        let before = sessions.clone();
+        let gap = sessions.patch(&entry(2, RecordKind::Noop), Index::ZERO);
+        assert!(matches!(gap, Err(Fault::Sequence { .. })), "then sequence 1 would be missing: {gap:?}");
+        assert_eq!(sessions, before);
+        sessions.patch(&log[1], Index::ZERO).unwrap();
+        sessions.apply(&log[3], Index::ZERO).unwrap();
+        assert_eq!(sessions, applied(&log));
+    }
+
     proptest! {
+        /// Whatever is lost, in whatever order it is found again, before or after a cut: once nothing is missing the table
+        /// is that of the log.
+        #[test]
+        fn a_patched_table_is_that_of_the_log(
+            steps in proptest::collection::vec((0u8..8, 0u64..8), 1..60),
+            lost in proptest::collection::vec(1u64..60, 1..12),
+            early in 0usize..12,
+            cut in proptest::option::of(0u64..60),
+        ) {
+            let mut log: Vec<EntryMeta> = Vec::new();
+            let mut sessions = Sessions::default();
+            for (what, number) in steps {
+                let index = log.len() as u64 + 1;
+                let ids: Vec<u64> = log.iter().filter(|e| e.session_key.is_some()).map(|e| e.position.index.0).collect();
+                let next = match what {
+                    0 | 1 => open(index, u128::from(number)),
+                    2 => entry(index, RecordKind::Noop),
+                    _ if ids.is_empty() => entry(index, RecordKind::Data),
+                    _ => {
+                        let id = ids[number as usize % ids.len()];
+                        let used = log.iter().filter(|e| e.session.is_some_and(|s| s.session.0 == id)).count() as u64;
+                        data(index, id, used + 1)
+                    }
+                };
+                if sessions.apply(&next, Index::ZERO).is_ok() {
+                    log.push(next);
+                }
+            }
+            let mut lost: Vec<u64> = lost.into_iter().filter(|i| *i <= log.len() as u64).collect();
+            let mut sessions = with_holes(&log, &lost);
+            for index in lost.drain(..early.min(lost.len())) {
+                sessions.patch(&log[index as usize - 1], Index::ZERO).unwrap();
+            }
+            if let Some(keep) = cut.filter(|keep| *keep <= log.len() as u64) {
+                log.truncate(keep as usize);
+                sessions.cut(Index(keep));
+                lost.retain(|i| *i <= keep);
+            }
+            for index in lost {
+                sessions.patch(&log[index as usize - 1], Index::ZERO).unwrap();
+            }
+            prop_assert_eq!(sessions, applied(&log));
+        }
+
         /// After any appends and cuts the table is what applying the remaining log gives.
         #[test]
         fn the_table_is_a_function_of_the_log(steps in proptest::collection::vec((0u8..8, 0u64..8), 1..80)) {

@@ -37,6 +37,7 @@ fn entry() -> impl Strategy<Value = EntryMeta> {
             kind,
             session: session.map(|(s, q)| SessionRef { session: SessionId(s), sequence: Sequence(q) }),
             session_key: key.map(SessionKey),
+            log_start: None,
             timestamp: ReplicatedMs(stamp),
             record_bytes: 64,
         },
@@ -55,6 +56,7 @@ fn fitting() -> impl Strategy<Value = (Append, Vec<EntryMeta>)> {
                     kind: RecordKind::Data,
                     session: None,
                     session_key: None,
+                    log_start: None,
                     timestamp: ReplicatedMs(5),
                     record_bytes: 64,
                 })

@@ -5,8 +5,9 @@
 mod world;
 
 use core::time::Duration;
-use tidelog_consensus::{Admitted, Refused};
+use tidelog_consensus::{Admitted, Refused, Retention};
 use tidelog_types::{Index, Sequence, SessionId, SessionKey, SessionRef};
+use world::disk::Stored;
 use world::{ELECTION, Outcome, World};
 
 struct Random(u64);
@@ -43,10 +44,13 @@ struct Weather {
     crash: u64,
     cut_off: u64,
     pause: u64,
+    /// Entries whose bytes are lost, each with a good copy left elsewhere; and writes that end as suspects.
+    rot: u64,
     /// Longest step of time between two events.
     step_us: u64,
 }
 
+#[derive(Default)]
 struct Totals {
     commits: u64,
     elections: u64,
@@ -54,6 +58,11 @@ struct Totals {
     cuts: u64,
     reads: u64,
     retries: u64,
+    snapshots: u64,
+    raised: u64,
+    starts: u64,
+    rotted: u64,
+    suspects: u64,
 }
 
 fn client_turn(world: &mut World, client: &mut Client, on: u64, totals: &mut Totals) {
@@ -88,7 +97,50 @@ fn client_turn(world: &mut World, client: &mut Client, on: u64, totals: &mut Tot
     );
 }
 
-fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
+/// A node takes a snapshot, raises its low-water mark, or proposes a later log start. Never over what another node
+/// lacks: nothing here could bring that one back.
+fn shorten(world: &mut World, node: u64, random: &mut Random, totals: &mut Totals) {
+    let (on_all, replica) = (world.on_all(), world.replica(node));
+    let covered = on_all.min(replica.marks().applicable());
+    let low = replica.marks().low_water;
+    let may = replica.snapshot().index.next().max(replica.log_start()).min(covered.next());
+    match random.below(3) {
+        0 if covered > replica.snapshot().index && covered >= low.prev() && !replica.is_marking() => {
+            totals.snapshots += u64::from(world.snapshot(node, covered));
+        }
+        1 if may > low && !replica.is_raising() => {
+            world.raise_low_water(node, Index(low.0 + 1 + random.below(may.0 - low.0)));
+            totals.raised += 1;
+        }
+        2 => {
+            let bytes = (!random.one_in(3)).then(|| 128 * random.below(200));
+            let age = random.one_in(2).then(|| Duration::from_millis(random.below(2000)));
+            totals.starts += u64::from(world.retain(node, Retention { age, bytes }));
+        }
+        _ => {}
+    }
+}
+
+/// Whether a good copy of an entry is durable on a node other than `on`.
+fn has_copy(world: &World, on: u64, entry: &Stored) -> bool {
+    let index = entry.meta.position.index;
+    let at = usize::try_from(index.0).unwrap() - 1;
+    let mut others = world.nodes.iter().filter(|(id, _)| **id != on);
+    others.any(|(_, n)| n.disk.durable.get(at) == Some(entry) && !n.disk.is_damaged(index))
+}
+
+/// The atlas: what the damage leaves can always be decided. Each damaged entry has a good copy elsewhere, but for those
+/// that one node was writing when it stopped.
+fn may_lose(world: &World, on: u64, entries: &[Stored]) -> bool {
+    let others = || world.nodes.iter().filter(|(id, _)| **id != on);
+    entries.iter().all(|entry| has_copy(world, on, entry))
+        || others().all(|(id, n)| n.disk.damaged().all(|i| has_copy(world, *id, n.disk.entry(i).unwrap())))
+            && !entries
+                .iter()
+                .any(|e| others().any(|(_, n)| n.disk.durable.contains(e)) && !has_copy(world, on, e))
+}
+
+fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
     let mut random = Random(seed.wrapping_mul(voters));
     let mut world = World::new(voters, seed);
     let draw = |random: &mut Random, worst: u64| {
@@ -101,6 +153,7 @@ fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
         crash: draw(&mut random, 400),
         cut_off: draw(&mut random, 300),
         pause: draw(&mut random, 500),
+        rot: if damage { 20 + random.below(200) } else { u64::MAX },
         step_us: [200, 600, 2_000, 5_000][usize::try_from(random.below(4)).unwrap()],
     };
     world.fit_max = 1 + random.below(6);
@@ -158,14 +211,37 @@ fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
                     totals.reads += 1;
                 }
             }
-            95 => {
+            // What peers no longer keep cannot be fetched from them: only a snapshot heals that.
+            95 if world.is_up(node) && !damage => shorten(&mut world, node, &mut random, totals),
+            96 => {
                 let peer = 1 + random.below(voters);
                 let up = random.one_in(2);
                 world.channel(node, peer, up);
             }
             _ => {}
         }
-        if world.is_up(node) && random.one_in(weather.crash) {
+        if random.one_in(weather.rot) {
+            let entries = world.node(node).disk.durable.len() as u64;
+            let index = 1 + if random.one_in(2) {
+                random.below(entries)
+            } else {
+                entries.saturating_sub(1 + random.below(4))
+            };
+            let entry = world.node(node).disk.durable.get(usize::try_from(index).unwrap() - 1).cloned();
+            if entry.is_some_and(|e| has_copy(&world, node, &e)) && world.rot(node, index) {
+                totals.rotted += 1;
+            }
+        }
+        if damage && random.one_in(20) {
+            world.fetch(node, 1 + random.below(voters));
+        }
+        let suspect = damage
+            && world.is_up(node)
+            && world.node(node).disk.next().is_some_and(|all| may_lose(&world, node, all));
+        if suspect && random.one_in(weather.crash) {
+            world.crash_suspect(node);
+            totals.suspects += 1;
+        } else if world.is_up(node) && random.one_in(weather.crash) {
             let survives = usize::try_from(random.below(world.node(node).disk.pending() as u64 + 1)).unwrap();
             world.crash(node, survives);
             totals.crashes += 1;
@@ -198,7 +274,17 @@ fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
         }
     }
     world.run(&all, ELECTION * 10);
-    let leader = world.leader().unwrap_or_else(|| panic!("{}: no leader after ten time-outs", world.event));
+    let leader = world.leader().unwrap_or_else(|| {
+        let state = |id: &u64| {
+            let replica = world.replica(*id);
+            (replica.last(), replica.repair_wanted(), replica.damaged_entries(), replica.marks())
+        };
+        panic!(
+            "{}: no leader after ten time-outs: {:#?}",
+            world.event,
+            all.iter().map(state).collect::<Vec<_>>()
+        )
+    });
     world.propose(leader, "last", None, None);
     world.run(&all, ELECTION);
     let Some(Outcome::Acked(last)) = world.outcomes.get("last").cloned() else {
@@ -208,6 +294,7 @@ fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
         let node = world.node(*id);
         assert_eq!(node.disk.durable, world.node(leader).disk.durable, "{}: logs differ", world.event);
         assert_eq!(node.replica().marks().high_water, last, "{}: node {id}", world.event);
+        assert_eq!(node.replica().damaged_entries(), 0, "{}: node {id} is not whole", world.event);
         assert_eq!(node.replica().malformed(), 0, "{}: node {id} got nonsense", world.event);
     }
     for client in &clients {
@@ -221,43 +308,73 @@ fn run(voters: u64, seed: u64, events: u64, totals: &mut Totals) {
     totals.cuts += world.checker.cuts;
 }
 
-fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64) {
-    let mut totals = Totals { commits: 0, elections: 0, crashes: 0, cuts: 0, reads: 0, retries: 0 };
+fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64, damage: bool) {
+    let mut totals = Totals::default();
     let count = seeds.end - seeds.start;
     for seed in seeds {
-        run(voters, seed, events, &mut totals);
+        run(voters, seed, events, damage, &mut totals);
     }
-    let Totals { commits, elections, crashes, cuts, reads, retries } = totals;
+    let Totals {
+        commits,
+        elections,
+        crashes,
+        cuts,
+        reads,
+        retries,
+        snapshots,
+        raised,
+        starts,
+        rotted,
+        suspects,
+    } = totals;
     println!(
-        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests"
+        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests, {snapshots} snapshots, {raised} low-water marks, {starts} log starts, {rotted} rotten entries, {suspects} suspect writes"
     );
     // A campaign in which nothing happened proves nothing.
     assert!(
         commits > 50 * count && elections > 2 * count && crashes > count && reads > count && retries > count
     );
+    let shortened = snapshots > count && raised > count && starts > count / 4;
+    assert!(damage || shortened, "{snapshots} {raised} {starts}");
     assert!(cuts > count / 20, "only {cuts} cuts");
+    assert!(!damage || (rotted > 10 * count && suspects > count / 10));
 }
 
 #[test]
 fn three_replicas() {
-    campaign(3, 0..300, 6_000);
+    campaign(3, 0..300, 6_000, false);
+}
+
+#[test]
+fn three_replicas_with_damage() {
+    campaign(3, 1000..1200, 6_000, true);
+}
+
+#[test]
+fn four_replicas_with_damage() {
+    campaign(4, 1000..1060, 6_000, true);
+}
+
+#[test]
+fn five_replicas_with_damage() {
+    campaign(5, 1000..1080, 6_000, true);
 }
 
 #[test]
 fn four_replicas() {
-    campaign(4, 0..80, 6_000);
+    campaign(4, 0..80, 6_000, false);
 }
 
 #[test]
 fn five_replicas() {
-    campaign(5, 0..150, 8_000);
+    campaign(5, 0..150, 8_000, false);
 }
 
 #[test]
 fn one_replica() {
-    let mut totals = Totals { commits: 0, elections: 0, crashes: 0, cuts: 0, reads: 0, retries: 0 };
+    let mut totals = Totals::default();
     for seed in 0..20 {
-        run(1, seed, 3_000, &mut totals);
+        run(1, seed, 3_000, false, &mut totals);
     }
     assert!(totals.commits > 1000 && totals.crashes > 10);
 }
@@ -265,8 +382,8 @@ fn one_replica() {
 #[test]
 fn a_seed_replays_exactly() {
     let trace = || {
-        let mut totals = Totals { commits: 0, elections: 0, crashes: 0, cuts: 0, reads: 0, retries: 0 };
-        run(3, 77, 4_000, &mut totals);
+        let mut totals = Totals::default();
+        run(3, 77, 4_000, true, &mut totals);
         (totals.commits, totals.elections, totals.crashes, totals.cuts, totals.reads, totals.retries)
     };
     assert_eq!(trace(), trace());

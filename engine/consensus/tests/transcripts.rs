@@ -7,8 +7,8 @@ mod world;
 
 use core::time::Duration;
 use std::collections::BTreeMap;
-use tidelog_consensus::{ReadOutcome, Refused, Role};
-use tidelog_types::{Sequence, SessionId, SessionKey, SessionRef};
+use tidelog_consensus::{ReadOutcome, Refused, Retention, Role};
+use tidelog_types::{Index, Sequence, SessionId, SessionKey, SessionRef};
 use world::disk::Stored;
 use world::{ELECTION, Outcome, World, show};
 
@@ -108,6 +108,33 @@ impl Script {
             ["restart", node] => {
                 self.world.crash(number(node)?, 0);
                 self.world.start(number(node)?);
+            }
+            ["snapshot", node, covered] => {
+                if !self.world.snapshot(number(node)?, Index(number(covered)?)) {
+                    return Err("the sessions as of then are not known".into());
+                }
+            }
+            ["low-water", node, first] => {
+                self.world.raise_low_water(number(node)?, Index(number(first)?));
+            }
+            ["retain", node, "age", d] => {
+                let retention = Retention { age: Some(duration(d)?), bytes: None };
+                self.world.retain(number(node)?, retention);
+            }
+            ["retain", node, "bytes", n] => {
+                let retention = Retention { age: None, bytes: Some(number(n)?) };
+                self.world.retain(number(node)?, retention);
+            }
+            ["crash", node, "suspect"] => self.world.crash_suspect(number(node)?),
+            ["rot", node, index] => {
+                if !self.world.rot(number(node)?, number(index)?) {
+                    return Err("there is nothing to rot".into());
+                }
+            }
+            ["fetch", node, peer] => {
+                if !self.world.fetch(number(node)?, number(peer)?) {
+                    return Err("nothing is wanted".into());
+                }
             }
             ["pause", node] => self.world.paused(number(node)?),
             ["down", node, peer] => self.world.channel(number(node)?, number(peer)?, false),
@@ -216,7 +243,19 @@ impl Script {
                 let leader = node.replica().leader().map_or("none".into(), |v| v.to_string());
                 same("leader", n, &leader)
             }
+            ["damaged", n] => same("damaged", n, &node.replica().damaged_entries().to_string()),
+            ["suspect", n] => same("suspect", n, &node.replica().suspect_entries().to_string()),
+            ["applicable", n] => same("applicable", n, &node.replica().marks().applicable().to_string()),
             ["malformed", n] => same("malformed", n, &node.replica().malformed().to_string()),
+            ["low-water", n] => same("low-water", n, &node.replica().marks().low_water.to_string()),
+            ["log-start", n] => same("log-start", n, &node.replica().log_start().to_string()),
+            ["snapshot", n] => same("snapshot", n, &node.replica().snapshot().index.to_string()),
+            ["short", peers @ ..] => {
+                let short = node.replica().followers().filter(|peer| peer.needs_snapshot);
+                let short: Vec<String> = short.map(|peer| peer.node.to_string()).collect();
+                let short = if short.is_empty() { "nobody".into() } else { short.join(" ") };
+                same("peers that need a snapshot", &peers.join(" "), &short)
+            }
             ["stamp", index, ms] => {
                 let at = number::<usize>(index)? - 1;
                 let entry = node.disk.log().get(at).ok_or("no such entry")?;
@@ -280,25 +319,35 @@ macro_rules! transcripts {
 transcripts! {
     check_quorum
     cut_and_reused_index
+    damaged_follower
+    damaged_longest_log
     deposed_with_requests_waiting
     divergent_follower
     duplicated_and_reordered
     even_voters
     figure_8
     first_append
+    follower_behind_the_base
+    follower_below_the_base
+    helical_damage
     kip_101
     late_vote
+    leader_damaged
     leader_reopened
+    log_start
     lost_messages
+    low_water_order
     pre_vote
     read_index
     replicated_time
     restarted_voter_is_silent
+    session_below_the_base
     session_over_failover
     single_voter
     stale_leader
     stale_round
     sticky_leader
+    suspect_is_cut
     vote_before_reply
     vote_log_check
 }

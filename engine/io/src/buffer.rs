@@ -3,10 +3,14 @@
 //! One buffer serves the disk and the peers: filled while owned ([`AlignedBuf`]), then frozen into
 //! [`bytes::Bytes`], whose last clone returns the memory to the pool.
 //!
+//! Small buffers are cut from slabs: one mapping for many, instead of a call into the allocator, which may grow its heap by a system
+//! call, for each.
+//!
 //! A pool may have an arena: memory that is registered with a ring, so that the kernel need not look up its pages for
 //! every operation. Buffers come from there as long as it has any, then from the heap.
 
 use crate::arena::Arena;
+use crate::sys;
 use bytes::Bytes;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
@@ -17,6 +21,9 @@ use tidelog_types::limits::PAGE_BYTES;
 const CLASS_MIN: u32 = 12;
 /// Number of size classes: 4 KiB … 8 MiB.
 const CLASSES: usize = 12;
+/// A slab, and the largest buffer that is cut from one.
+const SLAB_BYTES: usize = 1 << 20;
+const OF_SLAB_MAX: usize = SLAB_BYTES / 16;
 
 /// A pool of page-aligned buffers in power-of-two classes. Clones share it; it may be used from any thread.
 #[derive(Clone, Debug)]
@@ -40,6 +47,34 @@ struct Region {
     capacity: usize,
     /// It belongs to the pool's arena, and goes back there instead of being freed.
     of_arena: bool,
+    /// It is a part of this slab, which is unmapped with its last region; none: it is the arena's or the heap's.
+    slab: Option<Arc<Slab>>,
+}
+
+/// A mapping that regions are cut from.
+#[derive(Debug)]
+struct Slab {
+    start: NonNull<u8>,
+}
+
+// SAFETY: a Slab only unmaps its memory, when no region of it is left; any thread may do that.
+unsafe impl Send for Slab {}
+// SAFETY: shared access does nothing but count.
+unsafe impl Sync for Slab {}
+
+impl Slab {
+    /// A new one; none if the system has no mapping for it.
+    fn new() -> Option<Arc<Slab>> {
+        let start = NonNull::new(sys::map_anonymous(SLAB_BYTES).ok()?)?;
+        Some(Arc::new(Slab { start }))
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`; every region of it held this slab, and there is none left.
+        unsafe { sys::unmap(self.start.as_ptr(), SLAB_BYTES) }
+    }
 }
 
 // SAFETY: a Region is the sole owner of its memory, which any thread may read, write and free.
@@ -57,13 +92,31 @@ impl Region {
             start: NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout)),
             capacity,
             of_arena: false,
+            slab: None,
         }
+    }
+
+    /// Regions of a new slab; none for a large capacity, or without a slab.
+    fn cut(capacity: usize) -> impl Iterator<Item = Region> {
+        let slab = (capacity <= OF_SLAB_MAX).then(Slab::new).flatten();
+        slab.into_iter().flat_map(move |slab| {
+            (0..SLAB_BYTES / capacity).map(move |at| Region {
+                // SAFETY: within the slab's mapping.
+                start: unsafe { slab.start.add(at * capacity) },
+                capacity,
+                of_arena: false,
+                slab: Some(Arc::clone(&slab)),
+            })
+        })
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
         assert!(!self.of_arena, "the arena's memory goes back to the arena");
+        if self.slab.is_some() {
+            return; // unmapped with the slab's last region
+        }
         // SAFETY: allocated in `new` with the same layout, owned by nobody else.
         unsafe { dealloc(self.start.as_ptr(), Region::layout(self.capacity)) }
     }
@@ -88,13 +141,25 @@ impl BufferPool {
         let region = self
             .take_of_arena(capacity)
             .or_else(|| class_of(capacity).and_then(|class| lock(&self.shared.free[class]).pop()))
+            .or_else(|| self.take_of_new_slab(capacity))
             .unwrap_or_else(|| Region::new(capacity));
         AlignedBuf { region: Some(region), len, pool: self.clone() }
     }
 
     fn take_of_arena(&self, capacity: usize) -> Option<Region> {
         let start = lock(self.shared.arena.as_ref()?).take(capacity)?;
-        Some(Region { start, capacity, of_arena: true })
+        Some(Region { start, capacity, of_arena: true, slab: None })
+    }
+
+    /// Cuts a new slab, if the pool may keep the rest of it.
+    fn take_of_new_slab(&self, capacity: usize) -> Option<Region> {
+        if self.shared.idle_bytes_max < SLAB_BYTES {
+            return None;
+        }
+        let mut regions = Region::cut(capacity);
+        let first = regions.next()?;
+        regions.for_each(|region| self.give_back(region));
+        Some(first)
     }
 
     /// Like [`Self::take`], all zero.
@@ -207,6 +272,28 @@ mod tests {
         let held: Vec<_> = (0..20).map(|_| pool.take(PAGE_BYTES)).collect();
         drop(held);
         assert_eq!(lock(&pool.shared.free[0]).len(), 8);
+    }
+
+    #[test]
+    fn small_buffers_share_slabs_that_outlive_their_pool() {
+        let pool = BufferPool::new(SLAB_BYTES);
+        let held: Vec<_> = (0..SLAB_BYTES / PAGE_BYTES)
+            .map(|n| {
+                let mut buffer = pool.take(PAGE_BYTES);
+                assert!(buffer.iter().all(|byte| *byte == 0), "never uninitialised");
+                buffer.fill(n as u8);
+                buffer.freeze()
+            })
+            .collect();
+        assert_eq!(lock(&pool.shared.free[0]).len(), 0, "one slab held them all");
+        let starts: std::collections::BTreeSet<_> = held.iter().map(|b| b.as_ptr() as usize).collect();
+        let span = starts.last().unwrap() - starts.first().unwrap();
+        assert_eq!((starts.len(), span), (held.len(), SLAB_BYTES - PAGE_BYTES), "and none overlaps another");
+        assert!(pool.take(2 * OF_SLAB_MAX).region().slab.is_none());
+        drop(pool);
+        for (n, buffer) in held.iter().enumerate() {
+            assert!(buffer.iter().all(|byte| *byte == n as u8));
+        }
     }
 
     #[test]

@@ -298,6 +298,9 @@ pub enum Wait {
     No,
     /// Until something completes or wakes, or this moment.
     Until(Monotonic),
+    /// The same for a moment so near that sleeping until then may take longer: a back-end may look on instead, and need
+    /// not look long if the moment is not that near.
+    Briefly(Monotonic),
     /// Until something completes or wakes.
     Forever,
 }

@@ -48,7 +48,7 @@ impl Io for SimIo {
         let count = self.world.state.borrow_mut().poll(self.node, self.life, wait, out);
         if self.is_alive() {
             self.clock = self.world.clock(self.node);
-        } else if let Wait::Until(deadline) = wait {
+        } else if let Wait::Until(deadline) | Wait::Briefly(deadline) = wait {
             // Nothing comes any more, but a loop that waits for a moment must end.
             self.clock.now = self.clock.now.max(deadline);
         }

@@ -369,7 +369,9 @@ impl State {
         let mut present = self.local(id) + cost;
         let deadline = match wait {
             Wait::No => Some(0),
-            Wait::Until(local) => self.nodes.get(&id).map(|node| node.clock.true_time(local)),
+            Wait::Until(local) | Wait::Briefly(local) => {
+                self.nodes.get(&id).map(|node| node.clock.true_time(local))
+            }
             Wait::Forever => None,
         };
         loop {

@@ -53,6 +53,8 @@ pub struct Config {
     pub limits: LimitsSection,
     /// `[snapshot]`.
     pub snapshot: SnapshotSection,
+    /// `[retention]`.
+    pub retention: RetentionSection,
     /// `[admin]`.
     pub admin: AdminSection,
     /// Where each key's value comes from.
@@ -151,6 +153,10 @@ pub struct WalSection {
     pub in_flight: usize,
     /// Segments prepared ahead.
     pub spare_segments: usize,
+    /// Bytes of log between two checkpoints, at least.
+    pub checkpoint_every: u64,
+    /// Bytes of segments that a log is kept at.
+    pub budget: u64,
     /// Idle time after which the log is sealed.
     pub seal_after: Duration,
     /// Bytes of recent entries kept in memory.
@@ -185,6 +191,8 @@ pub struct LimitsSection {
     pub requests_in_flight: usize,
     /// Most bytes of unanswered requests of one connection.
     pub request_bytes_in_flight: usize,
+    /// Most bytes of unanswered requests and of answers on their way of all client connections together.
+    pub client_bytes: usize,
     /// Most requests waiting for a shard's turn.
     pub inbox: usize,
 }
@@ -194,6 +202,21 @@ pub struct LimitsSection {
 pub struct SnapshotSection {
     /// Log bytes between two snapshots of a partition.
     pub every: u64,
+    /// Time between two snapshots of a partition; zero: no bound.
+    pub interval: Duration,
+}
+
+/// What is kept of logs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RetentionSection {
+    /// Entries older than this may go; zero: never for their age.
+    pub age: Duration,
+    /// Bytes of a log above which the oldest entries may go; zero: never for the size.
+    pub bytes: u64,
+    /// Most bytes held back for a replica that is behind.
+    pub follower_bytes: u64,
+    /// Longest time that they are held back.
+    pub follower_age: Duration,
 }
 
 /// Administration.
@@ -353,6 +376,8 @@ impl Config {
                 batch_max: 0,
                 in_flight: 0,
                 spare_segments: 0,
+                checkpoint_every: 0,
+                budget: 0,
                 seal_after: Duration::ZERO,
                 cache: 0,
             },
@@ -369,9 +394,16 @@ impl Config {
                 client_connections: 0,
                 requests_in_flight: 0,
                 request_bytes_in_flight: 0,
+                client_bytes: 0,
                 inbox: 0,
             },
-            snapshot: SnapshotSection { every: 0 },
+            snapshot: SnapshotSection { every: 0, interval: Duration::ZERO },
+            retention: RetentionSection {
+                age: Duration::ZERO,
+                bytes: 0,
+                follower_bytes: 0,
+                follower_age: Duration::ZERO,
+            },
             admin: AdminSection { listen: None },
             origins: BTreeMap::new(),
             warnings: Vec::new(),

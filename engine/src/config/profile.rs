@@ -31,8 +31,8 @@ pub static PROFILES: &[Profile] = &[
     Profile {
         name: "laptop",
         kind: ProfileKind::Device,
-        summary: "A workstation or a laptop, several nodes on one disk perhaps: small files, little memory, within the usual 8 MiB of locked memory.",
-        sets: &[("io.registered_memory", "4MiB"), ("wal.segment_size", "16MiB"), ("wal.cache", "16MiB")],
+        summary: "A workstation or a laptop, several nodes on one disk perhaps: small files, little memory, three nodes within the usual 8 MiB of locked memory.",
+        sets: &[("io.registered_memory", "2MiB"), ("wal.segment_size", "16MiB"), ("wal.cache", "16MiB")],
     },
     Profile {
         name: "cloud-ssd",

@@ -10,6 +10,8 @@ use tidelog_types::limits::{
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+/// Longest times that anything is kept for: ten years.
+const YEARS: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Room that any budget of bytes in flight must have: whatever fits one message fits it.
 const FLIGHT_BYTES_MIN: u64 = 4 * MIB;
@@ -130,7 +132,7 @@ static KEYS: &[Key] = &[
             step: PAGE_BYTES as u64,
         },
         default: Default::Given("4MiB"),
-        effect: "Buffer memory registered with the ring, which saves the kernel work per write. It counts as locked memory (ulimit -l, often 8 MiB); what cannot be registered is used unregistered. 0B registers none.",
+        effect: "Buffer memory registered with the ring, which saves the kernel work per write. It counts as locked memory (ulimit -l, often 8 MiB for all nodes of a user together); what cannot be registered is used unregistered, and the node says so. 0B registers none.",
         later: None,
     },
     Key {
@@ -189,6 +191,32 @@ static KEYS: &[Key] = &[
         kind: Kind::Count { field: number!(wal.spare_segments), min: 1, max: 16 },
         default: Default::Given("2"),
         effect: "Empty segments kept ready, so that going on to the next one never waits for a file to be filled.",
+        later: None,
+    },
+    Key {
+        name: "wal.checkpoint_every",
+        scope: Scope::Node,
+        kind: Kind::Size {
+            field: number!(wal.checkpoint_every),
+            min: MIB,
+            max: 64 * GIB,
+            step: PAGE_BYTES as u64,
+        },
+        default: Default::Given("64MiB"),
+        effect: "Log written between two checkpoints, at least: about twice as much is read when the log is opened. A large checkpoint comes more seldom, so that checkpoints are at most a sixteenth of what is written.",
+        later: None,
+    },
+    Key {
+        name: "wal.budget",
+        scope: Scope::Node,
+        kind: Kind::Size {
+            field: number!(wal.budget),
+            min: 64 * MIB,
+            max: 1024 * GIB,
+            step: PAGE_BYTES as u64,
+        },
+        default: Default::Given("4GiB"),
+        effect: "Bytes of segments that a log is kept at. Above it snapshots are asked for, and what is still live in the oldest segment is moved to the end, so that the segment can be used again. Nothing is refused because of it; what must be kept may take more.",
         later: None,
     },
     Key {
@@ -313,6 +341,19 @@ static KEYS: &[Key] = &[
         later: None,
     },
     Key {
+        name: "limits.client_bytes",
+        scope: Scope::Node,
+        kind: Kind::Size {
+            field: number!(limits.client_bytes),
+            min: FLIGHT_BYTES_MIN,
+            max: 64 * GIB,
+            step: 1,
+        },
+        default: Default::Given("256MiB"),
+        effect: "Bytes of unanswered requests and of answers on their way of all client connections of a shard together; above it clients are not read until answers have gone out.",
+        later: None,
+    },
+    Key {
         name: "limits.inbox",
         scope: Scope::Node,
         kind: Kind::Count { field: number!(limits.inbox), min: 16, max: 1 << 20 },
@@ -325,8 +366,48 @@ static KEYS: &[Key] = &[
         scope: Scope::Node,
         kind: Kind::Size { field: number!(snapshot.every), min: MIB, max: 1 << 40, step: 1 },
         default: Default::Given("64MiB"),
-        effect: "Log bytes of a partition after which its state machine is asked for a snapshot.",
-        later: Some("snapshots: read and checked, without effect yet"),
+        effect: "Log bytes of a partition after which its state machine is asked for a snapshot. A partition without a state machine has none.",
+        later: None,
+    },
+    Key {
+        name: "snapshot.interval",
+        scope: Scope::Node,
+        kind: Kind::Time { field: field!(snapshot.interval), min: ms(0), max: YEARS },
+        default: Default::Given("0s"),
+        effect: "Time after which a state machine is asked for a snapshot, if anything was applied since the last. 0s: only by bytes.",
+        later: None,
+    },
+    Key {
+        name: "retention.age",
+        scope: Scope::Node,
+        kind: Kind::Time { field: field!(retention.age), min: ms(0), max: YEARS },
+        default: Default::Given("0s"),
+        effect: "Records older than this are let go, by replicated time: the leader proposes a later start of the log, the same for all replicas. 0s: never for their age. Should be the same on all nodes: the leader's counts.",
+        later: None,
+    },
+    Key {
+        name: "retention.bytes",
+        scope: Scope::Node,
+        kind: Kind::Size { field: number!(retention.bytes), min: 0, max: 1 << 50, step: 1 },
+        default: Default::Given("0B"),
+        effect: "Bytes of a partition's log above which its oldest records are let go, in the same way. 0B: never for the size. Should be the same on all nodes: the leader's counts.",
+        later: None,
+    },
+    Key {
+        name: "retention.follower_bytes",
+        scope: Scope::Node,
+        kind: Kind::Size { field: number!(retention.follower_bytes), min: 0, max: 1 << 50, step: 1 },
+        default: Default::Given("64MiB"),
+        effect: "Log bytes of a partition that are held back, although a snapshot or the log's start lets them go, for a replica that is behind. A replica that does not lead keeps as much in case it is elected. Beyond it, a replica needs a snapshot.",
+        later: None,
+    },
+    Key {
+        name: "retention.follower_age",
+        scope: Scope::Node,
+        kind: Kind::Time { field: field!(retention.follower_age), min: ms(0), max: YEARS },
+        default: Default::Given("1h"),
+        effect: "Time for which they are held back: for a replica that has confirmed nothing new for so long, nothing is.",
+        later: None,
     },
     Key {
         name: "admin.listen",

@@ -2,7 +2,9 @@
 
 use super::key::Kind;
 use super::*;
+use crate::options::Options;
 use proptest::prelude::*;
+use tidelog_consensus::Retention;
 
 /// Three founders; `rest` is put behind it.
 fn text(rest: &str) -> String {
@@ -92,7 +94,10 @@ fn every_key_refuses_what_is_out_of_bounds_and_names_the_bound() {
                 }
                 wrong
             }
-            Kind::Time { min, max, .. } => vec![time(*min - millisecond), time(*max + millisecond)],
+            Kind::Time { min, max, .. } => {
+                let below = min.checked_sub(millisecond).map(time);
+                below.into_iter().chain([time(*max + millisecond)]).collect()
+            }
             Kind::NodeId(_) => vec!["0".into(), "-1".into()],
             Kind::Shards(_) => {
                 assert!(complaint(key, "2").problem.contains("not there yet"));
@@ -346,7 +351,7 @@ fn assert_same(a: &Config, b: &Config) {
     }
     assert_eq!((&a.profile, &a.node, &a.cluster, &a.io), (&b.profile, &b.node, &b.cluster, &b.io));
     assert_eq!((&a.wal, &a.replication, &a.limits), (&b.wal, &b.replication, &b.limits));
-    assert_eq!((&a.snapshot, &a.admin), (&b.snapshot, &b.admin));
+    assert_eq!((&a.snapshot, &a.retention, &a.admin), (&b.snapshot, &b.retention, &b.admin));
 }
 
 #[test]
@@ -410,15 +415,29 @@ fn files_that_cannot_be_read() {
 }
 
 #[test]
+fn what_is_kept_is_off_unless_it_is_said() {
+    let keep = |rest: &str| Options::from(&Config::parse(&text(rest), "node.toml").unwrap()).keep;
+    let by_default = keep("");
+    assert_eq!((by_default.retention, by_default.snapshot_interval), (Retention::default(), None));
+    assert_eq!((by_default.snapshot_every, by_default.follower_bytes), (64 << 20, 64 << 20));
+    let said = keep("[snapshot]\ninterval = \"10min\"\n[retention]\nage = \"7h\"\nbytes = \"1GiB\"\n");
+    let age = Some(Duration::from_secs(7 * 3600));
+    assert_eq!(said.retention, Retention { age, bytes: Some(1 << 30) });
+    assert_eq!(said.snapshot_interval, Some(Duration::from_secs(600)));
+    assert!(Config::parse(&text("[retention]\nage = \"200000h\"\n"), "node.toml").is_err());
+}
+
+#[test]
 fn a_key_is_explained() {
     let config = Config::parse(&text("[snapshot]\nevery = \"128MiB\"\n"), "node.toml").unwrap();
     let said = config.explain("snapshot.every").unwrap().to_string();
     for part in
-        ["snapshot.every = \"128MiB\"", "origin   node.toml:13:9", "default  64MiB", "not yet  snapshots"]
+        ["snapshot.every = \"128MiB\"", "origin   node.toml:13:9", "default  64MiB", "scope    may differ"]
     {
         assert!(said.contains(part), "{said}");
     }
     assert!(config.explain("admin.listen").unwrap().to_string().starts_with("admin.listen is not set"));
+    assert!(config.explain("admin.listen").unwrap().to_string().contains("not yet  the administration"));
     assert!(config.explain("snapshot").is_none());
     for key in keys() {
         assert!(key.effect.ends_with('.') && !config.explain(key.name).unwrap().to_string().is_empty());

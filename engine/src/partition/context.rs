@@ -1,7 +1,9 @@
 //! What a partition needs of its shard during a call, and who asked.
 
+use crate::answer::Asker;
 use crate::reads::Reads;
 use crate::request::{RequestError, Response};
+use crate::returning::Returning;
 use crate::transport::{ClientRef, Transport};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,7 +18,7 @@ pub(crate) enum Origin {
     /// A client of the network.
     Client(ClientRef),
     /// A handle of this process.
-    Local(oneshot::Sender<Response>),
+    Local(Asker),
 }
 
 /// What the partition needs of its shard during a call.
@@ -25,6 +27,7 @@ pub(crate) struct Context<'a> {
     pub(crate) wal: &'a mut Wal,
     pub(crate) transport: &'a mut dyn Transport,
     pub(crate) reads: &'a mut Reads,
+    pub(crate) returning: &'a mut Returning,
     pub(crate) clock: Clock,
     pub(crate) cluster: u32,
     pub(crate) addresses: &'a BTreeMap<NodeId, SocketAddr>,
@@ -35,8 +38,7 @@ impl Context<'_> {
     pub(crate) fn respond(&mut self, origin: Origin, response: Response) {
         match origin {
             Origin::Client(client) => self.transport.respond(client, response),
-            // The asker may have stopped waiting; nothing is lost by that.
-            Origin::Local(reply) => drop(reply.send(response)),
+            Origin::Local(asker) => self.returning.wake_later(asker.answer(response)),
         }
     }
 

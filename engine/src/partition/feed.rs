@@ -4,8 +4,8 @@ use super::{Context, Partition};
 use crate::reads::ReadFor;
 use crate::transport::PeerMessage;
 use tidelog_consensus::{Free, Message};
-use tidelog_types::NodeId;
 use tidelog_types::limits::APPEND_BYTES_MAX;
+use tidelog_types::{Index, NodeId};
 use tidelog_wal::Run;
 
 /// Records on their way from disk to a peer that the tail cache no longer serves.
@@ -29,9 +29,13 @@ impl Partition {
             loop {
                 let mut carried: Option<Run> = None;
                 let fetches = &mut self.fetches;
+                let lost = self.replica.next_for(peer).and_then(|first| self.replica.damaged_from(first));
                 let Context { io, wal, transport, reads, clock, .. } = cx;
                 let append = self.replica.take_append(*clock, peer, &mut |first, last, budget| {
                     let last = last.min(frozen);
+                    // What is damaged here is sent when it is whole again.
+                    let last = lost
+                        .map_or(last, |lost| if lost <= first { Index::ZERO } else { last.min(lost.prev()) });
                     let bytes_max = APPEND_BYTES_MAX
                         .min(transport.room(peer))
                         .min(usize::try_from(budget).unwrap_or(usize::MAX));

@@ -6,14 +6,19 @@
 
 mod context;
 mod feed;
+mod keep;
+mod repair;
 mod serve;
 mod writes;
 
 pub(crate) use context::{Context, Origin};
 use feed::Fetch;
+use keep::Done;
+use repair::Repairs;
 pub(crate) use serve::Machine;
 use writes::{Source, Write, fitting};
 
+use crate::keep::Keep;
 use crate::marks::{Marks, SharedMarks};
 use crate::request::{Level, Reply, Request, RequestError};
 use crate::transport::PeerMessage;
@@ -62,8 +67,11 @@ pub(crate) struct Partition {
     applied: Index,
     apply_reading: bool,
     fetches: BTreeMap<NodeId, Fetch>,
+    repairs: Repairs,
     marks: Arc<SharedMarks>,
     metas: Vec<EntryMeta>,
+    keep: Keep,
+    done: Done,
 }
 
 impl Partition {
@@ -72,7 +80,11 @@ impl Partition {
         replica: Replica,
         machine: Option<Machine>,
         marks: Arc<SharedMarks>,
+        keep: Keep,
+        clock: Clock,
     ) -> Partition {
+        // What is not kept any more was applied before.
+        let applied = replica.marks().low_water.prev();
         Partition {
             id,
             replica,
@@ -84,11 +96,14 @@ impl Partition {
             read_rounds: BTreeMap::new(),
             read_round_next: 0,
             machine,
-            applied: Index::ZERO,
+            applied,
             apply_reading: false,
             fetches: BTreeMap::new(),
+            repairs: Repairs::default(),
             marks,
             metas: Vec::new(),
+            keep,
+            done: Done::since(clock.now),
         }
     }
 
@@ -107,9 +122,13 @@ impl Partition {
 
     pub(crate) fn marks(&self) -> Marks {
         let m = self.replica.marks();
-        let applied =
-            self.machine.as_ref().map_or(self.applied, |machine| machine.applied.min(m.applicable()));
-        Marks { low_water: m.low_water, applied, durable: m.durable, high_water: m.high_water }
+        let applied = self
+            .machine
+            .as_ref()
+            .map_or(self.applied, |machine| machine.applied.min(m.high_water.min(m.durable)));
+        // As readers see it: a committed log start counts also where bytes below it are still held.
+        let low_water = self.first_readable().min(applied.next()).max(m.low_water);
+        Marks { low_water, applied, durable: m.durable, high_water: m.high_water }
     }
 
     /// Shows the marks to the handles, and checks their relation (invariants 5, 10).
@@ -139,9 +158,10 @@ impl Partition {
         let mut metas = std::mem::take(&mut self.metas);
         metas.clear();
         let records = message.records.pop().unwrap_or_default();
-        let left = match self.metas_of(cx, from, &records, &mut metas) {
-            true => self.step_by_room(cx, from, message, records, &metas),
-            false => None,
+        let left = match (self.metas_of(cx, from, &records, &mut metas), &message.message) {
+            (true, Message::Repair(_)) => self.on_repair(cx, from, message, records, &metas),
+            (true, _) => self.step_by_room(cx, from, message, records, &metas),
+            (false, _) => None,
         };
         self.metas = metas;
         left
@@ -221,8 +241,10 @@ impl Partition {
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         self.replica.tick(cx.clock, &mut self.effects);
         self.settle(cx, Source::None);
+        self.seek_repair(cx);
         // What was committed and durable already when the log was opened, and reads that found no room.
         self.apply(cx);
+        self.shorten(cx);
     }
 
     pub(crate) fn paused(&mut self, clock: Clock) {
@@ -275,7 +297,9 @@ impl Partition {
                     Level::Linearizable => self.read_round(cx, wanted),
                 }
             }
-            Request::Status => cx.respond(origin, Err(RequestError::Invalid("status is of a node".into()))),
+            Request::Status | Request::Snapshot { .. } => {
+                cx.respond(origin, Err(RequestError::Invalid("not a request to a log".into())));
+            }
         }
         Ok(())
     }
@@ -299,6 +323,9 @@ impl Partition {
         let waiter = Waiter { origin, opens_session: session_key.is_some() };
         match self.replica.propose(cx.clock, proposal, &mut self.effects) {
             Ok(Admitted::New(meta)) => {
+                if matches!(waiter.origin, Origin::Local(_)) {
+                    cx.returning.came(cx.clock.now);
+                }
                 self.waiting.push(meta.position, waiter);
                 self.settle(cx, Source::Proposal { meta, payload, payload_crc });
             }
@@ -308,8 +335,10 @@ impl Partition {
             Ok(Admitted::Known(position)) => self.waiting.attach(self.replica.generation(), position, waiter),
             Err(refused) => {
                 let error = match refused {
-                    Refused::NotLeader { hint } => cx.not_leader(hint),
-                    Refused::Busy => RequestError::Busy { retry_after: cx.retry_after },
+                    Refused::NotLeader { hint } => {
+                        self.refused_for_damage().unwrap_or_else(|| cx.not_leader(hint))
+                    }
+                    Refused::Busy => RequestError::busy(cx.retry_after),
                     Refused::SessionExpired => RequestError::SessionExpired,
                     Refused::SequenceGap { expected } => RequestError::SequenceGap { expected },
                     Refused::SequenceTooOld => RequestError::SequenceTooOld,
@@ -348,7 +377,7 @@ impl Partition {
                 partition = %self.id,
                 role = ?self.replica.role(),
                 generation = %self.replica.generation(),
-                leader = ?self.replica.leader(),
+                leader = self.replica.leader().map(NodeId::get),
                 "role"
             );
         }
@@ -394,6 +423,9 @@ impl Partition {
 }
 
 fn done(cx: &mut Context<'_>, position: Position, waiter: Waiter) {
+    if matches!(waiter.origin, Origin::Local(_)) {
+        cx.returning.answered(cx.clock.now, cx.wal.last_write());
+    }
     let reply = if waiter.opens_session {
         Reply::SessionOpened { session: SessionId(position.index.0), position }
     } else {

@@ -4,7 +4,7 @@ use super::{Context, Partition};
 use crate::partition::Wanted;
 use crate::reads::ReadFor;
 use crate::request::{Records, Reply, RequestError};
-use crate::state_machine::{Applied, StateMachine};
+use crate::state_machine::{Applied, SnapshotView, StateMachine};
 use tidelog_consensus::Refused;
 use tidelog_types::limits::APPEND_BYTES_MAX;
 use tidelog_types::{Index, RecordKind, record};
@@ -19,19 +19,44 @@ const READS_WAITING_MAX: usize = 4096;
 pub(crate) struct Machine {
     machine: Box<dyn StateMachine>,
     pub(super) applied: Index,
+    /// Record bytes applied since the last snapshot began.
+    pub(super) bytes: u64,
 }
 
 impl Machine {
     /// A state machine that this process has given nothing yet.
     pub(crate) fn new(machine: Box<dyn StateMachine>) -> Machine {
-        Machine { applied: machine.applied(), machine }
+        Machine { applied: machine.applied(), machine, bytes: 0 }
+    }
+
+    /// Everything up to here it has, from a snapshot.
+    pub(crate) fn restored(&mut self, covered: Index) {
+        self.applied = covered;
+    }
+
+    /// Everything up to here was given to it.
+    pub(crate) fn applied(&self) -> Index {
+        self.applied
+    }
+
+    /// What it has made durable itself.
+    pub(super) fn durable(&self) -> Index {
+        self.machine.applied()
+    }
+
+    pub(super) fn view(&mut self) -> std::io::Result<SnapshotView> {
+        self.machine.snapshot()
+    }
+
+    pub(crate) fn inner(&mut self) -> &mut dyn StateMachine {
+        &mut *self.machine
     }
 }
 
 impl Partition {
     pub(super) fn read_round(&mut self, cx: &mut Context<'_>, wanted: Wanted) {
         if self.read_rounds.len() >= READS_WAITING_MAX {
-            return cx.respond(wanted.origin, Err(RequestError::Busy { retry_after: cx.retry_after }));
+            return cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
         }
         self.read_round_next += 1;
         let round = self.read_round_next;
@@ -40,11 +65,13 @@ impl Partition {
                 self.read_rounds.insert(round, wanted);
                 self.settle(cx, super::writes::Source::None);
             }
+            // The only voter, kept from leading by damage: what is committed is what its log holds.
+            Err(Refused::NotLeader { .. }) if self.refused_for_damage().is_some() => self.serve(cx, wanted),
             Err(Refused::NotLeader { hint }) => {
                 let error = cx.not_leader(hint);
                 cx.respond(wanted.origin, Err(error));
             }
-            Err(_) => cx.respond(wanted.origin, Err(RequestError::Busy { retry_after: cx.retry_after })),
+            Err(_) => cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after))),
         }
     }
 
@@ -52,8 +79,9 @@ impl Partition {
         let marks = self.marks();
         let (from, high_water) = (wanted.from.max(Index(1)), marks.high_water);
         let last = wanted.to.map_or(high_water, |to| to.min(high_water));
-        if from < marks.low_water {
-            return cx.respond(wanted.origin, Err(RequestError::Truncated { first: marks.low_water }));
+        let first = self.first_readable();
+        if from < first {
+            return cx.respond(wanted.origin, Err(RequestError::Truncated { first }));
         }
         if from > high_water.next() {
             return cx.respond(wanted.origin, Err(RequestError::Ahead { asked: from, high_water }));
@@ -62,6 +90,10 @@ impl Partition {
             let records = Records { next: from, high_water, low_water: marks.low_water, records: vec![] };
             return cx.respond(wanted.origin, Ok(Reply::Records(records)));
         }
+        let Some(last) = self.readable(from, last) else {
+            let error = self.damage_error(from);
+            return cx.respond(wanted.origin, Err(error));
+        };
         let bytes_max = wanted.bytes_max.clamp(1, APPEND_BYTES_MAX);
         match cx.wal.cached(self.id, from, last, bytes_max) {
             Some(run) => self.answer_read(cx, wanted, run),
@@ -69,7 +101,7 @@ impl Partition {
                 Some(read) => cx.wal.read(cx.io, read, self.id, from, last, bytes_max),
                 None => {
                     if let Some(wanted) = cx.reads.refused() {
-                        cx.respond(wanted.origin, Err(RequestError::Busy { retry_after: cx.retry_after }));
+                        cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
                     }
                 }
             },
@@ -86,6 +118,14 @@ impl Partition {
             records: run.pieces,
         };
         cx.respond(wanted.origin, Ok(Reply::Records(records)));
+    }
+
+    /// A client's read from the disk failed: if what it asked for has gone meanwhile, that is the answer.
+    pub(crate) fn refuse_read(&self, cx: &mut Context<'_>, wanted: Wanted, error: RequestError) {
+        let first = self.first_readable();
+        let gone = wanted.from.max(Index(1)) < first;
+        let error = if gone { RequestError::Truncated { first } } else { error };
+        cx.respond(wanted.origin, Err(error));
     }
 
     pub(super) fn apply(&mut self, cx: &mut Context<'_>) {
@@ -124,7 +164,8 @@ impl Partition {
     }
 
     fn apply_run(&mut self, run: &Run) {
-        let Machine { machine, applied } = self.machine.as_mut().expect("only called with a state machine");
+        let Machine { machine, applied, bytes } =
+            self.machine.as_mut().expect("only called with a state machine");
         for piece in &run.pieces {
             for record in record::records(piece) {
                 let (_, header, payload) = record.expect("runs hold verified records");
@@ -138,6 +179,7 @@ impl Partition {
                     });
                 }
                 *applied = header.index;
+                *bytes += header.record_bytes() as u64;
             }
         }
     }

@@ -20,10 +20,32 @@ pub(super) enum Source<'a> {
 /// One durable step with what it takes to write it, should it have to wait.
 #[derive(Debug)]
 pub(super) enum Write {
-    Promise { generation: Generation, vote: Option<NodeId> },
-    Cut { keep: Position },
-    Entry { header: RecordHeader, payload: Bytes },
-    Records { records: Bytes, metas: Vec<EntryMeta> },
+    Promise {
+        generation: Generation,
+        vote: Option<NodeId>,
+    },
+    Cut {
+        keep: Position,
+    },
+    SnapshotMark {
+        covered: Position,
+    },
+    LowWater {
+        first: Index,
+    },
+    Entry {
+        header: RecordHeader,
+        payload: Bytes,
+    },
+    Records {
+        records: Bytes,
+        metas: Vec<EntryMeta>,
+    },
+    /// Entries of the log that were damaged, at a new place.
+    Moved {
+        records: Bytes,
+        metas: Vec<EntryMeta>,
+    },
 }
 
 impl Partition {
@@ -42,6 +64,8 @@ impl Partition {
                 self.fetches.clear();
                 Write::Cut { keep: *keep }
             }
+            (LogOpKind::SnapshotMark { covered }, _) => Write::SnapshotMark { covered: *covered },
+            (LogOpKind::LowWater { first }, _) => Write::LowWater { first: *first },
             (LogOpKind::Make(meta), _) => Write::Entry {
                 header: RecordHeader::of_meta(meta, self.id, cx.cluster),
                 payload: Bytes::new(),
@@ -58,7 +82,11 @@ impl Partition {
             (LogOpKind::Append { first, last }, Source::Message { records, metas }) => {
                 return self.write_records(cx, ticket, *first, *last, records, metas);
             }
-            (LogOpKind::Append { .. }, Source::None) => panic!("an append without its bytes"),
+            (LogOpKind::Repair { first, last }, Source::Message { records, metas }) => {
+                let (records, metas) = part_of(records, metas, *first, *last);
+                Write::Moved { records, metas: metas.to_vec() }
+            }
+            (LogOpKind::Append { .. } | LogOpKind::Repair { .. }, _) => panic!("entries without their bytes"),
         };
         self.write_or_wait(cx, ticket, write);
     }
@@ -72,14 +100,7 @@ impl Partition {
         records: &Bytes,
         metas: &[EntryMeta],
     ) {
-        let from = metas.iter().position(|m| m.position.index == first);
-        let to = metas.iter().position(|m| m.position.index == last);
-        let (Some(from), Some(to)) = (from, to) else {
-            panic!("the replica appends entries {first}..={last} that its message did not carry");
-        };
-        let start: usize = metas[..from].iter().map(|m| m.record_bytes as usize).sum();
-        let bytes: usize = metas[from..=to].iter().map(|m| m.record_bytes as usize).sum();
-        let (records, metas) = (records.slice(start..start + bytes), &metas[from..=to]);
+        let (records, metas) = part_of(records, metas, first, last);
         if !self.unwritten.is_empty() || cx.wal.append_records(ticket, self.id, &records, metas).is_err() {
             self.unwritten.push_back((ticket, Write::Records { records, metas: metas.to_vec() }));
         }
@@ -109,11 +130,31 @@ impl Write {
         let written = match self {
             Write::Promise { generation, vote } => wal.append_promise(ticket, partition, *generation, *vote),
             Write::Cut { keep } => wal.append_cut(ticket, partition, *keep),
+            Write::SnapshotMark { covered } => wal.append_snapshot_mark(ticket, partition, *covered),
+            Write::LowWater { first } => wal.append_low_water(ticket, partition, *first),
             Write::Entry { header, payload } => wal.append_entry(ticket, *header, payload),
             Write::Records { records, metas } => wal.append_records(ticket, partition, records, metas),
+            Write::Moved { records, metas } => wal.append_repair(ticket, partition, records, metas),
         };
         written.is_ok()
     }
+}
+
+/// The bytes and headers of the entries `first ..= last` among those that a message carried.
+fn part_of<'m>(
+    records: &Bytes,
+    metas: &'m [EntryMeta],
+    first: Index,
+    last: Index,
+) -> (Bytes, &'m [EntryMeta]) {
+    let from = metas.iter().position(|m| m.position.index == first);
+    let to = metas.iter().position(|m| m.position.index == last);
+    let (Some(from), Some(to)) = (from, to) else {
+        panic!("the replica writes entries {first}..={last} that its message did not carry");
+    };
+    let start: usize = metas[..from].iter().map(|m| m.record_bytes as usize).sum();
+    let bytes: usize = metas[from..=to].iter().map(|m| m.record_bytes as usize).sum();
+    (records.slice(start..start + bytes), &metas[from..=to])
 }
 
 /// How many of the entries, and how many record bytes, surely fit a batch with room for a payload of `room` bytes.

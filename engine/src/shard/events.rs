@@ -1,7 +1,7 @@
 //! What the log reports, given to the replicas that it concerns.
 
 use super::life::split;
-use super::{FULL_RETRY_AFTER, Shard};
+use super::{DISK_FULL, Shard};
 use crate::reads::ReadFor;
 use crate::request::RequestError;
 use tidelog_io::Io;
@@ -31,15 +31,24 @@ impl Shard {
                     }
                 }
                 WalEvent::Read { read, result } => {
+                    let what = cx.reads.finish(read);
+                    if let (Some(what), Err(error)) = (&what, &result) {
+                        let partition = what.partition();
+                        replicas.touched.insert(partition);
+                        if let Some(p) = replicas.partitions.get_mut(&partition) {
+                            p.read_failed(&mut cx, error);
+                        }
+                    }
                     let run = result.map_err(|error| {
                         tracing::warn!(%error, "a read from the log failed");
                         RequestError::Unavailable(format!("the log could not be read: {error}"))
                     });
-                    match cx.reads.finish(read) {
+                    match what {
                         Some(ReadFor::Client { partition, wanted }) => {
                             match (run, replicas.partitions.get(&partition)) {
                                 (Ok(run), Some(p)) => p.answer_read(&mut cx, wanted, run),
-                                (Err(error), _) => cx.respond(wanted.origin, Err(error)),
+                                (Err(error), Some(p)) => p.refuse_read(&mut cx, wanted, error),
+                                (Err(error), None) => cx.respond(wanted.origin, Err(error)),
                                 (Ok(_), None) => {}
                             }
                         }
@@ -47,6 +56,11 @@ impl Shard {
                             replicas.touched.insert(partition);
                             if let Some(p) = replicas.partitions.get_mut(&partition) {
                                 p.fetched(peer, run.ok());
+                            }
+                        }
+                        Some(ReadFor::Repair { partition, peer }) => {
+                            if let (Ok(run), Some(p)) = (run, replicas.partitions.get(&partition)) {
+                                p.give_run(&mut cx, peer, run);
                             }
                         }
                         Some(ReadFor::Apply { partition }) => {
@@ -65,8 +79,11 @@ impl Shard {
                     tracing::warn!("no space for another segment: appends are refused until there is");
                     replicas.full = true;
                     for (origin, _, _) in replicas.requests.drain(..) {
-                        cx.respond(origin, Err(RequestError::Busy { retry_after: FULL_RETRY_AFTER }));
+                        cx.respond(origin, Err(DISK_FULL));
                     }
+                }
+                WalEvent::SnapshotWanted { partition } => {
+                    tracing::debug!(%partition, "the log is over its budget, and this partition holds its oldest segment");
                 }
                 WalEvent::SpaceBack => {
                     tracing::info!("space for segments is back");

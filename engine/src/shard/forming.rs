@@ -59,7 +59,7 @@ impl Shard {
     }
 
     pub(super) fn become_formed(&mut self, io: &mut dyn Io, formed: Formed) -> Result<(), Error> {
-        tracing::info!(cluster = format!("{:016x}", formed.cluster.get()), members = ?formed.members, "cluster formed");
+        tracing::info!(cluster = format!("{:016x}", formed.cluster.get()), members = ?formed.members.iter().map(|m| m.node.get()).collect::<Vec<_>>(), "cluster formed");
         self.identity.formed = Some(formed.clone());
         let mut fg = Foreground::new(io);
         let stored = self.identity.store(&mut fg, &self.options.data_dir);

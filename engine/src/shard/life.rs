@@ -6,6 +6,8 @@ use crate::inbox::RETRY_AFTER;
 use crate::partition::{Context, Origin, Partition};
 use crate::reads::Reads;
 use crate::request::Request;
+use crate::returning::Returning;
+use crate::snapshot::Snapshots;
 use crate::transport::{PeerMessage, Transport};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -20,7 +22,9 @@ pub(super) struct Life {
     pub(super) placement: Placement,
     pub(super) wal: Wal,
     pub(super) reads: Reads,
+    pub(super) returning: Returning,
     pub(super) replicas: Replicas,
+    pub(super) snapshots: Snapshots,
 }
 
 /// The replicas of a shard and what is to be done for them.
@@ -31,13 +35,28 @@ pub(super) struct Replicas {
     pub(super) tick_of: BTreeMap<PartitionId, Monotonic>,
     /// Touched in this turn: marks to publish, ticks to reschedule, peers to feed.
     pub(super) touched: BTreeSet<PartitionId>,
+    /// Those with damage.
+    pub(super) damaged: BTreeSet<PartitionId>,
     /// Entries wait for the log's next batch before they can be sent.
     pub(super) unsent: BTreeSet<PartitionId>,
     /// Peer messages and requests that wait for room in the growing batch, in order.
     pub(super) messages: VecDeque<(NodeId, PeerMessage)>,
     pub(super) requests: VecDeque<(Origin, PartitionId, Request)>,
+    /// Snapshots that are due.
+    pub(super) due: BTreeSet<PartitionId>,
     /// The disk has no space for another segment.
     pub(super) full: bool,
+}
+
+/// A growing batch of so many bytes takes no more from the inbox: with two halves, one is encoded while the other is being written,
+/// and a batch that took all there is would leave its writers nothing to do meanwhile.
+const BATCH_BYTES_ENOUGH: usize = 2 << 20;
+
+impl Life {
+    /// Whether the growing batch has no room for more requests of this process, or should have none.
+    pub(super) fn has_enough(&self) -> bool {
+        !self.replicas.requests.is_empty() || self.wal.growing_bytes() >= BATCH_BYTES_ENOUGH
+    }
 }
 
 impl Replicas {
@@ -88,11 +107,11 @@ pub(super) fn split<'a>(
     clock: Clock,
     addresses: &'a BTreeMap<NodeId, SocketAddr>,
 ) -> Option<(&'a mut Replicas, Context<'a>)> {
-    let Life { cluster, wal, reads, replicas, .. } = life.as_mut()?;
+    let Life { cluster, wal, reads, returning, replicas, .. } = life.as_mut()?;
     let cluster = *cluster;
     Some((
         replicas,
-        Context { io, wal, transport, reads, clock, cluster, addresses, retry_after: RETRY_AFTER },
+        Context { io, wal, transport, reads, returning, clock, cluster, addresses, retry_after: RETRY_AFTER },
     ))
 }
 
@@ -146,8 +165,37 @@ impl Shard {
         }
     }
 
+    /// Takes the snapshots' next steps.
+    pub(super) fn tick_snapshots(&mut self, io: &mut dyn Io) {
+        let Some(mut life) = self.life.take() else { return };
+        let Life { cluster, wal, reads, returning, replicas, snapshots, .. } = &mut life;
+        for id in std::mem::take(&mut replicas.due) {
+            if !snapshots.has(id) {
+                snapshots.want(id);
+            }
+        }
+        let mut cx = Context {
+            io,
+            wal,
+            transport: &mut *self.transport,
+            reads,
+            returning,
+            clock: self.clock,
+            cluster: *cluster,
+            addresses: &self.addresses,
+            retry_after: RETRY_AFTER,
+        };
+        let Replicas { partitions, touched, .. } = replicas;
+        snapshots.run(&mut cx, partitions, &mut |id| {
+            touched.insert(id);
+        });
+        self.life = Some(life);
+    }
+
     /// Submits the batch, feeds the peers, flushes the sockets, publishes the marks.
     pub(super) fn finish(&mut self, io: &mut dyn Io) -> Result<(), Error> {
+        let now = self.clock.now;
+        self.sealing = None;
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
         {
@@ -158,20 +206,47 @@ impl Shard {
                     waiting.insert(*id);
                 }
             }
-            cx.wal.flush(cx.io);
+            for id in &replicas.touched {
+                match replicas.partitions.get(id).is_some_and(|p| p.replica().damaged_entries() > 0) {
+                    true => replicas.damaged.insert(*id),
+                    false => replicas.damaged.remove(id),
+                };
+            }
+            // Writers that were just answered may be let into the batch that is about to leave.
+            if cx.wal.is_ready() && self.stopping.is_none() {
+                self.sealing = cx.returning.wait(self.clock.now, cx.wal.growing_bytes());
+            }
+            if self.sealing.is_some() {
+                // It leaves in a later turn.
+            } else if waiting.is_empty() && replicas.damaged.is_empty() {
+                // What is damaged is found again by reading the log, which a checkpoint would spare: none is begun meanwhile.
+                // Every replica's steps are in the log: it may be saved.
+                let partitions = &replicas.partitions;
+                cx.wal.flush_saving(cx.io, &mut |id, out| {
+                    if let Some(p) = partitions.get(&id) {
+                        p.replica().save(out);
+                    }
+                });
+            } else {
+                cx.wal.flush(cx.io);
+            }
             let mut feed = std::mem::take(&mut replicas.unsent);
             feed.extend(replicas.touched.iter().copied());
             for id in feed {
-                if let Some(p) = replicas.partitions.get_mut(&id)
-                    && p.pump(&mut cx)
-                {
-                    replicas.unsent.insert(id);
+                if let Some(p) = replicas.partitions.get_mut(&id) {
+                    p.seek_repair(&mut cx);
+                    if p.pump(&mut cx) {
+                        replicas.unsent.insert(id);
+                    }
                 }
             }
             while let Some(id) = replicas.touched.pop_first() {
                 if let Some(p) = replicas.partitions.get(&id) {
                     p.publish();
-                    let at = p.replica().deadline();
+                    if !replicas.full && p.wants_snapshot(now) {
+                        replicas.due.insert(id);
+                    }
+                    let at = p.deadline();
                     if let Some(old) = replicas.tick_of.insert(id, at) {
                         replicas.ticks.remove(&(old, id));
                     }

@@ -7,11 +7,49 @@ use crate::partition::{Machine, Partition};
 use crate::reads::Reads;
 use crate::recovery::Recovering;
 use crate::request::RequestError;
+use crate::returning::Returning;
+use crate::snapshot::format::Header;
+use crate::snapshot::{Snapshots, files};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
 use tidelog_consensus::Replica;
 use tidelog_io::{Completion, Foreground, Io, TokenClass, Wait};
 use tidelog_types::PartitionId;
 use tidelog_wal::{Wal, WalEvent};
+
+/// Verifies the snapshot that the log's mark names and gives it to the state machine, unless that has it all.
+fn open_snapshot(
+    fg: &mut Foreground<'_>,
+    data_dir: &Path,
+    header: Header,
+    replica: &Replica,
+    machine: Option<&mut Machine>,
+) -> Result<(), Error> {
+    let Header { partition, covered, .. } = header;
+    let dir = files::dir(data_dir, partition);
+    let damaged = |fault: files::SnapshotFault| {
+        let file = dir.join(files::name(covered));
+        Error::Recovery(format!(
+            "partition {partition} is damaged: its snapshot {}, which stands for the log up to entry {}: {fault}. The data is left as it is; restore this file, or this node's directory from the other replicas",
+            file.display(),
+            covered.index
+        ))
+    };
+    files::open(fg, &dir, header).map_err(damaged)?;
+    let Some(machine) = machine else { return Ok(()) };
+    if machine.applied() < covered.index {
+        files::restore(fg, &dir, covered, machine.inner()).map_err(damaged)?;
+        machine.restored(covered.index);
+    }
+    let low_water = replica.marks().low_water;
+    if machine.applied().next() < low_water {
+        return Err(Error::Recovery(format!(
+            "the state machine of partition {partition} has applied entries up to {}, its log begins at {low_water}, and no snapshot covers what is between: it cannot be brought on",
+            machine.applied()
+        )));
+    }
+    Ok(())
+}
 
 impl Shard {
     /// Opens the log and starts a replica, as a follower, for each partition placed here. `machines`: state machines
@@ -44,16 +82,27 @@ impl Shard {
         let mut partitions = BTreeMap::new();
         for (id, voters) in held {
             let config = crate::recovery::replica_config(&self.options, id, voters, io.random());
-            let restored = recovering.take(id);
+            let restored = recovering.take(id).map_err(|e| {
+                Error::Recovery(format!("the checkpoint of partition {id}: {e}. The data is left as it is"))
+            })?;
             restored.check().map_err(|e| {
                 Error::Recovery(format!(
                     "the log of partition {id} contradicts itself: {e}. The data is left as it is"
                 ))
             })?;
+            let header =
+                Header { partition: id, covered: restored.snapshot(), cluster: formed.cluster.tag() };
             let replica = Replica::new(config, restored, clock);
-            let machine = machines.remove(&id).unwrap_or_else(|| (self.machines)(id).map(Machine::new));
+            let mut machine = machines.remove(&id).unwrap_or_else(|| (self.machines)(id).map(Machine::new));
+            let mut fg = Foreground::new(io);
+            open_snapshot(&mut fg, &self.options.data_dir, header, &replica, machine.as_mut())?;
+            others.extend(fg.finish());
             let marks = self.marks.get(&id).cloned().unwrap_or_default();
-            partitions.insert(id, Partition::new(id, replica, machine, marks));
+            let mut partition = Partition::new(id, replica, machine, marks, self.options.keep, clock);
+            let place =
+                self.report.as_ref().map_or(String::new(), |report| crate::recovery::place(report, id));
+            partition.damage_at_opening(clock, &place);
+            partitions.insert(id, partition);
         }
         let touched = partitions.keys().copied().collect();
         for node in &self.connected {
@@ -64,13 +113,24 @@ impl Shard {
             ticks: BTreeSet::new(),
             tick_of: BTreeMap::new(),
             touched,
+            damaged: BTreeSet::new(),
             unsent: BTreeSet::new(),
             messages: VecDeque::new(),
             requests: VecDeque::new(),
+            due: BTreeSet::new(),
             full: false,
         };
         let cluster = formed.cluster.tag();
-        self.life = Some(Life { cluster, placement, wal, reads: Reads::default(), replicas });
+        let snapshots = Snapshots::new(self.options.data_dir.clone());
+        self.life = Some(Life {
+            cluster,
+            placement,
+            wal,
+            reads: Reads::default(),
+            returning: Returning::default(),
+            replicas,
+            snapshots,
+        });
         self.hand_out(io, others);
         Ok(())
     }
@@ -98,7 +158,15 @@ impl Shard {
         self.transport.flush(io);
         if let Some(life) = &mut self.life {
             let closed = life.wal.close(io);
-            self.hand_out(io, closed.others);
+            let mut others = closed.others;
+            others.retain(|completion| {
+                completion.token.class != TokenClass::Engine || {
+                    life.snapshots.drained(completion);
+                    false
+                }
+            });
+            others.extend(life.snapshots.drain(io));
+            self.hand_out(io, others);
         }
         let mut machines = self.end_life();
         if self.failures.len() >= FAILURES_MAX {
@@ -120,6 +188,11 @@ impl Shard {
             }
             replicas.partitions.values_mut().for_each(|p| p.abandon(&mut cx, why));
         }
+        let askers = self.life.as_mut().map(|life| life.snapshots.abandon()).unwrap_or_default();
+        for origin in askers {
+            super::answer(&mut *self.transport, origin, Err(RequestError::Unavailable(why.to_owned())));
+        }
+        self.wake_answered();
     }
 
     /// Drops the log and the replicas. Gives back the state machines.

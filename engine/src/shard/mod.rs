@@ -19,11 +19,11 @@ use life::{Life, split};
 use crate::error::Error;
 use crate::formation::Hello;
 use crate::identity::Identity;
-use crate::inbox::{Command, Commands};
+use crate::inbox::{Command, Commands, RETRY_AFTER};
 use crate::marks::SharedMarks;
 use crate::options::Options;
-use crate::partition::{Origin, Partition};
-use crate::request::{Level, Reply, Request, RequestError};
+use crate::partition::{Context, Origin, Partition};
+use crate::request::{BusyReason, Level, Reply, Request, RequestError};
 use crate::state_machine::StateMachine;
 use crate::transport::{Event, Transport};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -41,7 +41,8 @@ const COMMANDS_PER_TURN: usize = 4096;
 /// Failures of the log within [`FAILURE_WINDOW`] after which the node stops.
 const FAILURES_MAX: usize = 3;
 /// What a writer is told to wait when the disk is full.
-const FULL_RETRY_AFTER: Duration = Duration::from_millis(500);
+const DISK_FULL: RequestError =
+    RequestError::Busy { retry_after: Duration::from_millis(500), reason: BusyReason::DiskFull };
 const FAILURE_WINDOW: Duration = Duration::from_secs(600);
 /// How long a stopping shard waits for what is in flight.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
@@ -78,6 +79,8 @@ pub struct Shard {
     fenced: Option<String>,
     failures: VecDeque<Monotonic>,
     stopping: Option<Monotonic>,
+    /// The growing batch waits until then for writers that are about to come back.
+    sealing: Option<Monotonic>,
     wanted: Monotonic,
     clock: Clock,
     report: Option<RecoveryReport>,
@@ -119,6 +122,7 @@ impl Shard {
             fenced: None,
             failures: VecDeque::new(),
             stopping: None,
+            sealing: None,
             wanted: clock.now,
             clock,
             report: None,
@@ -161,9 +165,11 @@ impl Shard {
             life.replicas.full
                 || life.replicas.partitions.values().all(|p| {
                     let (replica, marks) = (p.replica(), p.marks());
-                    replica.is_leader()
-                        && marks.high_water == replica.marks().last
-                        && marks.applied == marks.high_water
+                    // Damage keeps the only voter from leading, and waiting heals nothing.
+                    replica.damaged_entries() > 0
+                        || replica.is_leader()
+                            && marks.high_water == replica.marks().last
+                            && marks.applied == marks.high_water
                 })
         })
     }
@@ -208,6 +214,10 @@ impl Shard {
     /// # Errors
     /// If the shard cannot go on: the node is to stop with this error.
     pub fn turn(&mut self, io: &mut dyn Io, wait: Wait) -> Result<Turn, Error> {
+        let wait = match (self.sealing, wait) {
+            (Some(sealing), Wait::Until(deadline)) => Wait::Briefly(sealing.min(deadline)),
+            _ => wait,
+        };
         let mut completions = std::mem::take(&mut self.completions);
         io.poll(wait, &mut completions);
         self.clock = io.clock();
@@ -222,9 +232,12 @@ impl Shard {
             self.reopen(io, &why)?;
         }
         self.handle_events(io)?;
+        self.wake_answered();
         self.take_commands(io);
         self.tick_replicas(io);
+        self.tick_snapshots(io);
         self.finish(io)?;
+        self.wake_answered();
         if self.stopping.is_some_and(|deadline| self.drained() || self.clock.now >= deadline) {
             self.close(io);
             return Ok(Turn::Stopped);
@@ -261,7 +274,19 @@ impl Shard {
                 self.handle_wal_events(io);
             }
             TokenClass::Net => self.transport.complete(io, completion, &mut self.events),
+            TokenClass::Engine => {
+                if let Some(life) = &mut self.life {
+                    life.snapshots.complete(completion, self.clock.now);
+                }
+            }
             _ => {}
+        }
+    }
+
+    /// Those who were answered, now that all of them are.
+    pub(super) fn wake_answered(&mut self) {
+        if let Some(life) = &mut self.life {
+            life.returning.wake();
         }
     }
 
@@ -310,12 +335,12 @@ impl Shard {
     fn take_commands(&mut self, io: &mut dyn Io) {
         for _ in 0..COMMANDS_PER_TURN {
             // What does not fit the growing batch stays in the inbox, whose bound is the back-pressure.
-            if self.life.as_ref().is_some_and(|life| !life.replicas.requests.is_empty()) {
+            if self.life.as_ref().is_some_and(Life::has_enough) {
                 break;
             }
             match self.inbox.next() {
-                Some(Command::Request { request, reply }) => {
-                    self.take_request(io, Origin::Local(reply), request)
+                Some(Command::Request { request, asker }) => {
+                    self.take_request(io, Origin::Local(asker), request)
                 }
                 Some(Command::Stop) => self.stop(),
                 None => break,
@@ -331,6 +356,7 @@ impl Shard {
         let partition = match &request {
             Request::Append { partition, .. }
             | Request::OpenSession { partition, .. }
+            | Request::Snapshot { partition }
             | Request::Read { partition, .. } => *partition,
             Request::Status => return,
         };
@@ -342,17 +368,22 @@ impl Shard {
                     "the cluster is not formed yet: all founding nodes must be up once".into(),
                 )),
                 Some(life) if !life.replicas.partitions.contains_key(&partition) => Some(match request {
-                    Request::Read { level: Level::Local, .. } => RequestError::NoSuchPartition(partition),
+                    Request::Read { level: Level::Local, .. } | Request::Snapshot { .. } => {
+                        RequestError::NoSuchPartition(partition)
+                    }
                     _ => self.elsewhere(&life.placement, partition),
                 }),
                 Some(life) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
-                    Some(RequestError::Busy { retry_after: FULL_RETRY_AFTER })
+                    Some(DISK_FULL)
                 }
                 Some(_) => None,
             }
         };
         if let Some(error) = refusal {
             return answer(&mut *self.transport, origin, Err(error));
+        }
+        if matches!(request, Request::Snapshot { .. }) {
+            return self.ask_snapshot(io, origin, partition);
         }
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
@@ -361,17 +392,35 @@ impl Shard {
         }
     }
 
+    fn ask_snapshot(&mut self, io: &mut dyn Io, origin: Origin, partition: PartitionId) {
+        let Some(life) = &mut self.life else { return };
+        let mut cx = Context {
+            io,
+            wal: &mut life.wal,
+            transport: &mut *self.transport,
+            reads: &mut life.reads,
+            returning: &mut life.returning,
+            clock: self.clock,
+            cluster: life.cluster,
+            addresses: &self.addresses,
+            retry_after: RETRY_AFTER,
+        };
+        life.snapshots.ask(&mut cx, partition, origin);
+    }
+
     fn deadline(&self) -> Monotonic {
         let far = self.clock.now.after(Duration::from_secs(1));
         let life = self.life.as_ref();
         [
             self.transport.deadline(),
             life.and_then(|l| l.wal.deadline()),
+            life.and_then(|l| l.snapshots.deadline()),
+            life.and_then(|l| (!l.replicas.due.is_empty()).then_some(self.clock.now)),
             life.and_then(|l| l.replicas.ticks.first().map(|(at, _)| *at)),
             self.stopping,
+            self.sealing,
             // Commands that were left in the inbox by the bound on a turn.
-            (!self.inbox.is_empty() && life.is_none_or(|l| l.replicas.requests.is_empty()))
-                .then_some(self.clock.now),
+            (!self.inbox.is_empty() && !life.is_some_and(Life::has_enough)).then_some(self.clock.now),
         ]
         .into_iter()
         .flatten()
@@ -382,6 +431,10 @@ impl Shard {
 fn answer(transport: &mut dyn Transport, origin: Origin, response: crate::request::Response) {
     match origin {
         Origin::Client(client) => transport.respond(client, response),
-        Origin::Local(reply) => drop(reply.send(response)),
+        Origin::Local(asker) => {
+            if let Some(waker) = asker.answer(response) {
+                waker.wake();
+            }
+        }
     }
 }

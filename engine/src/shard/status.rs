@@ -13,19 +13,26 @@ impl Shard {
                 .iter()
                 .map(|(id, p)| {
                     let (replica, marks) = (p.replica(), p.marks());
+                    let reader = life.reads.first_for_clients(*id);
+                    let (_, held_by) = p.needed(self.clock, reader);
+                    let needs = replica.followers().filter(|peer| peer.needs_snapshot);
                     PartitionStatus {
                         partition: id.get(),
                         role: replica.role().to_string(),
                         leader: replica.leader().map(NodeId::get),
                         generation: replica.generation().get(),
                         high_water: marks.high_water.get(),
-                        low_water: marks.low_water.get(),
+                        low_water: replica.marks().low_water.get(),
+                        log_start: replica.log_start().get(),
+                        snapshot: replica.snapshot().index.get(),
+                        low_water_held_by: held_by.to_string(),
+                        needs_snapshot: needs.map(|peer| peer.node.get()).collect(),
                         durable: marks.durable.get(),
                         applied: marks.applied.get(),
                         last: replica.marks().last.get(),
                         voters: replica.voters().iter().map(|n| n.get()).collect(),
                         learners: vec![],
-                        damaged: 0,
+                        damaged: replica.damaged_entries(),
                     }
                 })
                 .collect()

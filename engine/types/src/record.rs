@@ -33,6 +33,9 @@ pub enum RecordKind {
     Data = 2,
     /// Entry that opens a session: its index becomes the session's id. Extended with the session's key.
     SessionOpen = 3,
+    /// Entry that lets the log begin later: what lies below is not shown to readers any more, on any replica.
+    /// Extended with the first index kept.
+    LogStart = 4,
     /// Generation and vote, durable before anything asserts them. `index` holds the voted node (0: none).
     Promise = 64,
     /// Removes all larger indexes at smaller LSNs. `index`, `generation`: the last entry kept.
@@ -53,6 +56,8 @@ pub enum RecordKind {
     Summary = 72,
     /// Filler in front of a record whose payload starts on a page of its own.
     Pad = 73,
+    /// The log goes on with entries whose bytes are lost, up to `index`, all of `generation`.
+    Lost = 74,
 }
 
 impl RecordKind {
@@ -63,6 +68,7 @@ impl RecordKind {
             1 => K::Noop,
             2 => K::Data,
             3 => K::SessionOpen,
+            4 => K::LogStart,
             64 => K::Promise,
             65 => K::Cut,
             66 => K::HighWater,
@@ -73,6 +79,7 @@ impl RecordKind {
             71 => K::Moved,
             72 => K::Summary,
             73 => K::Pad,
+            74 => K::Lost,
             _ => return None,
         })
     }
@@ -123,7 +130,7 @@ pub struct RecordHeader {
 /// The 64 bytes behind an extended record's header.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Extension {
-    /// `Data`: session id (0: none). `SessionOpen`: low half of the session's key.
+    /// `Data`: session id (0: none). `SessionOpen`: low half of the session's key. `LogStart`: the first index kept.
     pub a: u64,
     /// `Data`: sequence. `SessionOpen`: high half of the session's key.
     pub b: u64,
@@ -187,6 +194,8 @@ pub struct EntryMeta {
     pub session: Option<SessionRef>,
     /// Key of a `SessionOpen` entry.
     pub session_key: Option<SessionKey>,
+    /// First index kept, of a `LogStart` entry.
+    pub log_start: Option<Index>,
     /// Replicated time.
     pub timestamp: ReplicatedMs,
     /// Bytes of the whole record, padding included.
@@ -385,6 +394,14 @@ impl RecordHeader {
         }
     }
 
+    /// The first index kept, if this entry says so.
+    pub fn log_start(&self) -> Option<Index> {
+        match (self.kind, self.extension) {
+            (RecordKind::LogStart, Some(x)) => Some(Index(x.a)),
+            _ => None,
+        }
+    }
+
     /// What the protocol needs of it.
     pub fn meta(&self) -> EntryMeta {
         EntryMeta {
@@ -393,6 +410,7 @@ impl RecordHeader {
             kind: self.kind,
             session: self.session(),
             session_key: self.session_key(),
+            log_start: self.log_start(),
             timestamp: self.timestamp,
             record_bytes: u32::try_from(self.record_bytes()).unwrap_or(u32::MAX),
         }
@@ -400,12 +418,13 @@ impl RecordHeader {
 
     /// The header of the entry that `meta` describes; payload length and checksum are still to be set.
     pub fn of_meta(meta: &EntryMeta, partition: PartitionId, cluster: u32) -> RecordHeader {
-        let extension = match (meta.session, meta.session_key) {
-            (Some(s), _) => Some(Extension { a: s.session.0, b: s.sequence.0, ..Extension::default() }),
-            (None, Some(key)) => {
+        let extension = match (meta.session, meta.session_key, meta.log_start) {
+            (Some(s), _, _) => Some(Extension { a: s.session.0, b: s.sequence.0, ..Extension::default() }),
+            (None, Some(key), _) => {
                 Some(Extension { a: key.0 as u64, b: (key.0 >> 64) as u64, ..Extension::default() })
             }
-            (None, None) => None,
+            (None, None, Some(first)) => Some(Extension { a: first.0, ..Extension::default() }),
+            (None, None, None) => None,
         };
         RecordHeader {
             index: meta.position.index,
@@ -491,6 +510,20 @@ mod tests {
             ..RecordHeader::of_meta(&header.meta(), PartitionId(3), 0xdead_beef)
         };
         assert_eq!(again, header);
+    }
+
+    #[test]
+    fn a_log_start_carries_its_first_index() {
+        let header = RecordHeader {
+            index: Index(90),
+            generation: Generation(2),
+            prev_generation: Generation(2),
+            extension: Some(Extension { a: 71, ..Extension::default() }),
+            ..RecordHeader::new(RecordKind::LogStart, PartitionId(3))
+        };
+        let meta = header.meta();
+        assert_eq!((meta.log_start, meta.session, meta.session_key), (Some(Index(71)), None, None));
+        assert_eq!(RecordHeader::of_meta(&meta, PartitionId(3), 0), header);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! The assertions here stand between a mistake above and a lie on the disk: they stay on in release.
 
 use crate::error::{Busy, BusyWhy};
+use crate::files::Files;
 use crate::growing::{Class, EntrySpan, Growing, Plan, Shape};
 use crate::lookup::PartitionLog;
+use crate::segments::RESERVED_SEGMENTS;
 use crate::wal::{HINTS_EVERY, Wal};
 use tidelog_types::record::{FLAG_EXTENDED, HEADER_BYTES};
 use tidelog_types::{
@@ -36,7 +38,8 @@ impl Wal {
         self.growing.begin(plan);
         let offset = self.growing.put(&header, payload);
         let lsn = self.growing.lsn;
-        log.note(header.position(), lsn.plus(offset as u64), shape.bytes() as u32, lsn);
+        let place = lsn.plus(offset as u64);
+        log.note(header.position(), place, shape.bytes() as u32, lsn, &mut self.files);
         let span = EntrySpan {
             partition: header.partition,
             generation: header.generation,
@@ -86,7 +89,8 @@ impl Wal {
             );
             follows(log, meta.position, meta.prev_generation);
             let offset = self.growing.put_encoded(record.bytes, record.shape);
-            log.note(meta.position, lsn.plus(offset as u64), record.bytes.len() as u32, lsn);
+            let place = lsn.plus(offset as u64);
+            log.note(meta.position, place, record.bytes.len() as u32, lsn, &mut self.files);
             let (generation, index) = (meta.position.generation, meta.position.index);
             self.growing.span_entry(log, &EntrySpan { partition, generation, index, offset });
             self.stats.copied_bytes += record.shape.payload as u64;
@@ -114,7 +118,7 @@ impl Wal {
             cluster: self.options.cluster_tag,
             ..RecordHeader::promise(partition, generation, vote)
         };
-        self.append_control(ticket, &header, |log| {
+        self.append_control(ticket, &header, |log, _| {
             assert!(
                 generation > log.generation
                     || (generation == log.generation && (log.vote.is_none() || log.vote == vote)),
@@ -139,15 +143,16 @@ impl Wal {
             cluster: self.options.cluster_tag,
             ..RecordHeader::new(RecordKind::Cut, partition)
         };
-        self.append_control(ticket, &header, |log| {
+        self.append_control(ticket, &header, |log, files| {
             assert!(keep.index <= log.last.index, "a cut keeps an entry of the log");
             assert_eq!(
                 log.generation_at(keep.index),
                 Some(keep.generation),
                 "a cut keeps an entry of the log"
             );
+            assert!(keep.index.next() >= log.low_water, "what is not kept any more was never to be cut");
             assert!(keep.index >= log.high_water, "nothing at or below the high-water mark is ever cut");
-            log.cut(keep);
+            log.cut(keep, files);
         })
     }
 
@@ -170,10 +175,10 @@ impl Wal {
             cluster: self.options.cluster_tag,
             ..RecordHeader::new(RecordKind::LowWater, partition)
         };
-        self.append_control(ticket, &header, |log| {
+        self.append_control(ticket, &header, |log, files| {
             assert!(first >= log.low_water, "a low-water mark never goes back (invariant 2)");
             assert!(first <= log.last.index.next(), "a low-water mark is at most behind the last entry");
-            log.low_water = first;
+            log.trim(first, files);
         })
     }
 
@@ -197,7 +202,7 @@ impl Wal {
             cluster: self.options.cluster_tag,
             ..RecordHeader::new(RecordKind::SnapshotMark, partition)
         };
-        self.append_control(ticket, &header, |log| {
+        self.append_control(ticket, &header, |log, _| {
             assert!(covered >= log.snapshot, "a snapshot mark never goes back");
             assert!(covered.index <= log.last.index, "a snapshot of this node covers entries of its log");
             log.snapshot = covered;
@@ -208,12 +213,12 @@ impl Wal {
         &mut self,
         ticket: Ticket,
         header: &RecordHeader,
-        change: impl FnOnce(&mut PartitionLog),
+        change: impl FnOnce(&mut PartitionLog, &mut Files),
     ) -> Result<(), Busy> {
         self.admit(Class::Control)?;
         let plan = self.place(std::iter::once(Shape::of(header)), 1, Class::Control)?;
         let log = self.partitions.entry(header.partition).or_default();
-        change(log);
+        change(log, &mut self.files);
         self.growing.begin(plan);
         self.growing.put_control(header);
         self.growing.ticket(header.partition, log, ticket);
@@ -246,7 +251,7 @@ impl Wal {
         }
     }
 
-    fn admit(&self, class: Class) -> Result<(), Busy> {
+    pub(crate) fn admit(&self, class: Class) -> Result<(), Busy> {
         match class {
             _ if self.fenced => Err(Busy { why: BusyWhy::Fenced, room: 0 }),
             Class::Bulk if self.full => Err(Busy { why: BusyWhy::Space, room: 0 }),
@@ -256,8 +261,10 @@ impl Wal {
 
     /// Whether what is left of segments is for this class: bulk data leaves one for control records, and for the next life, which
     /// begins with a segment of its own on a disk that may be full.
-    fn may_roll(&self, class: Class) -> bool {
+    pub(crate) fn may_roll(&self, class: Class) -> bool {
         let least = match class {
+            // While no spare can be made, the next two lives' first segments are kept as well.
+            Class::Bulk if self.no_space => 1 + RESERVED_SEGMENTS,
             Class::Bulk => 2,
             Class::Control => 1,
         };
@@ -265,18 +272,29 @@ impl Wal {
     }
 
     /// A place in the growing batch, which moves on to the next segment if it is empty and this one is full.
-    fn place(
+    pub(crate) fn place(
         &mut self,
         shapes: impl Iterator<Item = Shape> + Clone,
         spans: usize,
         class: Class,
+    ) -> Result<Plan, Busy> {
+        self.place_rolling(shapes, spans, class, class)
+    }
+
+    /// The same, where the right to the next segment may be another one than that to the batch's last bytes.
+    pub(crate) fn place_rolling(
+        &mut self,
+        shapes: impl Iterator<Item = Shape> + Clone,
+        spans: usize,
+        class: Class,
+        roll: Class,
     ) -> Result<Plan, Busy> {
         if let Some(plan) = self.growing.plan(shapes.clone(), spans, class) {
             return Ok(plan);
         }
         let mut why = BusyWhy::Batch;
         if self.growing.is_empty() && self.growing.limit() < self.options.batch_bytes_max {
-            if self.may_roll(class) && self.roll() {
+            if self.may_roll(roll) && self.roll() {
                 if let Some(plan) = self.growing.plan(shapes, spans, class) {
                     return Ok(plan);
                 }
@@ -284,6 +302,7 @@ impl Wal {
                 why = BusyWhy::Segment;
             }
         }
+        self.background.crowded = !self.growing.is_empty();
         Err(Busy { why, room: self.room() })
     }
 

@@ -38,8 +38,19 @@ pub(crate) enum ChainError {
     Contradiction(usize),
 }
 
+/// Where the log is to be read from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum From {
+    /// From its first batch ever: nothing was given back.
+    Beginning,
+    /// From a checkpoint's position, which the first of the headers holds.
+    Checkpoint(Lsn),
+    /// From whatever is kept: older segments may have been given back.
+    Kept,
+}
+
 /// The log that ends with epoch `newest` (0: with none at all). `headers` ascend by base.
-pub(crate) fn chain(headers: &[SegmentHeader], newest: u64) -> Result<Chain, ChainError> {
+pub(crate) fn chain(headers: &[SegmentHeader], newest: u64, from: From) -> Result<Chain, ChainError> {
     let mut parts = Vec::new();
     let mut used = vec![false; headers.len()];
     let (mut epoch, mut end) = (newest, None);
@@ -51,13 +62,27 @@ pub(crate) fn chain(headers: &[SegmentHeader], newest: u64) -> Result<Chain, Cha
             }
         }
         let prev = part.prev_epoch_end;
-        parts.push(part);
+        let oldest = part.segments.first().copied().unwrap_or_default();
         epoch = 0;
+        if let (From::Checkpoint(at), 0) = (from, oldest) {
+            // It lies in this epoch: what is before it is not read.
+            if part.end.is_some_and(|end| end < at) {
+                return Err(ChainError::Missing(at));
+            }
+            parts.push(EpochPart { start: at, ..part });
+            break;
+        }
+        parts.push(part);
         if prev > Lsn(0) {
             let last = Lsn(prev.0 - 1);
             // Leftovers of failed openings never overlap with what was there before them.
             let holder = headers.iter().find(|h| h.base <= last && last < h.end());
-            epoch = holder.ok_or(ChainError::Missing(last))?.epoch;
+            match (holder, from) {
+                (Some(holder), _) => epoch = holder.epoch,
+                // Given back, and all that lay before it.
+                (None, From::Kept) if headers.first().is_none_or(|h| h.base > last) => {}
+                (None, _) => return Err(ChainError::Missing(last)),
+            }
             end = Some(prev);
         }
     }
@@ -108,6 +133,10 @@ mod tests {
     use super::*;
     use tidelog_types::{Incarnation, NodeId, ShardId};
 
+    fn chain(headers: &[SegmentHeader], newest: u64) -> Result<Chain, ChainError> {
+        super::chain(headers, newest, From::Beginning)
+    }
+
     const MIB: u64 = 1 << 20;
 
     /// A header of 1 MiB at `base` MiB.
@@ -121,6 +150,7 @@ mod tests {
             bytes: MIB,
             epoch,
             prev_epoch_end: Lsn(prev_epoch_end),
+            recycled: false,
         }
     }
 
@@ -156,6 +186,29 @@ mod tests {
         let short = [header(0, 1, 0), header(4, 2, MIB + 8192)];
         assert_eq!(chain(&short, 2), Err(ChainError::Missing(Lsn(MIB + 8191))));
         assert_eq!(chain(&[header(0, 1, 0), header(1, 1, 4096)], 1), Err(ChainError::Contradiction(1)));
+    }
+
+    #[test]
+    fn a_log_may_begin_behind_what_was_given_back() {
+        let end1 = 2 * MIB + 12288;
+        let headers = [header(2, 1, 0), header(4, 2, end1), header(5, 2, end1)];
+        let kept = super::chain(&headers, 2, From::Kept).unwrap();
+        assert_eq!(parts(&kept), [(1, vec![0]), (2, vec![1, 2])]);
+        let without = super::chain(&headers[1..], 2, From::Kept).unwrap();
+        assert_eq!(parts(&without), [(2, vec![0, 1])]);
+        assert_eq!(super::chain(&headers[1..], 2, From::Beginning), Err(ChainError::Missing(Lsn(end1 - 1))));
+        let hole = [header(0, 1, 0), header(4, 2, end1)];
+        assert_eq!(super::chain(&hole, 2, From::Kept), Err(ChainError::Missing(Lsn(end1 - 1))));
+        let at = Lsn(2 * MIB + 8192);
+        let behind = super::chain(&headers, 2, From::Checkpoint(at)).unwrap();
+        assert_eq!(
+            (behind.parts.len(), behind.parts[0].start, behind.parts[0].end),
+            (2, at, Some(Lsn(end1)))
+        );
+        let within = super::chain(&headers[1..], 2, From::Checkpoint(Lsn(4 * MIB + 8192))).unwrap();
+        assert_eq!((within.parts.len(), within.parts[0].start), (1, Lsn(4 * MIB + 8192)));
+        let cut_off = super::chain(&headers, 2, From::Checkpoint(Lsn(end1 + 4096)));
+        assert_eq!(cut_off, Err(ChainError::Missing(Lsn(end1 + 4096))));
     }
 
     #[test]

@@ -244,6 +244,16 @@ pub enum OpenError {
         /// A position that it held.
         lsn: Lsn,
     },
+    /// The log's older part was given back, and no checkpoint that stands for it is whole.
+    #[error("the checkpoint that ends at LSN {lsn} in {} is damaged ({why}), and so is the one before it; what they held is not known: any partition of this shard", dir.display())]
+    Checkpoint {
+        /// The directory.
+        dir: PathBuf,
+        /// The newest one's last batch.
+        lsn: Lsn,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Written by a newer program: it is not touched.
     #[error("{}: byte {offset}: {what}: written by a newer version of this program", file.display())]
     Newer {

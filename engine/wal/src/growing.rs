@@ -68,6 +68,14 @@ pub(crate) struct Plan {
     chunk: Option<usize>,
 }
 
+/// Entries that a control record's span counts: one that tells of lost ones has their number for its time.
+fn lost_count(header: &RecordHeader) -> u32 {
+    match header.kind {
+        RecordKind::Lost => u32::try_from(header.timestamp.0).unwrap_or(u32::MAX).max(1),
+        _ => 1,
+    }
+}
+
 /// Identity of the batch before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Link {
@@ -83,6 +91,8 @@ pub(crate) struct Identity {
     pub(crate) segment_seq: u64,
     pub(crate) epoch: u64,
     pub(crate) durable: Lsn,
+    /// The newest checkpoint and the one before it.
+    pub(crate) checkpoints: (Lsn, Lsn),
     pub(crate) wall: WallMs,
 }
 
@@ -171,6 +181,11 @@ impl Growing {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.at == 0
+    }
+
+    /// Its bytes so far, without a footer.
+    pub(crate) fn bytes(&self) -> usize {
+        self.at
     }
 
     /// Moves the batch, while it is empty, to `lsn`, where it may take `limit` bytes.
@@ -364,15 +379,27 @@ impl Growing {
 
     /// Puts a control record, with its span.
     pub(crate) fn put_control(&mut self, header: &RecordHeader) {
-        let offset = self.put(header, &[]);
+        self.put_local(header, &[]);
+    }
+
+    /// Puts a record of this log's own, with its span; returns its offset.
+    pub(crate) fn put_local(&mut self, header: &RecordHeader, payload: &[u8]) -> usize {
+        let offset = self.put(header, payload);
+        self.not_the_clients(payload.len());
         self.spans.push(Span {
             partition: header.partition,
             generation: header.generation,
             a: header.index,
-            count: 1,
+            count: lost_count(header),
             offset: offset as u32, // below the batch's length
             kind: header.kind,
         });
+        offset
+    }
+
+    /// What was put last is no payload on its first way to the disk.
+    pub(crate) fn not_the_clients(&mut self, bytes: usize) {
+        self.payload_bytes -= bytes as u64;
     }
 
     /// Remembers which ticket becomes durable with this batch.
@@ -426,7 +453,8 @@ impl Growing {
             batch_seq: self.seq,
             prev: prev.lsn,
             durable: identity.durable,
-            checkpoint: Lsn(0),
+            checkpoint: identity.checkpoints.0,
+            older_checkpoint: identity.checkpoints.1,
             total_len: total as u32,             // at most BATCH_BYTES_MAX
             footer_offset: footer_offset as u32, // below it
             record_count: self.records,
@@ -529,7 +557,14 @@ mod tests {
 
     fn identity(durable: u64) -> Identity {
         let (store, wall) = (STORE, WallMs(1_790_000_000_123));
-        Identity { store, segment_seq: 2, epoch: 2, durable: Lsn(durable), wall }
+        Identity {
+            store,
+            segment_seq: 2,
+            epoch: 2,
+            durable: Lsn(durable),
+            checkpoints: Default::default(),
+            wall,
+        }
     }
 
     fn entry(index: u64, generation: u64, prev: u64, payload: &[u8], extended: bool) -> RecordHeader {

@@ -17,7 +17,7 @@
 //! without changing anything.
 //!
 //! ```
-//! use tidelog_wal::{Options, Replay, Wal, WalEvent};
+//! use tidelog_wal::{Lost, Options, Replay, Wal, WalEvent};
 //! use tidelog_io::{Io, Wait};
 //! use tidelog_types::{
 //!     EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
@@ -30,6 +30,9 @@
 //!     fn cut(&mut self, _: PartitionId, _: Position) {}
 //!     fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
 //!     fn high_water(&mut self, _: PartitionId, _: Index) {}
+//!     fn damaged(&mut self, _: PartitionId, lost: Lost) { panic!("{lost:?}") }
+//!     fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+//!     fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 //! }
 //!
 //! let world = tidelog_sim::World::new(1); // or a real back-end
@@ -63,28 +66,43 @@
 //! ```
 
 mod append;
+mod background;
+mod blocks;
 mod cache;
 mod chain;
+mod checkpoint;
 mod disk;
 mod error;
+mod files;
 pub mod format;
 mod growing;
 pub mod inspect;
 mod lookup;
+mod moving;
 mod names;
 mod options;
 mod quarantine;
 mod reads;
+mod reclaim;
 mod recovery;
+mod replay;
+mod rescan;
+mod restart;
+mod rewrite;
+mod salvage;
+mod saving;
 mod scan;
 mod segments;
 mod serve;
+mod summary;
 mod survey;
 mod wal;
 mod window;
 
 pub use error::{BadWhy, Busy, BusyWhy, Finding, OpenError, ReadError, Verdict, WalError};
-pub use options::{BATCH_BYTES_MIN, IN_FLIGHT_LIMIT, Options, SPARES_LIMIT};
+pub use options::{BATCH_BYTES_MIN, CHECKPOINT_SHARE, IN_FLIGHT_LIMIT, Options, SPARES_LIMIT};
 pub use reads::{ReadId, Run};
-pub use recovery::{RecoveryReport, Replay};
+pub use recovery::RecoveryReport;
+pub use replay::Replay;
+pub use salvage::Lost;
 pub use wal::{Closed, Stats, Wal, WalEvent};

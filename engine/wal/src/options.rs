@@ -11,6 +11,8 @@ use tidelog_types::{Incarnation, NodeId, ShardId};
 pub const IN_FLIGHT_LIMIT: usize = 4;
 /// Smallest largest batch: what the footer and the room for control records need.
 pub const BATCH_BYTES_MIN: usize = 64 << 10;
+/// At most one part in so many of what is written is checkpoints.
+pub const CHECKPOINT_SHARE: u64 = 16;
 /// Most spares.
 pub const SPARES_LIMIT: usize = 64;
 
@@ -40,6 +42,11 @@ pub struct Options {
     pub seal_after: Duration,
     /// Most bytes of recent batches kept in memory for readers and peers. Batches in flight are kept above it.
     pub cache_bytes_max: usize,
+    /// Bytes of log between two base checkpoints, at least; more if a checkpoint is large ([`CHECKPOINT_SHARE`]).
+    pub checkpoint_every: u64,
+    /// Bytes of segments that the log is kept at: above it live records of the oldest ones are moved, and snapshots asked
+    /// for. A soft bound: nothing is refused because of it.
+    pub log_bytes_target: u64,
     /// Whether this node's partitions have no other voter: a verdict then has no peers to ask.
     pub single_voter: bool,
     /// Whether this shard has had a log: a directory without one has lost it, and is refused rather than given a new one.
@@ -61,6 +68,8 @@ impl Options {
             spares: 2,
             seal_after: Duration::from_millis(5),
             cache_bytes_max: 32 << 20,
+            checkpoint_every: 64 << 20,
+            log_bytes_target: 4 << 30,
             single_voter: false,
             must_exist: false,
         }
@@ -85,6 +94,9 @@ impl Options {
         }
         if !(1..=SPARES_LIMIT).contains(&self.spares) {
             return wrong("spares: 1 to 64");
+        }
+        if self.checkpoint_every == 0 {
+            return wrong("checkpoint_every: not 0");
         }
         if self.node.0 == 0 {
             return wrong("node: not 0");

@@ -4,19 +4,15 @@
 //! at least one. What comes back is verified record by record (both checksums, partition, index, generation) and
 //! against the lookup as it is then: entries cut meanwhile are not given.
 
-use crate::error::ReadError;
-use crate::lookup::{LookupSpan, PartitionLog};
+use crate::files::Piece;
+use crate::lookup::{LookupSpan, PartitionLog, Place};
+use crate::rescan::Rescan;
 use bytes::Bytes;
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use tidelog_io::FileId;
 use tidelog_types::limits::{BATCH_BYTES_MAX, PAGE_BYTES};
 use tidelog_types::{Generation, Index, Lsn, PartitionId, RecordHeader};
 
 /// Most reads in flight.
 pub(crate) const READS_MAX: usize = 64;
-/// Most files of older segments kept open.
-pub(crate) const FILES_OPEN_MAX: usize = 64;
 /// Times that a read begins again because its entries were cut.
 pub(crate) const TRIES_MAX: u8 = 3;
 
@@ -39,9 +35,35 @@ pub struct Run {
     pub bytes: usize,
 }
 
+/// What the bytes that are being read are.
+#[derive(Debug, Default)]
+pub(crate) enum Stage {
+    /// The entries.
+    #[default]
+    Entries,
+    /// A piece of a summary, which says where they are.
+    Summary(Piece),
+    /// All of a segment whose summary does not.
+    Segment(Box<Rescan>),
+}
+
+/// Who wants to know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Purpose {
+    /// Whoever called `read`.
+    #[default]
+    Caller,
+    /// The log: the entries are to be moved.
+    Move,
+    /// The log: what is live in a segment.
+    Measure,
+}
+
 /// A read under way.
 #[derive(Debug)]
 pub(crate) struct ReadJob {
+    pub(crate) stage: Stage,
+    pub(crate) purpose: Purpose,
     pub(crate) read: ReadId,
     pub(crate) partition: PartitionId,
     pub(crate) first: Index,
@@ -65,6 +87,8 @@ impl ReadJob {
         bytes_max: usize,
     ) -> ReadJob {
         ReadJob {
+            stage: Stage::Entries,
+            purpose: Purpose::Caller,
             read,
             partition,
             first,
@@ -78,50 +102,61 @@ impl ReadJob {
         }
     }
 
-    /// Chooses what to read, from the lookup as it is now. `segment` tells a position's segment as (base, end).
-    pub(crate) fn plan(
+    /// Chooses what to read of `spans`, which begin with the one that has the first entry, in the segment at
+    /// `base .. end`. False: there is none.
+    pub(crate) fn plan<'a>(
         &mut self,
-        log: &PartitionLog,
-        segment: impl Fn(Lsn) -> Option<(Lsn, Lsn)>,
-    ) -> Result<(), ReadError> {
-        let not_here = ReadError::NotHere { first: self.first, last: log.last };
+        spans: impl Iterator<Item = &'a LookupSpan>,
+        (base, end): (Lsn, Lsn),
+    ) -> bool {
         self.spans.clear();
-        let mut at = log.find(self.first).ok_or(not_here.clone())?;
-        let head = *log.span(at).ok_or(not_here.clone())?;
-        let (base, end) = segment(head.lsn).ok_or(not_here)?;
         let page = PAGE_BYTES as u64;
-        let start = head.lsn.0 / page * page;
-        let mut stop = head.end();
-        while let Some(span) = log.span(at)
-            && span.first <= self.last
-            && span.lsn >= head.lsn
-            && span.end() <= end
-            && (self.spans.is_empty() || span.end().0 - start <= self.bytes_max as u64)
-        {
+        let (mut start, mut stop) = (0, Lsn(0));
+        for span in spans {
+            let begins = match self.spans.last() {
+                None => {
+                    start = span.lsn.0 / page * page;
+                    true
+                }
+                Some(before) => {
+                    before.last().next() == span.first
+                        && span.lsn.0 >= start
+                        && span.end().0.saturating_sub(start) <= self.bytes_max as u64
+                }
+            };
+            if !begins || span.is_lost() || span.first > self.last || span.lsn < base || span.end() > end {
+                break;
+            }
             stop = stop.max(span.end());
             self.spans.push(*span);
-            at += 1;
         }
+        self.stage = Stage::Entries;
         self.base = base;
         self.extent = Lsn(start);
-        self.extent_bytes = (stop.0 - start).next_multiple_of(page) as usize; // bounded by bytes_max or one span
-        Ok(())
+        self.extent_bytes = stop.0.saturating_sub(start).next_multiple_of(page) as usize; // bounded by bytes_max or one span
+        !self.spans.is_empty()
     }
 
     /// Drops what the lookup does not name any more. False: nothing is left.
     pub(crate) fn still_there(&mut self, log: &PartitionLog) -> bool {
         let mut kept = 0;
         for span in &mut self.spans {
-            let now = log.find(span.first).and_then(|at| log.span(at));
-            match now {
-                Some(now) if now.lsn == span.lsn && now.generation == span.generation => {
-                    kept += 1;
-                    if now.count < span.count {
-                        span.count = now.count;
-                        break;
-                    }
-                }
-                _ => break,
+            // Those before the first one asked for may have been moved.
+            let first = span.first.max(log.low_water).max(self.first);
+            if first > span.last() || log.generation_at(first) != Some(span.generation) {
+                break;
+            }
+            let reaches = match log.find(first) {
+                Some(Place::Span(at)) => log.span(at).filter(|now| now.lsn == span.lsn).map(LookupSpan::last),
+                // Its spans may have left memory since.
+                Some(Place::Segment { segment, last }) => (segment == self.base).then_some(last),
+                None => None,
+            };
+            let Some(reaches) = reaches.filter(|r| *r >= first) else { break };
+            kept += 1;
+            if reaches < span.last() {
+                *span = span.clipped(span.first, reaches);
+                break;
             }
         }
         self.spans.truncate(kept);
@@ -195,78 +230,4 @@ pub(crate) struct Flaw {
     pub(crate) lsn: Lsn,
     pub(crate) index: Index,
     pub(crate) why: String,
-}
-
-/// A segment's file as readers know it.
-#[derive(Debug)]
-pub(crate) struct SegmentFile {
-    pub(crate) path: PathBuf,
-    pub(crate) end: Lsn,
-    pub(crate) file: Option<FileId>,
-    /// Reads in flight.
-    pub(crate) users: u32,
-    used: u64,
-}
-
-/// All live segments' files, a bounded number of them open.
-#[derive(Debug, Default)]
-pub(crate) struct Files {
-    by_base: BTreeMap<Lsn, SegmentFile>,
-    clock: u64,
-    open: usize,
-}
-
-impl Files {
-    pub(crate) fn insert(&mut self, base: Lsn, end: Lsn, path: PathBuf, file: Option<FileId>) {
-        self.open += usize::from(file.is_some());
-        self.by_base.insert(base, SegmentFile { path, end, file, users: 0, used: self.clock });
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.by_base.len()
-    }
-
-    /// The segment that holds `lsn`, as (base, end).
-    pub(crate) fn holding(&self, lsn: Lsn) -> Option<(Lsn, Lsn)> {
-        let (base, file) = self.by_base.range(..=lsn).next_back()?;
-        (lsn < file.end).then_some((*base, file.end))
-    }
-
-    /// The file at `base`, for use.
-    pub(crate) fn get(&mut self, base: Lsn) -> Option<&mut SegmentFile> {
-        self.clock += 1;
-        let clock = self.clock;
-        let entry = self.by_base.get_mut(&base)?;
-        entry.used = clock;
-        Some(entry)
-    }
-
-    /// Notes that `base` is open now.
-    pub(crate) fn opened(&mut self, base: Lsn, file: FileId) {
-        if let Some(entry) = self.by_base.get_mut(&base) {
-            entry.file = Some(file);
-            self.open += 1;
-        }
-    }
-
-    /// A file to be closed because too many are open: the one longest unused, never one at or behind `keep`.
-    pub(crate) fn surplus(&mut self, keep: Lsn) -> Option<FileId> {
-        if self.open <= FILES_OPEN_MAX {
-            return None;
-        }
-        let oldest = self
-            .by_base
-            .range_mut(..keep)
-            .map(|(_, f)| f)
-            .filter(|f| f.file.is_some() && f.users == 0)
-            .min_by_key(|f| f.used)?;
-        self.open -= 1;
-        oldest.file.take()
-    }
-
-    /// Every open file, to be closed.
-    pub(crate) fn close_all(&mut self) -> Vec<FileId> {
-        self.open = 0;
-        self.by_base.values_mut().filter_map(|f| f.file.take()).collect()
-    }
 }

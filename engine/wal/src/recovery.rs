@@ -6,52 +6,29 @@
 //! OPEN, the last one DONE; only when that is durable does anything count that this life says. A crash before that
 //! leaves an epoch without DONE, which is discarded, and the same tail to be judged again.
 //!
-//! A torn tail is cut. A suspect one is set aside, its promises are kept (they only raise), and it is cut. Anything
-//! damaged or unknown ends the opening with an error: the files stay as they are.
+//! A torn tail is cut. Behind a damaged batch the log goes on: what of it is good is kept, its control records are known
+//! from its spans, the entries that are lost are told as such. A suspect one is the same where there are other voters, and
+//! what it held, found or lost, is written again; a single voter sets it aside, keeps its promises (they only
+//! raise), and cuts it. What is unknown ends the opening with an error: the files stay as they are.
 
-use crate::chain::Chain;
+use crate::chain::{Chain, From};
 use crate::disk::Disk;
 use crate::error::{Finding, OpenError, Verdict};
-use crate::format::{BatchHeader, FLAG_DONE, FLAG_OPEN, SegmentHeader, Span};
-use crate::growing::{Class, EntrySpan, Growing, Link, Shape};
-use crate::lookup::PartitionLog;
-use crate::names;
+use crate::format::{BatchHeader, Span};
+use crate::growing::Link;
 use crate::options::Options;
 use crate::quarantine;
-use crate::scan::{Found, Scanner, Source, records_of};
-use crate::segments::{Segments, Spare, Step};
-use crate::survey::{Directory, chain_of, finding, foreign, newest_in_use, survey};
+use crate::replay::{BadBatch, Replay, State};
+use crate::restart::{self, Loaded, Search};
+use crate::salvage::{self, Piece as Part};
+use crate::scan::{Found, Scanner, Source};
+use crate::survey::{Named, chain_of, finding, foreign, newest_in_use, sources, survey};
 use crate::wal::Wal;
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use tidelog_io::{Completion, Io, IoError, IoErrorKind, Op, OpenMode, Output};
-use tidelog_types::{
-    EntryMeta, FixedMap, Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind,
-};
-
-/// How long an opening waits for space for the one segment that it cannot do without.
-const SPACE_PATIENCE: Duration = Duration::from_secs(3);
-
-/// Learns what the log holds, in LSN order, while it is opened.
-pub trait Replay {
-    /// An entry; it follows the partition's last one.
-    fn entry(&mut self, partition: PartitionId, meta: &EntryMeta, payload: &[u8]);
-    /// Every entry above `keep` is gone.
-    fn cut(&mut self, partition: PartitionId, keep: Position);
-    /// Generation and vote.
-    fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>);
-    /// The high-water mark was at least here.
-    fn high_water(&mut self, partition: PartitionId, mark: Index);
-    /// Entries below `first` are not kept any more.
-    fn low_water(&mut self, partition: PartitionId, first: Index) {
-        let _ = (partition, first);
-    }
-    /// A durable snapshot covers everything up to `covered`.
-    fn snapshot_mark(&mut self, partition: PartitionId, covered: Position) {
-        let _ = (partition, covered);
-    }
-}
+use tidelog_io::{Completion, Io, IoErrorKind, Op};
+use tidelog_types::{Lsn, PartitionId, RecordKind};
 
 /// What an opening found and did.
 #[derive(Clone, Debug, Default)]
@@ -74,33 +51,67 @@ pub struct RecoveryReport {
     pub findings: Vec<Finding>,
     /// Records of the last life's unproven end that were written again.
     pub rewritten: u64,
-    /// Promises that were adopted from suspect batches.
+    /// Promises and marks that were known from the spans of bad batches only, and were written again.
     pub adopted: u64,
     /// Files removed: leftovers of earlier lives.
     pub removed: usize,
     /// The disk was too full for all spares.
     pub no_space: bool,
+    /// The checkpoint that it began with: everything before this position was not read.
+    pub checkpoint: Option<Lsn>,
+    /// Checkpoints that should have been good and are not: where each ends, and what is wrong with it.
+    pub bad_checkpoints: Vec<(Lsn, String)>,
 }
 
 /// What reading the log gives.
-struct Judged {
-    partitions: FixedMap<PartitionId, PartitionLog>,
+#[derive(Default)]
+pub(crate) struct Judged {
+    pub(crate) state: State,
     /// Where the log of the earlier epochs ends from now on.
-    end: Lsn,
+    pub(crate) end: Lsn,
     /// The batch before that.
-    link: Link,
-    /// Good batches behind the proven end, and their segments.
-    window: Vec<(Source, BatchHeader)>,
-    /// Promises of suspect batches.
-    promises: Vec<Span>,
+    pub(crate) link: Link,
+    /// Batches behind the proven end.
+    pub(crate) window: Vec<Held>,
+    /// Promises of a suspect batch that was cut.
+    pub(crate) promises: Vec<Span>,
+    /// Partitions whose promise or marks are known from the spans of a bad batch only.
+    pub(crate) adopted: BTreeSet<PartitionId>,
     /// Segments at the end in which nothing was ever written.
-    blank: Vec<PathBuf>,
+    pub(crate) blank: Vec<PathBuf>,
 }
 
-struct Opening<'o, 'r> {
-    options: &'o Options,
-    replay: &'r mut dyn Replay,
-    report: RecoveryReport,
+/// A batch of the newest epoch that is not proven yet.
+pub(crate) struct Held {
+    /// It may be left where it lies once everything before this is proven: itself, and, where only an echo says what it
+    /// held, the batch with the echo. An echo behind the epoch's end is gone for the next opening.
+    until: Lsn,
+    link: Link,
+    /// Whether there is anything in it.
+    holds: bool,
+    pub(crate) what: Tail,
+}
+
+pub(crate) enum Tail {
+    /// Good: read again when it is written again.
+    Good(Source, BatchHeader),
+    /// Not good: its bytes as they were found, and what it is known to have held.
+    Bad { lsn: Lsn, bytes: Vec<u8>, parts: Vec<Part> },
+}
+
+impl Tail {
+    fn lsn(&self) -> Lsn {
+        match self {
+            Tail::Good(_, header) => header.lsn,
+            Tail::Bad { lsn, .. } => *lsn,
+        }
+    }
+}
+
+pub(crate) struct Opening<'o, 'r> {
+    pub(crate) options: &'o Options,
+    pub(crate) replay: &'r mut dyn Replay,
+    pub(crate) report: RecoveryReport,
 }
 
 /// Opens the log of `options.dir`; see [`Wal::open`].
@@ -148,27 +159,44 @@ impl Opening<'_, '_> {
             OpenError::Io(error) if error.kind == IoErrorKind::NotFound && self.options.must_exist => gone(),
             other => other,
         })?;
-        for source in &directory.sources {
+        let search = restart::search(disk, &directory.names, self.options.store)?;
+        let (from, floor) = match &search.loaded {
+            Some(loaded) => {
+                let at = loaded.kept.at;
+                self.report.checkpoint = Some(at);
+                (From::Checkpoint(at), restart::floor(&directory.names, at))
+            }
+            None => (From::Beginning, 0),
+        };
+        self.report.bad_checkpoints = search.bad.clone();
+        let (old, read) = directory.names.split_at(floor);
+        let sources = sources(disk, read)?;
+        for source in &sources {
             self.own(source)?;
         }
-        let newest = newest_in_use(disk, &directory.sources)?;
-        let chain = chain_of(&dir, &directory.sources, newest)?;
+        let newest = newest_in_use(disk, &sources)?;
+        let chain = chain_of(&dir, &sources, newest, from).map_err(|e| search.blame(&dir, e))?;
         self.report.fresh = newest == 0;
         // Before anything is made: the next attempt is to find what this one found.
         if self.report.fresh && self.options.must_exist {
             return Err(gone());
         }
-        self.report.segments = chain.parts.iter().map(|p| p.segments.len()).sum();
-
-        let mut judged = self.judge(disk, &directory.sources, &chain)?;
+        let bad: BTreeSet<Lsn> = search.bad.iter().map(|b| b.0).collect();
+        let mut judged = Judged::default();
+        let unknown = self.begin(&mut judged, old, &sources, &chain, search.loaded);
+        let search = Search { loaded: None, bad: search.bad };
+        self.judge(disk, &sources, &chain, &mut judged).map_err(|e| search.blame(&dir, e))?;
+        judged.state.demote(judged.end);
+        let read_from = sources.first().map_or(Lsn(0), |s| s.header.base);
+        self.absent(old, read_from, &mut judged.state)?;
+        self.report.segments = judged.state.files.len();
         // From here on files change. Leftovers go first: they may be what fills the disk.
         for path in &directory.unfinished {
             self.remove(disk, path)?;
         }
-        for &at in &chain.left_over {
-            if let Some(source) = directory.sources.get(at) {
-                self.remove(disk, &source.path)?;
-            }
+        let left_over = chain.left_over.iter().filter_map(|&at| sources.get(at)).map(|s| &s.path);
+        for path in left_over.chain(&unknown) {
+            self.remove(disk, path)?;
         }
         // From the highest down, each durably before the next: a hole among them would look like a lost segment
         // to every later opening.
@@ -180,26 +208,22 @@ impl Opening<'_, '_> {
             // Their positions are used again.
             disk.run(Op::SyncDir { path: dir.clone() })?;
         }
-        let live: Vec<_> = chain
-            .parts
-            .iter()
-            .flat_map(|p| &p.segments)
-            .filter_map(|&at| directory.sources.get(at))
-            .collect();
-        let mut wal = self.begin_epoch(disk, &directory, &judged, &live)?;
-        for source in &live {
-            if source.header.base < judged.end {
-                wal.files.insert(source.header.base, source.header.end(), source.path.clone(), None);
-            }
-        }
-        wal.partitions = std::mem::take(&mut judged.partitions);
-        self.rewrite(disk, &mut wal, &judged)?;
+        let mut state = std::mem::take(&mut judged.state);
+        let mut adopted = std::mem::take(&mut state.adopted);
+        let mut wal = self.begin_epoch(disk, &directory.spares, &sources, &judged, &state)?;
+        let kept = state.kept(|batch| bad.contains(&batch));
+        let behind = wal.adopt(state, kept, judged.end);
+        judged.adopted = std::mem::take(&mut adopted);
+        self.rewrite(disk, &mut wal, &mut judged)?;
         for log in wal.partitions.values_mut() {
             log.sequenced = log.last.index;
         }
-        for source in &live {
-            if source.header.base >= judged.end && !judged.blank.contains(&source.path) {
-                self.remove(disk, &source.path)?;
+        for base in behind {
+            if let Some(file) = wal.files.remove(base) {
+                assert_eq!(file.holds, 0, "what lies behind the log's end was written again");
+                if !judged.blank.contains(&file.path) {
+                    self.remove(disk, &file.path)?;
+                }
             }
         }
         if let Some(error) = self.make_all(disk, &mut wal.segments, false)? {
@@ -208,6 +232,57 @@ impl Opening<'_, '_> {
             wal.note_no_space();
         }
         Ok(wal)
+    }
+
+    /// What is known before anything is read: the segments, and the checkpoint. Returns old files that are no part of the log.
+    fn begin(
+        &mut self,
+        judged: &mut Judged,
+        old: &[Named],
+        sources: &[Source],
+        chain: &Chain,
+        loaded: Option<Loaded>,
+    ) -> Vec<PathBuf> {
+        let mut unknown: Vec<_> = old.to_vec();
+        if let (Some(loaded), Some(like)) = (loaded, sources.first()) {
+            for known in &loaded.content.segments {
+                if known.base < like.header.base {
+                    let header = restart::known_header(known, &like.header);
+                    let path = self.options.dir.join(crate::names::segment(known.base));
+                    judged.state.files.insert(&header, path, None);
+                }
+                unknown.retain(|name| name.base != known.base);
+            }
+            for source in live(sources, chain) {
+                judged.state.files.insert(&source.header, source.path.clone(), None);
+            }
+            judged.link = loaded.content.link;
+            judged.end = loaded.kept.at;
+            judged.state.load(loaded.kept, loaded.content, self.replay);
+        } else {
+            for source in live(sources, chain) {
+                judged.state.files.insert(&source.header, source.path.clone(), None);
+            }
+        }
+        unknown.into_iter().map(|name| name.path).collect()
+    }
+
+    /// Old segments that are not there any more had been given back, and nothing live was in them; or they are lost.
+    fn absent(&self, old: &[Named], floor: Lsn, state: &mut State) -> Result<(), OpenError> {
+        let there: BTreeSet<Lsn> = old.iter().map(|name| name.base).collect();
+        let gone: Vec<_> = state
+            .files
+            .iter()
+            .filter(|(base, _)| *base < floor && !there.contains(base))
+            .map(|(base, file)| (base, file.holds))
+            .collect();
+        for (base, holds) in gone {
+            if holds > 0 {
+                return Err(OpenError::Missing { dir: self.options.dir.clone(), lsn: base });
+            }
+            state.files.remove(base);
+        }
+        Ok(())
     }
 
     /// Refuses what is not this shard's.
@@ -223,7 +298,7 @@ impl Opening<'_, '_> {
         }
     }
 
-    fn remove(&mut self, disk: &mut Disk<'_>, path: &Path) -> Result<(), OpenError> {
+    pub(crate) fn remove(&mut self, disk: &mut Disk<'_>, path: &Path) -> Result<(), OpenError> {
         match disk.run(Op::Remove { path: path.to_path_buf() }) {
             Ok(_) => self.report.removed += 1,
             Err(e) if e.kind == IoErrorKind::NotFound => {}
@@ -233,22 +308,22 @@ impl Opening<'_, '_> {
     }
 
     /// Reads the log and judges its tail.
-    fn judge(&mut self, disk: &mut Disk<'_>, sources: &[Source], chain: &Chain) -> Result<Judged, OpenError> {
-        let mut judged = Judged {
-            partitions: FixedMap::default(),
-            end: Lsn(0),
-            link: Link::default(),
-            window: Vec::new(),
-            promises: Vec::new(),
-            blank: Vec::new(),
-        };
+    fn judge(
+        &mut self,
+        disk: &mut Disk<'_>,
+        sources: &[Source],
+        chain: &Chain,
+        judged: &mut Judged,
+    ) -> Result<(), OpenError> {
         // The batch before is known unless a bad one lies there.
-        let mut link = Some(Link::default());
+        let mut link = Some(judged.link);
+        // What lies before a checkpoint is proven.
+        let checkpoint = judged.end;
         for part in &chain.parts {
             let before = link.unwrap_or(judged.link);
             let mut scanner = Scanner::new(sources, part, link);
             let mut proven = part.start;
-            let mut batches: VecDeque<(Source, BatchHeader)> = VecDeque::new();
+            let mut batches: VecDeque<Held> = VecDeque::new();
             let mut last_proven = None;
             let mut proven_records = 0;
             loop {
@@ -256,26 +331,56 @@ impl Opening<'_, '_> {
                     Found::Good(header) => {
                         let Some(source) = scanner.here().cloned() else { break };
                         let bytes = scanner.bytes(disk, &header)?;
-                        self.apply(&mut judged.partitions, &source, &header, bytes)?;
+                        judged.state.apply(&source, &header, bytes, &mut self.report, self.replay)?;
                         proven = proven.max(header.durable);
-                        batches.push_back((source, header));
-                        while let Some((_, first)) = batches.front()
-                            && (first.end() <= proven || part.end.is_some())
+                        let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
+                        let (until, holds) = (header.end(), header.record_count > 0);
+                        batches.push_back(Held { until, link, holds, what: Tail::Good(source, header) });
+                        while batches.front().is_some_and(|b| b.until <= proven || part.end.is_some())
+                            && let Some(first) = batches.pop_front()
                         {
-                            proven_records += u64::from(first.record_count);
-                            last_proven = Some(Link { lsn: first.lsn, crc: first.crc, seq: first.batch_seq });
-                            batches.pop_front();
+                            proven_records += u64::from(first.holds);
+                            last_proven = Some(first.link);
                         }
                     }
                     Found::Bad(bad) => {
                         let evidence = scanner.evidence(disk, &bad)?;
                         let Some(mut finding) = finding(&scanner, &bad, &evidence, part.epoch) else { break };
+                        // With other voters, what cannot be told from a torn write counts as damage: present, and absent.
+                        let goes_on = match finding.verdict {
+                            Verdict::Damaged => true,
+                            Verdict::Suspect => !self.options.single_voter,
+                            _ => false,
+                        };
+                        if let (true, Some((end, link))) = (goes_on, evidence.end) {
+                            let suspect = finding.verdict == Verdict::Suspect;
+                            if suspect {
+                                finding.quarantined =
+                                    quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
+                            }
+                            tracing::error!(%finding, "the log goes on behind it");
+                            let bytes = scanner.bad_bytes(disk, &bad, end)?.to_vec();
+                            let parts =
+                                salvage::salvaged(&bytes, &finding.spans, Some(self.options.cluster_tag));
+                            let (file, offset) = (&finding.file, finding.offset);
+                            let batch = BadBatch { file, offset, lsn: bad.lsn, bytes: &bytes, suspect };
+                            judged.state.apply_bad(&batch, &parts, self.replay)?;
+                            let (until, what) = (evidence.known_by, Tail::Bad { lsn: bad.lsn, bytes, parts });
+                            batches.push_back(Held { until, link, holds: true, what });
+                            self.report.findings.push(finding);
+                            scanner.step_over(end, link, evidence.next);
+                            continue;
+                        }
                         match finding.verdict {
                             Verdict::Damaged | Verdict::Unknown => {
                                 return Err(OpenError::Damaged(Box::new(finding)));
                             }
                             Verdict::Superseded => {
-                                scanner.skip(evidence.next);
+                                // Not to the next good one: another bad one may lie between.
+                                match evidence.end {
+                                    Some((end, link)) => scanner.step_over(end, link, evidence.next),
+                                    None => scanner.skip(evidence.next),
+                                }
                                 self.report.findings.push(finding);
                                 continue;
                             }
@@ -284,9 +389,7 @@ impl Opening<'_, '_> {
                             Verdict::Suspect => {
                                 let kept = quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
                                 finding.quarantined = kept;
-                                if self.options.single_voter {
-                                    tracing::warn!(%finding, "cut, and there is no other voter to ask");
-                                }
+                                tracing::warn!(%finding, "cut, and there is no other voter to ask");
                                 judged
                                     .promises
                                     .extend(finding.spans.iter().filter(|s| s.kind == RecordKind::Promise));
@@ -306,11 +409,17 @@ impl Opening<'_, '_> {
             scanner.finish(disk)?;
             self.report.bytes += scanner.bytes_read();
             link = scanner.link;
+            if part.end.is_some()
+                && let Some(last) = batches.drain(..).next_back()
+            {
+                // A bad one at the end of an epoch that the next one names.
+                last_proven = Some(last.link);
+            }
             if part.end.is_none() {
                 // An epoch that proved nothing worth keeping is dropped whole; then the one before it ends where it
                 // has ended since.
-                if proven_records > 0 {
-                    judged.end = proven;
+                if proven_records > 0 || checkpoint > part.prev_epoch_end {
+                    judged.end = batches.front().map_or(proven, |held| proven.min(held.what.lsn()));
                     judged.link = last_proven.unwrap_or(before);
                 } else {
                     judged.end = part.prev_epoch_end;
@@ -321,293 +430,17 @@ impl Opening<'_, '_> {
                 judged.link = link.unwrap_or(last_proven.unwrap_or(before));
             }
         }
-        Ok(judged)
-    }
-
-    /// Replays a good batch.
-    fn apply(
-        &mut self,
-        partitions: &mut FixedMap<PartitionId, PartitionLog>,
-        source: &Source,
-        batch: &BatchHeader,
-        bytes: &[u8],
-    ) -> Result<(), OpenError> {
-        self.report.batches += 1;
-        for (offset, record, payload, _) in records_of(bytes, batch) {
-            self.report.records += 1;
-            let wrong = |what| OpenError::Inconsistent {
-                file: source.path.clone(),
-                offset: source.offset(batch.lsn) + offset as u64,
-                partition: record.partition,
-                index: record.index,
-                what,
-            };
-            if record.kind == RecordKind::Pad {
-                continue;
-            }
-            let log = partitions.entry(record.partition).or_default();
-            match record.kind {
-                kind if kind.is_entry() => {
-                    if record.index != log.last.index.next() || record.prev_generation != log.last.generation
-                    {
-                        return Err(wrong("an entry does not follow the one before it: entries are lost"));
-                    }
-                    let lsn = batch.lsn.plus(offset as u64);
-                    log.note(record.position(), lsn, record.record_bytes() as u32, batch.lsn);
-                    self.replay.entry(record.partition, &record.meta(), payload);
-                }
-                RecordKind::Cut => {
-                    if record.index > log.last.index
-                        || log.generation_at(record.index) != Some(record.generation)
-                    {
-                        return Err(wrong("a cut does not keep an entry of the log: entries are lost"));
-                    }
-                    if record.index < log.high_water {
-                        return Err(wrong("a cut goes below the high-water mark"));
-                    }
-                    log.cut(record.position());
-                    self.replay.cut(record.partition, record.position());
-                }
-                RecordKind::Promise => {
-                    log.generation = record.generation;
-                    log.vote = (record.index.0 != 0).then_some(NodeId(record.index.0));
-                    self.replay.promise(record.partition, log.generation, log.vote);
-                }
-                RecordKind::HighWater => {
-                    log.high_water = log.high_water.max(record.index);
-                    log.high_water_written = log.high_water;
-                    self.replay.high_water(record.partition, log.high_water);
-                }
-                RecordKind::LowWater => {
-                    if record.index < log.low_water || record.index > log.last.index.next() {
-                        return Err(wrong("a low-water mark goes back or beyond the log's end"));
-                    }
-                    log.low_water = record.index;
-                    self.replay.low_water(record.partition, log.low_water);
-                }
-                RecordKind::SnapshotMark => {
-                    if record.index > log.last.index {
-                        return Err(wrong("a snapshot mark names no entry of the log: entries are lost"));
-                    }
-                    log.snapshot = record.position();
-                    self.replay.snapshot_mark(record.partition, log.snapshot);
-                }
-                kind => {
-                    return Err(OpenError::Newer {
-                        file: source.path.clone(),
-                        offset: source.offset(batch.lsn) + offset as u64,
-                        what: format!("a record of kind {kind:?}"),
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the new epoch's first segment, and the log on it.
-    fn begin_epoch(
-        &mut self,
-        disk: &mut Disk<'_>,
-        directory: &Directory,
-        judged: &Judged,
-        live: &[&Source],
-    ) -> Result<Wal, OpenError> {
-        let headers = || directory.sources.iter().map(|s| s.header);
-        let epoch = 1 + headers().map(|h| h.epoch).max().unwrap_or(0);
-        self.report.epoch = epoch;
-        let upcoming = SegmentHeader {
-            shard: self.options.shard,
-            store: self.options.store,
-            node: self.options.node,
-            segment_seq: 1 + headers().map(|h| h.segment_seq).max().unwrap_or(0),
-            base: live.iter().map(|s| s.header.end()).max().unwrap_or(Lsn(0)),
-            bytes: self.options.segment_bytes,
-            epoch,
-            prev_epoch_end: judged.end,
-        };
-        let mut free = VecDeque::new();
-        let mut spare_number = 1;
-        for &number in &directory.spares {
-            spare_number = spare_number.max(number + 1);
-            let path = self.options.dir.join(names::spare(number));
-            let (file, bytes) = disk.open(&path, OpenMode::ReadWrite)?;
-            if bytes == self.options.segment_bytes && free.len() <= self.options.spares {
-                free.push_back(Spare { file, path });
-            } else {
-                disk.close(file)?;
-                self.remove(disk, &path)?;
-            }
-        }
-        let (pool, clock) = (disk.buffers(), disk.clock());
-        let dir = self.options.dir.clone();
-        let mut segments =
-            Segments::new(dir.clone(), pool.clone(), upcoming, self.options.spares, free, spare_number);
-        if let Some(error) = self.make_all(disk, &mut segments, true)? {
-            return Err(OpenError::NoSpace { dir, segment_bytes: self.options.segment_bytes, error });
-        }
-        let Some(active) = segments.roll() else {
-            return Err(OpenError::Missing { dir, lsn: upcoming.base });
-        };
-        let growing = Growing::new(pool, upcoming.start(), judged.link.seq + 1);
-        Ok(Wal::new(self.options.clone(), epoch, growing, active, segments, judged.link, clock))
-    }
-
-    /// Runs the making of segments to completion: of the next one only, or of all. Returns the error if there is
-    /// no space for all.
-    fn make_all(
-        &mut self,
-        disk: &mut Disk<'_>,
-        segments: &mut Segments,
-        next_only: bool,
-    ) -> Result<Option<IoError>, OpenError> {
-        let mut full = None;
-        // What has just been removed may take a moment to be free again: a process killed a moment ago can still have it open.
-        let patience = disk.clock().now.after(SPACE_PATIENCE);
-        while !(next_only && segments.next.is_some()) {
-            let now = disk.clock().now;
-            let Some(op) = segments.operation(now) else {
-                match segments.retry_at().filter(|at| next_only && *at <= patience) {
-                    Some(at) => disk.wait(at),
-                    None => break,
-                }
-                continue;
-            };
-            let result = disk.run(op);
-            if let Ok(Output::Opened { file, .. }) = &result {
-                disk.adopt(*file);
-            }
-            match segments.done(result, now) {
-                Step::On => {}
-                Step::NoSpace(error) => full = Some(error),
-                Step::Failed(error) => return Err(OpenError::Io(error.error)),
-            }
-        }
-        Ok(full.filter(|_| !(next_only && segments.next.is_some())))
-    }
-
-    /// Writes the accepted window and the adopted promises to the new epoch, and DONE.
-    fn rewrite(&mut self, disk: &mut Disk<'_>, wal: &mut Wal, judged: &Judged) -> Result<(), OpenError> {
-        let mut batches = Vec::new();
-        for (source, header) in &judged.window {
-            let (file, bytes) = disk.open(&source.path, OpenMode::Read)?;
-            let mut window = crate::window::Window::new(file, bytes);
-            let view = window.view(disk, source.offset(header.lsn), header.total_len as usize)?;
-            let bytes = view.to_vec();
-            disk.close(file)?;
-            if let Err(why) = crate::scan::check_records(&bytes, header) {
-                return Err(OpenError::Damaged(Box::new(Finding {
-                    verdict: Verdict::Suspect,
-                    file: source.path.clone(),
-                    offset: source.offset(header.lsn),
-                    lsn: header.lsn,
-                    epoch: header.epoch,
-                    bytes: u64::from(header.total_len),
-                    why,
-                    spans: Vec::new(),
-                    quarantined: None,
-                })));
-            }
-            batches.push((header, bytes));
-        }
-        let mut before = Vec::new();
-        for (header, bytes) in &batches {
-            for (_, record, _, _) in records_of(bytes, header) {
-                if let Some(log) = wal.partitions.get_mut(&record.partition) {
-                    before.push((record.partition, log.last));
-                    log.forget_from(judged.window.first().map_or(Lsn(u64::MAX), |w| w.1.lsn));
-                }
-            }
-        }
-        for (header, bytes) in &batches {
-            for (_, record, _, whole) in records_of(bytes, header) {
-                if record.kind != RecordKind::Pad {
-                    self.put_again(disk, wal, &record, whole)?;
-                    self.report.rewritten += 1;
-                }
-            }
-        }
-        for (partition, last) in before.into_iter().rev() {
-            let log = wal.partitions.entry(partition).or_default();
-            assert_eq!(
-                log.last, last,
-                "writing the window again changes where entries lie, not which there are"
-            );
-        }
-        for span in &judged.promises {
-            let log = wal.partitions.entry(span.partition).or_default();
-            let vote = (span.a.0 != 0).then_some(NodeId(span.a.0));
-            let raises = span.generation > log.generation
-                || (span.generation == log.generation && log.vote.is_none() && vote.is_some());
-            if raises {
-                log.generation = span.generation;
-                log.vote = vote;
-                self.replay.promise(span.partition, span.generation, vote);
-                let header = RecordHeader {
-                    cluster: self.options.cluster_tag,
-                    ..RecordHeader::promise(span.partition, span.generation, vote)
-                };
-                let mut record = [0; tidelog_types::record::HEADER_BYTES];
-                header.encode(&mut record);
-                self.put_again(disk, wal, &header, &record)?;
-                self.report.adopted += 1;
-            }
-        }
-        self.write(disk, wal, FLAG_OPEN | FLAG_DONE)?;
-        wal.sealed = self.report.rewritten + self.report.adopted == 0;
-        Ok(())
-    }
-
-    fn put_again(
-        &mut self,
-        disk: &mut Disk<'_>,
-        wal: &mut Wal,
-        record: &RecordHeader,
-        whole: &[u8],
-    ) -> Result<(), OpenError> {
-        let shape = Shape::of(record);
-        let plan = loop {
-            if let Some(plan) = wal.growing.plan(std::iter::once(shape), 1, Class::Control) {
-                break plan;
-            }
-            self.write(disk, wal, FLAG_OPEN)?;
-            if wal.growing.plan(std::iter::once(shape), 1, Class::Control).is_none() {
-                // The segment is full: the next one.
-                if let Some(error) = self.make_all(disk, &mut wal.segments, true)? {
-                    let (dir, segment_bytes) = (self.options.dir.clone(), self.options.segment_bytes);
-                    return Err(OpenError::NoSpace { dir, segment_bytes, error });
-                }
-                if !wal.roll() {
-                    return Err(OpenError::Missing { dir: self.options.dir.clone(), lsn: wal.active.end });
-                }
-            }
-        };
-        wal.growing.begin(plan);
-        let lsn = wal.growing.lsn;
-        let log = wal.partitions.entry(record.partition).or_default();
-        if record.kind.is_entry() {
-            let offset = wal.growing.put_encoded(whole, shape);
-            log.note(record.position(), lsn.plus(offset as u64), whole.len() as u32, lsn);
-            let (partition, generation, index) = (record.partition, record.generation, record.index);
-            wal.growing.span_entry(log, &EntrySpan { partition, generation, index, offset });
-        } else {
-            if record.kind == RecordKind::Cut {
-                log.cut(record.position());
-            }
-            wal.growing.put_control(record);
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, disk: &mut Disk<'_>, wal: &mut Wal, flags: u32) -> Result<(), OpenError> {
-        let (frozen, op) = wal.freeze(flags);
-        disk.run(op)?;
-        wal.durable = frozen.end();
         Ok(())
     }
 }
 
+/// The segments that are read.
+fn live<'s>(sources: &'s [Source], chain: &'s Chain) -> impl Iterator<Item = &'s Source> {
+    chain.parts.iter().flat_map(|p| &p.segments).filter_map(|&at| sources.get(at))
+}
+
 impl Wal {
-    /// Opens the log in `options.dir`, or makes one: reads all of it, tells it to `replay`, and begins a new epoch
+    /// Opens the log in `options.dir`, or makes one: reads it from its newest checkpoint on, tells it to `replay`, and begins a new epoch
     /// whose first batch is durable when this returns. Runs to completion; completions of others that arrive
     /// meanwhile are handed back.
     ///

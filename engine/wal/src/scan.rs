@@ -63,16 +63,28 @@ pub(crate) struct Evidence {
     pub(crate) spans: Option<Vec<Span>>,
     /// The next valid batch header: where the walk may go on.
     pub(crate) next: Option<(usize, BatchHeader)>,
+    /// Where it ends, and who it was for the chain: known wherever its spans are.
+    pub(crate) end: Option<(Lsn, Link)>,
+    /// Where what says its spans ends: itself, or the batch that echoes it.
+    pub(crate) known_by: Lsn,
     /// A page from there on could not be read.
     pub(crate) unreadable: bool,
     /// Bytes that are not zero from there on: (segment of the part, first offset, end offset).
     pub(crate) leavings: Vec<(usize, u64, u64)>,
 }
 
+/// Whether nothing is lost with a record of this kind: a hint, or what an opening finds by itself to be good or bad, and
+/// can do without.
+const fn is_harmless(kind: RecordKind) -> bool {
+    matches!(
+        kind,
+        RecordKind::HighWater | RecordKind::CheckpointChunk | RecordKind::CheckpointEnd | RecordKind::Summary
+    )
+}
+
 /// What follows from the evidence about a bad batch. `docs/formats/batch.md` has the table.
 pub(crate) fn verdict(evidence: &Evidence) -> Verdict {
-    let harmless =
-        evidence.spans.as_ref().is_some_and(|spans| spans.iter().all(|s| s.kind == RecordKind::HighWater));
+    let harmless = evidence.spans.as_ref().is_some_and(|spans| spans.iter().all(|s| is_harmless(s.kind)));
     match (evidence.proven, &evidence.spans) {
         (true, Some(_)) if harmless => Verdict::Superseded,
         (true, Some(_)) => Verdict::Damaged,
@@ -222,9 +234,9 @@ impl<'a> Scanner<'a> {
             let there = rolled
                 || full
                 || (follower.is_err()
-                    && !self.is_blank(disk, self.at + 1, start)?
                     && why != BadWhy::Unreadable
-                    && self.is_blank(disk, self.at, self.lsn)?);
+                    && !self.is_vacant(disk, self.at + 1, start)?
+                    && self.is_vacant(disk, self.at, self.lsn)?);
             if !there {
                 return Ok(self.bad(why, None));
             }
@@ -240,6 +252,55 @@ impl<'a> Scanner<'a> {
     fn is_blank(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
         let offset = self.source(at).map_or(0, |s| s.offset(lsn));
         Ok(self.window(disk, at)?.view(disk, offset, PAGE_BYTES)?.iter().all(|b| *b == 0))
+    }
+
+    /// Whether nothing was ever begun at `lsn`, where no valid header lies: there are zeros, or, in a file that was a
+    /// segment before, neither a footer of a batch there nor a batch soon behind it.
+    fn is_vacant(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
+        let Some(source) = self.source(at) else { return Ok(true) };
+        if !source.header.recycled {
+            return self.is_blank(disk, at, lsn);
+        }
+        if self.footer_at(disk, at, lsn, u64::MAX)?.is_some() {
+            return Ok(false);
+        }
+        let end = source.header.end().0.min(lsn.0 + BATCH_BYTES_MAX as u64);
+        let mut behind = lsn.plus(PAGE);
+        while behind.0 + PAGE <= end {
+            if self.header(disk, at, behind)?.is_ok() {
+                return Ok(false);
+            }
+            behind = behind.plus(PAGE);
+        }
+        Ok(true)
+    }
+
+    /// The footer of the batch at `lsn` of segment `at`, whose header is not known, within `len` bytes; and its end.
+    fn footer_at(
+        &mut self,
+        disk: &mut Disk<'_>,
+        at: usize,
+        lsn: Lsn,
+        len: u64,
+    ) -> Result<Option<(Footer, u64)>, OpenError> {
+        let Some(source) = self.source(at) else { return Ok(None) };
+        let offset = source.offset(lsn);
+        let len = len.min(BATCH_BYTES_MAX as u64).min(source.header.bytes.saturating_sub(offset));
+        let identity = source.header;
+        let bytes = self.window(disk, at)?.view(disk, offset, len as usize)?;
+        for from in (0..bytes.len()).step_by(RECORD_ALIGN) {
+            let rest = bytes.get(from..).unwrap_or_default();
+            if rest.starts_with(&FOOTER_MAGIC)
+                && let Ok(footer) = Footer::decode(rest)
+                && footer.store == identity.store
+                && footer.segment_seq == identity.segment_seq
+                && footer.lsn == lsn
+            {
+                let end = from + crate::format::footer_bytes(footer.own.len() + footer.echo.len());
+                return Ok(Some((footer, lsn.0 + end as u64)));
+            }
+        }
+        Ok(None)
     }
 
     fn body(&mut self, disk: &mut Disk<'_>, header: BatchHeader) -> Result<Found, OpenError> {
@@ -276,13 +337,19 @@ impl<'a> Scanner<'a> {
         let mut evidence = Evidence { proven: self.part.end.is_some(), ..Evidence::default() };
         evidence.unreadable = bad.why == BadWhy::Unreadable;
         self.search(disk, bad, &mut evidence)?;
-        evidence.spans = self.own_spans(disk, bad, &evidence)?;
+        if let Some((footer, end, link)) = self.own_footer(disk, bad, &mut evidence)? {
+            evidence.spans = Some(footer.own);
+            (evidence.end, evidence.known_by) = (Some((end, link)), end);
+        }
         if evidence.spans.is_none()
             && let Some((at, next)) = evidence.next
             && next.prev == bad.lsn
         {
             let footer = self.footer(disk, at, &next)?;
             evidence.spans = footer.filter(|f| f.echo_batch_seq + 1 == next.batch_seq).map(|f| f.echo);
+            let link = Link { lsn: bad.lsn, crc: next.prev_crc, seq: next.batch_seq.saturating_sub(1) };
+            evidence.end = evidence.spans.as_ref().map(|_| (next.lsn, link));
+            evidence.known_by = next.end();
         }
         Ok(evidence)
     }
@@ -292,19 +359,33 @@ impl<'a> Scanner<'a> {
         for at in self.at..self.part.segments.len() {
             let Some(source) = self.source(at) else { break };
             let mut lsn = if at == self.at { bad.lsn } else { source.header.start() };
+            let recycled = source.header.recycled;
             let mut leavings: Option<(u64, u64)> = None;
+            if recycled
+                && at == self.at
+                && let Some(header) = &bad.header
+            {
+                leavings =
+                    Some((source.offset(bad.lsn), source.offset(header.end().min(source.header.end()))));
+            }
             while lsn.0 + PAGE <= source.header.end().0
                 && self.part.end.is_none_or(|end| lsn < end)
                 && (evidence.next.is_none() || !evidence.proven)
             {
                 let offset = source.offset(lsn);
-                if !self.is_blank(disk, at, lsn)? {
+                // What was there before the file became this segment is not left by a batch.
+                if !recycled && !self.is_blank(disk, at, lsn)? {
                     let from = leavings.map_or(offset, |l| l.0);
                     leavings = Some((from, offset + PAGE));
                 }
                 if lsn > bad.lsn {
                     match self.header(disk, at, lsn)? {
                         Ok(header) => {
+                            if recycled {
+                                let end = source.offset(header.end().min(source.header.end()));
+                                let from = leavings.map_or(offset, |l| l.0);
+                                leavings = Some((from, leavings.map_or(end, |l| l.1.max(end))));
+                            }
                             evidence.proven |= header.durable > bad.lsn;
                             evidence.next.get_or_insert((at, header));
                         }
@@ -320,38 +401,32 @@ impl<'a> Scanner<'a> {
     }
 
     /// Spans from the bad batch's own footer.
-    fn own_spans(
+    fn own_footer(
         &mut self,
         disk: &mut Disk<'_>,
         bad: &Bad,
-        evidence: &Evidence,
-    ) -> Result<Option<Vec<Span>>, OpenError> {
+        evidence: &mut Evidence,
+    ) -> Result<Option<(Footer, Lsn, Link)>, OpenError> {
         if let Some(header) = &bad.header {
-            return Ok(self.footer(disk, self.at, header)?.map(|f| f.own));
+            let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
+            return Ok(self.footer(disk, self.at, header)?.map(|f| (f, header.end(), link)));
         }
         let Some(source) = self.here() else { return Ok(None) };
-        let offset = source.offset(bad.lsn);
-        let mut len = (BATCH_BYTES_MAX as u64).min(source.header.bytes.saturating_sub(offset));
-        if let Some((at, next)) = evidence.next
-            && at == self.at
-        {
-            len = len.min(next.lsn.0 - bad.lsn.0);
-        }
-        let identity = source.header;
-        let at = self.at;
-        let bytes = self.window(disk, at)?.view(disk, offset, len as usize)?;
-        for from in (0..bytes.len()).step_by(RECORD_ALIGN) {
-            let rest = bytes.get(from..).unwrap_or_default();
-            if rest.starts_with(&FOOTER_MAGIC)
-                && let Ok(footer) = Footer::decode(rest)
-                && footer.store == identity.store
-                && footer.segment_seq == identity.segment_seq
-                && footer.lsn == bad.lsn
-            {
-                return Ok(Some(footer.own));
+        let len = match evidence.next {
+            Some((at, next)) if at == self.at => next.lsn.0 - bad.lsn.0,
+            _ => u64::MAX,
+        };
+        let Some((footer, end)) = self.footer_at(disk, self.at, bad.lsn, len)? else { return Ok(None) };
+        if source.header.recycled {
+            let (from, to) = (source.offset(bad.lsn), source.offset(Lsn(end)).next_multiple_of(PAGE));
+            match evidence.leavings.iter_mut().find(|l| l.0 == self.at) {
+                Some(leaving) => (leaving.1, leaving.2) = (leaving.1.min(from), leaving.2.max(to)),
+                None => evidence.leavings.insert(0, (self.at, from, to)),
             }
         }
-        Ok(None)
+        let link = Link { lsn: bad.lsn, crc: footer.header_crc, seq: footer.batch_seq };
+        let end = bad.lsn.plus((end - bad.lsn.0).next_multiple_of(PAGE));
+        Ok(Some((footer, end, link)))
     }
 
     /// The footer of a batch whose header is valid, if it is valid, too, and that header's.
@@ -366,6 +441,25 @@ impl<'a> Scanner<'a> {
         let len = header.total_len - header.footer_offset;
         let bytes = self.window(disk, at)?.view(disk, offset, len as usize)?;
         Ok(footer_of(bytes, header))
+    }
+
+    /// The bytes of a bad batch that ends at `end`, as far as its segment has them; pages that cannot be read are zeros.
+    pub(crate) fn bad_bytes(&mut self, disk: &mut Disk<'_>, bad: &Bad, end: Lsn) -> Result<&[u8], OpenError> {
+        let at = self.at;
+        let Some(source) = self.source(at) else { return Ok(&[]) };
+        let len = end.min(source.header.end()).0.saturating_sub(bad.lsn.0).min(BATCH_BYTES_MAX as u64);
+        Ok(self.window(disk, at)?.view(disk, source.offset(bad.lsn), len as usize)?)
+    }
+
+    /// Goes on behind a bad batch whose end is known: `next` is the valid header behind it, if there is one.
+    pub(crate) fn step_over(&mut self, end: Lsn, link: Link, next: Option<(usize, BatchHeader)>) {
+        self.link = Some(link);
+        self.lsn = end;
+        if let Some((at, header)) = next
+            && header.lsn == end
+        {
+            self.at = at;
+        }
     }
 
     /// Goes on behind a bad batch: at the next valid header, or at the end. The batch before is not known then.
@@ -390,7 +484,7 @@ pub(crate) fn footer_of(bytes: &[u8], header: &BatchHeader) -> Option<Footer> {
 }
 
 /// Whether a valid header is that of a batch of this segment at `lsn`.
-fn belongs(header: &BatchHeader, segment: &SegmentHeader, lsn: Lsn) -> Result<(), BadWhy> {
+pub(crate) fn belongs(header: &BatchHeader, segment: &SegmentHeader, lsn: Lsn) -> Result<(), BadWhy> {
     let pairs = [
         ("store", header.store.0, segment.store.0),
         ("segment", header.segment_seq, segment.segment_seq),
@@ -475,6 +569,7 @@ mod tests {
             prev: Lsn(0),
             durable: Lsn(8192),
             checkpoint: Lsn(0),
+            older_checkpoint: Lsn(0),
             total_len: 4096,
             footer_offset: 1024,
             record_count: records.len() as u32,
@@ -510,6 +605,7 @@ mod tests {
             bytes: 1 << 20,
             epoch: 1,
             prev_epoch_end: Lsn(0),
+            recycled: false,
         };
         assert_eq!(belongs(&header, &segment, Lsn(8192)), Ok(()));
         let others = [

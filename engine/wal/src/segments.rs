@@ -6,6 +6,9 @@
 //! never reach a file that is in use), given its header, synced, renamed to its base, and its directory synced:
 //! a file with a segment's name always has a valid header. Temporary names are removed when the log is opened.
 //!
+//! A segment that nothing needs any more is renamed to a spare, and the directory synced, before it is anything
+//! else; its bytes stay (its next header says so), and what lies in it belongs to another segment by its number.
+//!
 //! The jobs are plain state machines: the log runs them over its ring, opening runs them to completion.
 
 use crate::error::WalError;
@@ -21,6 +24,9 @@ use tidelog_types::{Lsn, Monotonic};
 
 /// Bytes of one write of zeros.
 const FILL_BYTES: u64 = 1 << 20;
+/// Prepared segments that entries may not use on a full disk: one for control records or the next life, and one for the
+/// life after that, which then gives the segment of the one before it back.
+pub(crate) const RESERVED_SEGMENTS: usize = 2;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
@@ -29,16 +35,31 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub(crate) struct Segment {
     pub(crate) file: FileId,
     pub(crate) path: PathBuf,
-    pub(crate) base: Lsn,
-    pub(crate) end: Lsn,
-    pub(crate) seq: u64,
+    pub(crate) header: SegmentHeader,
 }
 
-/// A zero-filled file, ready to become a segment.
+impl Segment {
+    pub(crate) const fn base(&self) -> Lsn {
+        self.header.base
+    }
+}
+
+/// A file of full length, ready to become a segment.
 #[derive(Clone, Debug)]
 pub(crate) struct Spare {
     pub(crate) file: FileId,
     pub(crate) path: PathBuf,
+    /// It was a segment; otherwise it is zeros.
+    pub(crate) recycled: bool,
+}
+
+/// A segment that nothing needs any more.
+#[derive(Debug)]
+pub(crate) struct Returned {
+    pub(crate) path: PathBuf,
+    pub(crate) file: Option<FileId>,
+    /// Its length is that of new segments.
+    pub(crate) fits: bool,
 }
 
 #[derive(Debug)]
@@ -52,6 +73,12 @@ enum Job {
     Head { file: FileId, header: SegmentHeader },
     NameHeaded { file: FileId, header: SegmentHeader },
     SyncSegmentName { file: FileId, header: SegmentHeader },
+    CloseReturned { path: PathBuf, file: FileId, fits: bool },
+    NameReturned { number: u64, path: PathBuf },
+    SyncReturned { number: u64 },
+    DropReturned { path: PathBuf },
+    SyncDropped { path: PathBuf },
+    OpenReturned { number: u64 },
     CloseDiscarded { file: FileId, path: PathBuf },
     RemoveDiscarded { path: PathBuf },
 }
@@ -78,6 +105,7 @@ pub(crate) struct Segments {
     pub(crate) next: Option<Segment>,
     pub(crate) free: VecDeque<Spare>,
     spare_number: u64,
+    returned: VecDeque<Returned>,
     job: Option<Job>,
     /// Whether the job's operation is under way.
     running: bool,
@@ -99,10 +127,11 @@ impl Segments {
             dir,
             pool,
             upcoming,
-            spares,
+            spares: spares.max(RESERVED_SEGMENTS),
             next: None,
             free,
             spare_number,
+            returned: VecDeque::new(),
             job: None,
             running: false,
             retry: None,
@@ -123,7 +152,13 @@ impl Segments {
     /// The files that are open.
     pub(crate) fn files(&self) -> impl Iterator<Item = FileId> {
         let job = self.job.as_ref().and_then(|job| self.remains(job).1);
-        self.free.iter().map(|s| s.file).chain(self.next.iter().map(|s| s.file)).chain(job)
+        let returned = self.returned.iter().filter_map(|r| r.file);
+        self.free.iter().map(|s| s.file).chain(self.next.iter().map(|s| s.file)).chain(returned).chain(job)
+    }
+
+    /// Takes back a segment that nothing needs any more: it becomes a spare, or is removed if there are enough.
+    pub(crate) fn give_back(&mut self, returned: Returned) {
+        self.returned.push_back(returned);
     }
 
     /// Takes the next segment; one more has to be made.
@@ -148,10 +183,13 @@ impl Segments {
         if self.next.is_none()
             && let Some(spare) = self.free.pop_front()
         {
-            let header = self.upcoming;
+            let header = SegmentHeader { recycled: spare.recycled, ..self.upcoming };
             self.upcoming.base = header.end();
             self.upcoming.segment_seq += 1;
             return Some(Job::Claim { spare, header });
+        }
+        if let Some(returned) = self.returned.pop_front() {
+            return Some(self.take_back(returned));
         }
         let missing = self.ready() < self.spares + 1;
         if missing && self.retry.is_none_or(|at| now >= at) {
@@ -164,6 +202,18 @@ impl Segments {
             self.zeros = None;
         }
         None
+    }
+
+    fn take_back(&mut self, Returned { path, file, fits }: Returned) -> Job {
+        match file {
+            Some(file) => Job::CloseReturned { path, file, fits },
+            None if fits && self.ready() < self.spares + 1 => {
+                let number = self.spare_number;
+                self.spare_number += 1;
+                Job::NameReturned { number, path }
+            }
+            None => Job::DropReturned { path },
+        }
     }
 
     fn zeros(&self) -> Bytes {
@@ -199,9 +249,21 @@ impl Segments {
             Job::NameHeaded { header, .. } => {
                 Op::Rename { from: at(names::heading(header.base)), to: at(names::segment(header.base)) }
             }
-            Job::SyncSpareName { .. } | Job::SyncSegmentName { .. } => Op::SyncDir { path: self.dir.clone() },
-            Job::CloseDiscarded { file, .. } => Op::CloseFile { file: *file },
-            Job::RemoveDiscarded { path } => Op::Remove { path: path.clone() },
+            Job::NameReturned { number, path } => {
+                Op::Rename { from: path.clone(), to: at(names::spare(*number)) }
+            }
+            Job::OpenReturned { number } => {
+                Op::Open { path: at(names::spare(*number)), mode: OpenMode::ReadWrite }
+            }
+            // Before the next older one goes: the segments that are left are to be contiguous after any crash.
+            Job::SyncSpareName { .. }
+            | Job::SyncSegmentName { .. }
+            | Job::SyncReturned { .. }
+            | Job::SyncDropped { .. } => Op::SyncDir { path: self.dir.clone() },
+            Job::CloseReturned { file, .. } | Job::CloseDiscarded { file, .. } => {
+                Op::CloseFile { file: *file }
+            }
+            Job::RemoveDiscarded { path } | Job::DropReturned { path } => Op::Remove { path: path.clone() },
         }
     }
 
@@ -220,8 +282,16 @@ impl Segments {
             Job::SyncSegmentName { file, header } => {
                 (self.dir.join(names::segment(header.base)), Some(*file))
             }
-            Job::CloseDiscarded { file, path } => (path.clone(), Some(*file)),
-            Job::RemoveDiscarded { path } => (path.clone(), None),
+            Job::NameReturned { path, .. } => (path.clone(), None),
+            Job::SyncReturned { number } | Job::OpenReturned { number } => {
+                (self.dir.join(names::spare(*number)), None)
+            }
+            Job::CloseReturned { file, path, .. } | Job::CloseDiscarded { file, path } => {
+                (path.clone(), Some(*file))
+            }
+            Job::RemoveDiscarded { path } | Job::DropReturned { path } | Job::SyncDropped { path } => {
+                (path.clone(), None)
+            }
         }
     }
 
@@ -253,20 +323,34 @@ impl Segments {
             Job::NameFilled { number, file } => Some(Job::SyncSpareName { number, file }),
             Job::SyncSpareName { number, file } => {
                 self.backoff = BACKOFF_MIN;
-                self.free.push_back(Spare { file, path: self.dir.join(names::spare(number)) });
+                self.free.push_back(Spare {
+                    file,
+                    path: self.dir.join(names::spare(number)),
+                    recycled: false,
+                });
+                None
+            }
+            Job::CloseReturned { path, fits, .. } => {
+                Some(self.take_back(Returned { path, file: None, fits }))
+            }
+            Job::NameReturned { number, .. } => Some(Job::SyncReturned { number }),
+            Job::DropReturned { path } => Some(Job::SyncDropped { path }),
+            Job::SyncDropped { .. } => None,
+            Job::SyncReturned { number } => Some(Job::OpenReturned { number }),
+            Job::OpenReturned { number } => {
+                if let Output::Opened { file, .. } = output {
+                    self.backoff = BACKOFF_MIN;
+                    self.retry = None;
+                    let path = self.dir.join(names::spare(number));
+                    self.free.push_back(Spare { file, path, recycled: true });
+                }
                 None
             }
             Job::Claim { spare, header } => Some(Job::Head { file: spare.file, header }),
             Job::Head { file, header } => Some(Job::NameHeaded { file, header }),
             Job::NameHeaded { file, header } => Some(Job::SyncSegmentName { file, header }),
             Job::SyncSegmentName { file, header } => {
-                self.next = Some(Segment {
-                    file,
-                    path: self.dir.join(names::segment(header.base)),
-                    base: header.base,
-                    end: header.end(),
-                    seq: header.segment_seq,
-                });
+                self.next = Some(Segment { file, path: self.dir.join(names::segment(header.base)), header });
                 None
             }
             Job::CloseDiscarded { path, .. } => Some(Job::RemoveDiscarded { path }),
@@ -289,7 +373,7 @@ impl Segments {
             if let Job::Claim { header, .. } | Job::Head { header, .. } | Job::NameHeaded { header, .. } = job
             {
                 // The position is still to be filled: an epoch's segments are contiguous.
-                self.upcoming = *header;
+                self.upcoming = SegmentHeader { recycled: false, ..*header };
             }
             self.job = file.map(|file| Job::CloseDiscarded { file, path });
             return Step::NoSpace(error);
@@ -298,6 +382,11 @@ impl Segments {
             Job::Fill { .. } | Job::SyncFilled { .. } => "filling a spare segment",
             Job::Head { .. } => "writing a segment header",
             Job::SyncSpareName { .. } | Job::SyncSegmentName { .. } => "syncing the directory",
+            Job::CloseReturned { .. } | Job::NameReturned { .. } | Job::OpenReturned { .. } => {
+                "recycling a segment"
+            }
+            Job::DropReturned { .. } => "removing a segment",
+            Job::SyncReturned { .. } | Job::SyncDropped { .. } => "syncing the directory",
             _ => "making a segment",
         };
         Step::Failed(WalError { file: path, offset: 0, what, error })

@@ -2,7 +2,7 @@
 //!
 //! Opening and inspecting both begin with it; it changes nothing.
 
-use crate::chain::{Chain, ChainError, chain};
+use crate::chain::{Chain, ChainError, From, chain};
 use crate::disk::Disk;
 use crate::error::{Finding, OpenError};
 use crate::format::{FLAG_DONE, FLAG_OPEN, SegmentHeader};
@@ -10,54 +10,74 @@ use crate::names::{self, Name};
 use crate::scan::{Bad, Evidence, Found, Scanner, Source, verdict};
 use crate::window::Window;
 use std::path::{Path, PathBuf};
-use tidelog_io::OpenMode;
+use tidelog_io::{IoError, IoErrorKind, OpenMode};
 use tidelog_types::Lsn;
 use tidelog_types::limits::PAGE_BYTES;
+
+/// A file with a segment's name.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub(crate) base: Lsn,
+    pub(crate) path: PathBuf,
+}
 
 /// What lies in a WAL directory.
 pub(crate) struct Directory {
     /// Ascending by base.
-    pub(crate) sources: Vec<Source>,
+    pub(crate) names: Vec<Named>,
     pub(crate) spares: Vec<u64>,
     pub(crate) unfinished: Vec<PathBuf>,
 }
 
-/// Lists a directory and reads its segments' headers.
+/// Lists a directory. No file is opened: an old segment's name says all that opening needs of it.
 pub(crate) fn survey(disk: &mut Disk<'_>, dir: &Path) -> Result<Directory, OpenError> {
-    let mut directory = Directory { sources: Vec::new(), spares: Vec::new(), unfinished: Vec::new() };
+    let mut directory = Directory { names: Vec::new(), spares: Vec::new(), unfinished: Vec::new() };
     for name in disk.list(dir)? {
         let path = dir.join(&name);
         match names::parse(&name) {
-            Name::Segment(base) => {
-                let header = read_header(disk, &path)?;
-                if header.base != base {
-                    return Err(foreign(&path, "base LSN", header.base.0, base.0));
-                }
-                directory.sources.push(Source { path, header });
-            }
+            Name::Segment(base) => directory.names.push(Named { base, path }),
             Name::Spare(number) => directory.spares.push(number),
             Name::Unfinished => directory.unfinished.push(path),
             Name::Other => {}
         }
     }
-    directory.sources.sort_by_key(|s| s.header.base);
+    directory.names.sort_by_key(|n| n.base);
     Ok(directory)
 }
 
-fn read_header(disk: &mut Disk<'_>, path: &Path) -> Result<SegmentHeader, OpenError> {
+/// Reads the headers of segments.
+pub(crate) fn sources(disk: &mut Disk<'_>, names: &[Named]) -> Result<Vec<Source>, OpenError> {
+    names
+        .iter()
+        .map(|name| Ok(Source { path: name.path.clone(), header: read_header(disk, name)? }))
+        .collect()
+}
+
+/// Reads a segment's header.
+pub(crate) fn read_header(disk: &mut Disk<'_>, name: &Named) -> Result<SegmentHeader, OpenError> {
+    let path = name.path.as_path();
     let (file, bytes) = disk.open(path, OpenMode::Read)?;
     let mut window = Window::new(file, bytes.min(2 * PAGE_BYTES as u64));
     let decoded = SegmentHeader::decode_either(window.view(disk, 0, 2 * PAGE_BYTES)?);
+    let unreadable = window.unreadable(0, 2 * PAGE_BYTES as u64);
     disk.close(file)?;
     let file = path.to_path_buf();
     match decoded {
         Ok(header) if header.bytes > bytes => {
             Err(OpenError::Missing { dir: file, lsn: header.base.plus(bytes) })
         }
+        Ok(header) if header.base != name.base => Err(foreign(path, "base LSN", header.base.0, name.base.0)),
         Ok(header) => Ok(header),
         Err(error) if error.is_newer() => {
             Err(OpenError::Newer { file, offset: 0, what: format!("segment header: {error}") })
         }
+        // Nothing is known about bytes that the device does not give: they are not damaged, and may come back.
+        Err(_) if unreadable => Err(OpenError::Io(IoError {
+            kind: IoErrorKind::Device,
+            operation: "read the segment header of",
+            subject: file.display().to_string(),
+            message: "Input/output error".into(),
+        })),
         Err(error) => Err(OpenError::SegmentHeader { file, error }),
     }
 }
@@ -77,7 +97,7 @@ pub(crate) fn newest_in_use(disk: &mut Disk<'_>, sources: &[Source]) -> Result<u
         // Only this epoch's own segments matter here, whatever lies before them.
         let alone: Vec<_> = only.iter().map(|h| SegmentHeader { prev_epoch_end: Lsn(0), ..*h }).collect();
         let own: Vec<_> = sources.iter().filter(|s| s.header.epoch == epoch).cloned().collect();
-        let Ok(Chain { parts, .. }) = chain(&alone, epoch) else { return Ok(epoch) };
+        let Ok(Chain { parts, .. }) = chain(&alone, epoch, From::Beginning) else { return Ok(epoch) };
         let Some(part) = parts.first() else { continue };
         let mut scanner = Scanner::new(&own, part, None);
         let in_use = loop {
@@ -106,9 +126,9 @@ pub(crate) fn newest_in_use(disk: &mut Disk<'_>, sources: &[Source]) -> Result<u
 }
 
 /// Turns a fault of the chain into an error that names a file.
-pub(crate) fn chain_of(dir: &Path, sources: &[Source], newest: u64) -> Result<Chain, OpenError> {
+pub(crate) fn chain_of(dir: &Path, sources: &[Source], newest: u64, from: From) -> Result<Chain, OpenError> {
     let headers: Vec<_> = sources.iter().map(|s| s.header).collect();
-    chain(&headers, newest).map_err(|e| match e {
+    chain(&headers, newest, from).map_err(|e| match e {
         ChainError::Missing(lsn) => OpenError::Missing { dir: dir.to_path_buf(), lsn },
         ChainError::Contradiction(at) => {
             OpenError::Lost { file: sources.get(at).map(|s| s.path.clone()).unwrap_or_default(), offset: 0 }

@@ -5,14 +5,17 @@
 //! Any error of a batch's write, or of the device while segments are made, fences the log: nothing is reported
 //! any more, and only opening it again goes on.
 
+use crate::background::Background;
+use crate::blocks::Blocks;
 use crate::cache::TailCache;
 use crate::error::{ReadError, WalError};
+use crate::files::Files;
 use crate::format::FLAG_SEAL;
 use crate::growing::{Frozen, Growing, Identity, Link};
 use crate::lookup::PartitionLog;
 use crate::options::Options;
-use crate::reads::{Files, ReadId, ReadJob, Run};
-use crate::segments::{Segment, Segments, Step};
+use crate::reads::{ReadId, ReadJob, Run};
+use crate::segments::{RESERVED_SEGMENTS, Segment, Segments, Step};
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 use tidelog_io::{Completion, Io, Op, Output, Token, Wait};
@@ -24,6 +27,9 @@ pub(crate) const HINTS_EVERY: Duration = Duration::from_millis(100);
 const SEAL_RETRY: Duration = Duration::from_millis(100);
 /// Wake-ups without a completion that [`Wal::close`] puts up with.
 const SPURIOUS_MAX: u32 = 10_000;
+
+/// Appends what the shard saves of a partition.
+type Save<'s> = dyn FnMut(PartitionId, &mut Vec<u8>) + 's;
 
 /// What the log reports.
 #[derive(Clone, Debug)]
@@ -52,6 +58,12 @@ pub enum WalEvent {
     Full,
     /// There is space again.
     SpaceBack,
+    /// The log is over its budget, and a snapshot of this partition (or a higher low-water mark) would let go of its
+    /// oldest segment. After the third time its live entries are moved instead.
+    SnapshotWanted {
+        /// The partition.
+        partition: PartitionId,
+    },
 }
 
 /// What [`Wal::close`] leaves.
@@ -90,6 +102,18 @@ pub struct Stats {
     pub reads: usize,
     /// Memory held by the tail cache.
     pub cache_bytes: usize,
+    /// Checkpoints that were written, read back and named.
+    pub checkpoints: u64,
+    /// Bytes of the newest one.
+    pub checkpoint_bytes: u64,
+    /// Segment summaries written.
+    pub summaries: u64,
+    /// Segments given back to the pool or removed.
+    pub reclaimed: u64,
+    /// Live records moved out of old segments, and their bytes.
+    pub moved_records: u64,
+    /// See there.
+    pub moved_bytes: u64,
 }
 
 /// What an operation of ours was.
@@ -99,6 +123,8 @@ pub(crate) enum Pending {
     Making,
     Read(ReadJob),
     OpenForRead(ReadJob),
+    /// A part of a checkpoint is read back.
+    Verify,
     Closing,
 }
 
@@ -125,11 +151,20 @@ pub struct Wal {
     pub(crate) files: Files,
     pub(crate) link: Link,
     pub(crate) durable: Lsn,
+    /// Number of the last batch before that.
+    pub(crate) durable_seq: u64,
     pub(crate) cache: TailCache,
+    /// Span blocks of old segments.
+    pub(crate) blocks: Blocks,
+    pub(crate) background: Background,
     in_flight: VecDeque<InFlight>,
+    /// What the last batch's write took.
+    last_write: Duration,
     ops: BTreeMap<u64, Pending>,
     next_op: u64,
     pub(crate) reads: usize,
+    /// Whether a read is going through a whole segment.
+    pub(crate) rescanning: bool,
     /// Partitions whose mark is to be written.
     pub(crate) dirty: VecDeque<PartitionId>,
     pub(crate) hints_at: Monotonic,
@@ -138,7 +173,7 @@ pub struct Wal {
     seal_at: Monotonic,
     pub(crate) clock: Clock,
     pub(crate) full: bool,
-    no_space: bool,
+    pub(crate) no_space: bool,
     pub(crate) fenced: bool,
     pub(crate) events: Vec<WalEvent>,
     pub(crate) stats: Stats,
@@ -161,17 +196,22 @@ impl Wal {
             epoch,
             partitions: FixedMap::default(),
             durable: growing.lsn,
+            durable_seq: growing.seq.saturating_sub(1),
             growing,
             active,
             segments,
             files: Files::default(),
             link,
             cache,
+            blocks: Blocks::default(),
+            background: Background::default(),
             in_flight: VecDeque::new(),
+            last_write: Duration::ZERO,
             ops: BTreeMap::new(),
             // Tokens of an earlier life on the same ring must not be taken for ours.
             next_op: (epoch & 0xffff) << 40,
             reads: 0,
+            rescanning: false,
             dirty: VecDeque::new(),
             hints_at: clock.now.after(HINTS_EVERY),
             sealed: false,
@@ -190,17 +230,47 @@ impl Wal {
 
     /// Submits the growing batch if fewer than `in_flight_max` are in flight. Called at the end of every turn.
     pub fn flush(&mut self, io: &mut dyn Io) {
+        self.flush_or_save(io, None);
+    }
+
+    /// Like [`Self::flush`], and begins a checkpoint if one is due. `save` appends a partition's state, as
+    /// [`crate::Replay::checkpoint`] is to be given it; it must be the state behind everything that this log has been
+    /// handed, so no partition may have steps that it has not handed over.
+    pub fn flush_saving(&mut self, io: &mut dyn Io, save: &mut dyn FnMut(PartitionId, &mut Vec<u8>)) {
+        self.flush_or_save(io, Some(save));
+    }
+
+    fn flush_or_save(&mut self, io: &mut dyn Io, save: Option<&mut Save<'_>>) {
         self.clock = io.clock();
         if self.fenced {
             return;
         }
-        if !self.growing.is_empty() && self.in_flight.len() < self.options.in_flight_max {
+        if self.is_ready() {
             if self.clock.now >= self.hints_at {
                 self.add_hints();
             }
             self.submit(io, 0);
         }
+        if self.growing.is_empty() {
+            if let Some(save) = save
+                && self.checkpoint_due()
+            {
+                self.begin_checkpoint(save);
+            }
+            // At the front of the next batch: behind bulk data there might never be room.
+            self.put_background();
+            if self.may_submit() && !self.growing.is_empty() {
+                self.submit(io, 0);
+            }
+        }
+        self.verify_checkpoint(io);
+        self.advance_moves(io);
+        self.reclaim();
         self.make_segments(io);
+    }
+
+    fn may_submit(&self) -> bool {
+        self.in_flight.len() < self.options.in_flight_max
     }
 
     /// Last index of the partition that is in a submitted batch: it may be sent to peers.
@@ -241,6 +311,21 @@ impl Wal {
         self.in_flight.front().map(|b| b.submitted)
     }
 
+    /// Whether [`Self::flush`] would submit a batch.
+    pub fn is_ready(&self) -> bool {
+        !self.fenced && !self.growing.is_empty() && self.in_flight.len() < self.options.in_flight_max
+    }
+
+    /// Bytes of records that the next batch holds so far.
+    pub fn growing_bytes(&self) -> usize {
+        self.growing.bytes()
+    }
+
+    /// From submission to completion of the batch that completed last.
+    pub const fn last_write(&self) -> Duration {
+        self.last_write
+    }
+
     /// Counters and levels.
     pub fn stats(&self) -> Stats {
         Stats {
@@ -262,6 +347,7 @@ impl Wal {
                 Pending::Making => self.made(io, completion.result),
                 Pending::Read(job) => self.read_done(io, job, completion.result),
                 Pending::OpenForRead(job) => self.opened_for_read(io, job, completion.result),
+                Pending::Verify => self.verified(io, completion.result),
                 Pending::Closing => {}
             }
         }
@@ -277,6 +363,7 @@ impl Wal {
             if self.is_idle() && (hints || seal) {
                 self.seal(io);
             }
+            self.reclaim();
             self.make_segments(io);
         }
         events.append(&mut self.events);
@@ -291,9 +378,13 @@ impl Wal {
             return None;
         }
         let idle = self.is_idle();
+        if idle && self.has_background() {
+            return Some(self.clock.now);
+        }
+        let moves = if idle { self.move_at() } else { None };
         let seal = (idle && !self.sealed).then_some(self.seal_at);
         let hints = (idle && !self.dirty.is_empty()).then_some(self.hints_at.max(self.seal_at));
-        [seal, hints, self.segments.retry_at()].into_iter().flatten().min()
+        [seal, hints, moves, self.segments.retry_at()].into_iter().flatten().min()
     }
 
     /// Writes what is left, seals, and waits for everything in flight; a fenced log only waits.
@@ -358,14 +449,15 @@ impl Wal {
     /// Moves on to the next segment, if it is ready.
     pub(crate) fn roll(&mut self) -> bool {
         let Some(next) = self.segments.roll() else { return false };
-        self.growing.place_at(next.base.plus(crate::format::BATCHES_START), 0);
+        self.growing.place_at(next.header.start(), 0);
         self.activate(next);
         true
     }
 
     /// Makes `segment` the one that is written.
     pub(crate) fn activate(&mut self, segment: Segment) {
-        self.files.insert(segment.base, segment.end, segment.path.clone(), Some(segment.file));
+        self.files.insert(&segment.header, segment.path.clone(), Some(segment.file));
+        self.background.activated(segment.base());
         self.active = segment;
         self.retarget();
     }
@@ -373,7 +465,7 @@ impl Wal {
     /// Tells the growing batch, which is empty, how long it may be.
     pub(crate) fn retarget(&mut self) {
         let lsn = self.growing.lsn;
-        let left = self.active.end.0 - lsn.0;
+        let left = self.active.header.end().0 - lsn.0;
         self.growing.place_at(lsn, (left as usize).min(self.options.batch_bytes_max));
     }
 
@@ -381,9 +473,10 @@ impl Wal {
     pub(crate) fn freeze(&mut self, flags: u32) -> (Frozen, Op) {
         let identity = Identity {
             store: self.options.store,
-            segment_seq: self.active.seq,
+            segment_seq: self.active.header.segment_seq,
             epoch: self.epoch,
             durable: self.durable,
+            checkpoints: self.background.named(),
             wall: self.clock.wall,
         };
         for partition in self.growing.touched() {
@@ -392,6 +485,9 @@ impl Wal {
             }
         }
         let frozen = self.growing.freeze(&identity, self.link, flags);
+        if frozen.link.lsn == self.active.header.start() {
+            self.background.segment_names = identity.checkpoints.0;
+        }
         self.link = frozen.link;
         self.cache.insert(&frozen, self.durable);
         self.stats.batches += 1;
@@ -401,7 +497,7 @@ impl Wal {
         self.stats.seals += u64::from(flags & FLAG_SEAL != 0);
         let op = Op::WriteDurable {
             file: self.active.file,
-            offset: frozen.link.lsn.0 - self.active.base.0,
+            offset: frozen.link.lsn.0 - self.active.base().0,
             data: frozen.pieces.iter().map(|p| p.1.clone()).collect(),
         };
         self.retarget();
@@ -418,6 +514,9 @@ impl Wal {
             tickets: frozen.tickets,
             done: false,
         });
+        if self.in_flight.back().is_some_and(|b| !b.tickets.is_empty()) {
+            self.background.moving.traffic(frozen.bytes, self.clock.now);
+        }
         self.sealed = flags & FLAG_SEAL != 0;
         let token = self.op(Pending::Batch(frozen.link.seq));
         io.submit(token, op);
@@ -468,7 +567,7 @@ impl Wal {
 
     /// Compares what is ready with what control records need.
     pub(crate) fn weigh_space(&mut self) {
-        let ready = self.segments.ready() >= 2;
+        let ready = self.segments.ready() > RESERVED_SEGMENTS;
         if ready {
             self.no_space = false;
         }
@@ -501,17 +600,20 @@ impl Wal {
             return self.fence(WalError { file, offset: lsn.0 - base.0, what: "writing a batch", error });
         }
         batch.done = true;
+        self.last_write = self.clock.now.since(batch.submitted);
         self.stats.syncs += 1;
         while self.in_flight.front().is_some_and(|b| b.done)
             && let Some(batch) = self.in_flight.pop_front()
         {
             assert!(batch.end > self.durable, "batches become durable in order");
             self.durable = batch.end;
+            self.durable_seq = batch.seq;
             events.extend(
                 batch.tickets.iter().map(|&(partition, ticket)| WalEvent::Durable { partition, ticket }),
             );
             self.growing.recycle(batch.tickets);
         }
+        self.settle_background();
         if self.is_idle() {
             self.seal_at = self.clock.now.after(self.options.seal_after);
         }

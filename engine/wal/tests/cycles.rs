@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{NODE, Rig, tiny};
+use common::{NODE, Rig, tiny, whole};
 use std::time::Duration;
 use tidelog_sim::{DiskFaults, Moment, Random, Rate};
 use tidelog_wal::{OpenError, Options};
@@ -164,7 +164,7 @@ fn every_crash_point_with_four_batches_in_flight() {
 /// Four large batches, acknowledged and not proven by a later one: writing them again takes several batches.
 #[test]
 fn every_crash_point_of_writing_a_long_window_again() {
-    let options = Options { in_flight_max: 4, segment_bytes: 512 << 10, ..tiny() };
+    let options = Options { in_flight_max: 4, segment_bytes: 512 << 10, ..whole() };
     for moment in MOMENTS {
         let mut boundary = 0;
         loop {
@@ -277,4 +277,53 @@ fn random_lives_with_disk_errors() {
         };
         lives(seed, tiny(), 3, 2000, Some(faults));
     }
+}
+
+/// Segments at the log's end in which nothing was ever written.
+fn blanks(rig: &Rig) -> usize {
+    let ours = |f: &str| f.starts_with(common::DIR) && f.ends_with(".wal") && !f.contains("free-");
+    let blank = |f: &str| {
+        rig.world.durable_contents(NODE, f).is_some_and(|bytes| bytes.iter().skip(8192).all(|b| *b == 0))
+    };
+    rig.world.files(NODE).iter().filter(|f| ours(&f.0) && blank(&f.0)).count()
+}
+
+/// Opening removes segments that were never written from the highest down, each durably before the next. It removed them in
+/// any order once, and after a crash in between, the hole was taken for a lost segment by every later opening.
+#[test]
+fn every_crash_point_of_removing_several_blank_segments() {
+    let crashed = |boundary: u64| {
+        let mut rig = Rig::new(boundary, whole());
+        rig.world.crash_at(NODE, boundary, Moment::Before);
+        if rig.open().is_ok() {
+            rolling_script(&mut rig);
+        }
+        let down = !rig.alive();
+        (rig, down)
+    };
+    let mut several = 0;
+    for boundary in 0.. {
+        let (rig, down) = crashed(boundary);
+        if !down {
+            break;
+        }
+        if blanks(&rig) < 2 {
+            continue;
+        }
+        several += 1;
+        for step in 0.. {
+            let moment = MOMENTS[step as usize % 3];
+            let (mut rig, _) = crashed(boundary);
+            rig.io = None;
+            rig.io = Some(rig.world.node(NODE));
+            rig.world.crash_at(NODE, step, moment);
+            if rig.open().is_ok() && rig.alive() {
+                break;
+            }
+            rig.open().unwrap_or_else(|e| panic!("crashed at {boundary}, then at {step} {moment:?}: {e}"));
+            assert!(rig.check_all());
+            assert!(step < 300, "an opening takes so many operations");
+        }
+    }
+    assert!(several > 0, "no crash left two segments blank");
 }

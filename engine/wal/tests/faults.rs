@@ -157,6 +157,61 @@ fn a_full_disk_refuses_entries_and_takes_promises() {
     assert!(rig.check_all());
 }
 
+/// Any number of lives on a disk that stays full: each votes, and none needs more than the one before.
+#[test]
+fn a_full_disk_is_opened_again_and_again() {
+    let mut rig = Rig::new(13, tiny());
+    rig.open().unwrap();
+    for partition in 0..3 {
+        rig.entry(partition, &[1; 100]).unwrap();
+    }
+    // More than is written again as a whole.
+    for _ in 0..60 {
+        rig.entry(2, &[1; 20_000]).unwrap();
+        rig.drain();
+        rig.rest(Duration::from_millis(1));
+    }
+    let used = rig.world.disk_used(NODE);
+    rig.world.set_capacity(NODE, Some(used + 64 * 1024));
+    let mut tries = 0;
+    while !rig.full {
+        let _ = rig.entry(0, &[2; 20_000]);
+        tries += 1;
+        rig.drain();
+        rig.rest(Duration::from_millis(1));
+        assert!(tries < 200, "it never filled up");
+    }
+    let entries = rig.now[&0].entries.len();
+    for life in 1..=12 {
+        match life % 3 {
+            0 => rig.close(),
+            1 => rig.world.kill(NODE),
+            _ => rig.world.crash(NODE),
+        }
+        let report = rig.open().unwrap_or_else(|e| panic!("life {life}: {e}"));
+        assert!(report.no_space, "life {life}: {report:?}");
+        assert!(rig.check_all());
+        let generation = rig.part(1).promise.0 + 1;
+        rig.promise(1, generation, 1).unwrap();
+        rig.drain();
+        rig.tick();
+        assert!(rig.full, "life {life}");
+    }
+    assert_eq!(rig.now[&0].entries.len(), entries);
+    rig.world.set_capacity(NODE, None);
+    let mut waited = 0;
+    while rig.full {
+        rig.rest(Duration::from_millis(500));
+        waited += 1;
+        assert!(waited < 40, "writing never resumed");
+    }
+    rig.entry(0, &[4; 30_000]).unwrap();
+    rig.drain();
+    rig.close();
+    rig.open().unwrap();
+    assert!(rig.check_all());
+}
+
 #[test]
 fn a_disk_too_small_for_a_log_says_so() {
     let mut rig = Rig::new(4, tiny());

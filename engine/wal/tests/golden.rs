@@ -5,11 +5,16 @@ use tidelog_types::{
     Generation, Incarnation, Index, Lsn, NodeId, PartitionId, RecordHeader, RecordKind, ReplicatedMs,
     Sequence, SessionId, SessionRef, ShardId, record::Extension,
 };
-use tidelog_wal::format::{BatchHeader, Footer, SegmentHeader};
+use tidelog_wal::format::{
+    BatchHeader, CheckpointEnd, ChunkPlace, Footer, SegmentHeader, SummaryHead, SummarySpan, encode_summary,
+    visit_summary,
+};
 
 const RECORD: &str = include_str!("../../../docs/formats/record.md");
 const BATCH: &str = include_str!("../../../docs/formats/batch.md");
 const SEGMENT: &str = include_str!("../../../docs/formats/segment.md");
+const CHECKPOINT: &str = include_str!("../../../docs/formats/checkpoint.md");
+const SUMMARY: &str = include_str!("../../../docs/formats/summary.md");
 
 /// The bytes of a document's example: lines of offset and bytes, zeros left out, the length last.
 fn example(document: &str) -> Vec<u8> {
@@ -150,6 +155,7 @@ fn segment() {
         bytes: 0x40_0000,
         epoch: 2,
         prev_epoch_end: Lsn(0x3000),
+        recycled: false,
     };
     let mut page = [0; 4096];
     header.encode(&mut page);
@@ -162,6 +168,53 @@ fn segment() {
     assert_eq!((number(&b, 8, 4), number(&b, 12, 4)), (1, 0), "version, shard");
     assert_eq!(fields, [0x1122_3344_5566_7788, 1, 2, 0x40_0000, 0x40_0000, 2, 0x3000]);
     assert!(b[72..].iter().all(|b| *b == 0));
+}
+
+#[test]
+fn checkpoint_end() {
+    let end = CheckpointEnd {
+        store: Incarnation(0x1122_3344_5566_7788),
+        epoch: 2,
+        at: Lsn(0x2000),
+        batch: Lsn(0x4000),
+        bytes: 300,
+        crc: 0xdead_beef,
+        chunks: vec![ChunkPlace { lsn: Lsn(0x2080), len: 300 }],
+    };
+    pinned(CHECKPOINT, &end.encode());
+    assert_eq!(CheckpointEnd::decode(&example(CHECKPOINT)), Ok(end));
+    let b = example(CHECKPOINT);
+    let long: Vec<_> = [8, 16, 24, 32, 40, 56].iter().map(|at| number(&b, *at, 8)).collect();
+    assert_eq!(long, [0x1122_3344_5566_7788, 2, 0x2000, 0x4000, 300, 0x2080]);
+    assert_eq!((number(&b, 0, 4), number(&b, 4, 4), number(&b, 64, 4)), (1, 1, 300));
+}
+
+#[test]
+fn summary() {
+    let head = SummaryHead {
+        store: Incarnation(0x1122_3344_5566_7788),
+        segment_seq: 2,
+        base: Lsn(0x40_0000),
+        piece: 0,
+        pieces: 1,
+    };
+    let span = SummarySpan {
+        first: Index(7),
+        count: 3,
+        generation: Generation(2),
+        offset: 0x2080,
+        bytes: 192,
+        held: 192,
+        pure: true,
+    };
+    let spans = [span];
+    let groups = [(PartitionId(3), spans.as_slice())];
+    let pieces = encode_summary(&head, groups.into_iter(), 1000);
+    assert_eq!(pieces.len(), 1);
+    pinned(SUMMARY, &pieces[0].1);
+    let mut got = Vec::new();
+    let found = visit_summary(&example(SUMMARY), &mut |partition, span| got.push((partition, span)));
+    assert_eq!((found, got), (Ok(head), vec![(PartitionId(3), span)]));
 }
 
 #[test]

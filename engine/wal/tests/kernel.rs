@@ -6,7 +6,7 @@ use tidelog_types::{
     EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
     ShardId, Ticket,
 };
-use tidelog_wal::{Options, ReadId, Replay, Wal, WalEvent, inspect};
+use tidelog_wal::{Lost, Options, ReadId, Replay, Wal, WalEvent, inspect};
 
 const PARTITION: PartitionId = PartitionId(3);
 
@@ -25,6 +25,11 @@ impl Replay for Entries {
         assert_eq!(generation, Generation(1));
     }
     fn high_water(&mut self, _: PartitionId, _: Index) {}
+    fn damaged(&mut self, _: PartitionId, lost: Lost) {
+        panic!("nothing was damaged: {lost:?}");
+    }
+    fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
 }
 
 fn wait(wal: &mut Wal, io: &mut dyn Io) -> Vec<WalEvent> {

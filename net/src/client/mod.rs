@@ -23,7 +23,7 @@ pub use handle::{Bulk, BulkDone, Client, Pending, PendingFuture};
 use ::core::time::Duration;
 use bytes::Bytes;
 use std::net::SocketAddr;
-use tidelog::request::{Level, Request, RequestError};
+use tidelog::request::{BusyReason, Level, Request, RequestError};
 use tidelog_types::{Index, NodeId, PartitionId, SessionKey, SessionRef};
 
 /// Settings of a client.
@@ -126,6 +126,11 @@ impl ClientRequest {
         ClientRequest::new(Request::Status).at(target)
     }
 
+    /// A snapshot of a partition's state machine on one node.
+    pub fn snapshot(partition: PartitionId, target: Target) -> ClientRequest {
+        ClientRequest::new(Request::Snapshot { partition }).at(target)
+    }
+
     /// The same, of another.
     #[must_use]
     pub fn at(self, target: Target) -> ClientRequest {
@@ -148,6 +153,7 @@ impl ClientRequest {
         match &self.request {
             Request::Append { partition, .. }
             | Request::OpenSession { partition, .. }
+            | Request::Snapshot { partition }
             | Request::Read { partition, .. } => *partition,
             Request::Status => PartitionId(0),
         }
@@ -177,6 +183,14 @@ pub enum ClientError {
     #[error("not done in time: {why}")]
     Unavailable {
         /// What stood in its way last.
+        why: String,
+    },
+    /// It was not done in its time, and each node that was asked last was busy. Nothing was appended.
+    #[error("not done in time: {why}")]
+    Busy {
+        /// What the node waits for.
+        reason: BusyReason,
+        /// Which node, in words.
         why: String,
     },
     /// The client has as much in flight as it may. Nothing was sent.

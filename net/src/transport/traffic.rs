@@ -230,9 +230,14 @@ impl NetTransport {
         let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
         let inbound = &mut conn.pipe.inbound;
         match (&mut conn.role, header.kind) {
-            (Role::Peer(channel), FrameKind::Messages | FrameKind::Append) if !channel.established => {
+            (Role::Peer(channel), FrameKind::Messages | FrameKind::Append | FrameKind::Fetched)
+                if !channel.established =>
+            {
                 // The peer takes the channel for up and this node does not: a hello went astray.
-                tracing::debug!(node = ?channel.node(), "message before the channel is up; connection closed");
+                tracing::debug!(
+                    node = channel.node().map(tidelog_types::NodeId::get),
+                    "message before the channel is up; connection closed"
+                );
                 self.close(io, key, events);
             }
             (Role::Peer(channel), FrameKind::Messages) => {
@@ -244,8 +249,11 @@ impl NetTransport {
                     }
                 }
             }
-            (Role::Peer(channel), FrameKind::Append) => {
-                let (partition, message) = wire::decode_append(inbound.meta())?;
+            (Role::Peer(channel), kind @ (FrameKind::Append | FrameKind::Fetched)) => {
+                let (partition, message) = match kind {
+                    FrameKind::Append => wire::decode_append(inbound.meta())?,
+                    _ => wire::decode_fetched(inbound.meta())?,
+                };
                 if let Some(from) = channel.node() {
                     let message = PeerMessage { partition, message, records: vec![inbound.payload()] };
                     events.push(Event::Peer { from, message });
@@ -253,7 +261,11 @@ impl NetTransport {
             }
             (
                 Role::Client(session),
-                FrameKind::AppendRequest | FrameKind::OpenSession | FrameKind::Read | FrameKind::Status,
+                FrameKind::AppendRequest
+                | FrameKind::OpenSession
+                | FrameKind::Read
+                | FrameKind::Status
+                | FrameKind::Snapshot,
             ) => {
                 let call = wire::decode_request(header, inbound.payload())?;
                 let client = ClientRef { connection: key.0, request: session.ask(&call) };

@@ -5,7 +5,7 @@ use super::reader::{Reader, cut, text};
 use super::{FrameHeader, WireError};
 use bytes::Bytes;
 use core::time::Duration;
-use tidelog::request::{NodeStatus, Records, Reply, RequestError, Response};
+use tidelog::request::{BusyReason, NodeStatus, Records, Reply, RequestError, Response};
 use tidelog_types::{Generation, Index, NodeId, PartitionId, Position, Sequence, SessionId};
 
 const HEAD_BYTES: usize = 32;
@@ -19,6 +19,21 @@ pub struct Answer {
     pub response: Response,
 }
 
+fn busy_code(reason: BusyReason) -> u64 {
+    match reason {
+        BusyReason::Load => 0,
+        BusyReason::DiskFull => 1,
+    }
+}
+
+fn busy_reason(code: u64) -> Result<BusyReason, WireError> {
+    match code {
+        0 => Ok(BusyReason::Load),
+        1 => Ok(BusyReason::DiskFull),
+        _ => Err(WireError::Field("reason of a busy answer")),
+    }
+}
+
 /// Appends a small answer. Answers with records or a status have frames of their own.
 ///
 /// # Panics
@@ -26,6 +41,7 @@ pub struct Answer {
 pub fn encode_answer(out: &mut Vec<u8>, number: u64, response: &Response) {
     use RequestError as E;
     let session;
+    let size;
     let micros = |d: &Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let (code, a, b, extra): (u8, u64, u64, &[u8]) = match response {
         Ok(Reply::Appended { position: p }) => (1, p.index.0, p.generation.0, &[]),
@@ -33,11 +49,15 @@ pub fn encode_answer(out: &mut Vec<u8>, number: u64, response: &Response) {
             session = id.0.to_le_bytes();
             (2, p.index.0, p.generation.0, &session)
         }
+        Ok(Reply::Snapshot { covered: p, bytes }) => {
+            size = bytes.to_le_bytes();
+            (3, p.index.0, p.generation.0, &size)
+        }
         Ok(Reply::Records(_) | Reply::Status(_)) => panic!("records and status have frames of their own"),
         Err(E::NotLeader { hint, address }) => {
             (16, hint.map_or(0, |n| n.0), 0, address.as_deref().unwrap_or_default().as_bytes())
         }
-        Err(E::Busy { retry_after }) => (17, micros(retry_after), 0, &[]),
+        Err(E::Busy { retry_after, reason }) => (17, micros(retry_after), busy_code(*reason), &[]),
         Err(E::Fenced) => (18, 0, 0, &[]),
         Err(E::Truncated { first }) => (19, first.0, 0, &[]),
         Err(E::Unknown) => (20, 0, 0, &[]),
@@ -74,10 +94,10 @@ fn answer(r: &mut Reader<'_>) -> Result<Answer, WireError> {
     let extra = r.bytes(extra_len)?;
     r.zeros(extra_len.next_multiple_of(8) - extra_len, "padding of an answer")?;
     let (words, extra_max) = match code {
-        1 | 24 | 27 => (2, 0),
-        2 => (2, 8),
+        1 | 17 | 24 | 27 => (2, 0),
+        2 | 3 => (2, 8),
         16 => (1, TEXT_BYTES_MAX as usize),
-        17 | 19 | 22 | 26 => (1, 0),
+        19 | 22 | 26 => (1, 0),
         28 | 29 => (0, TEXT_BYTES_MAX as usize),
         _ => (0, 0),
     };
@@ -88,11 +108,12 @@ fn answer(r: &mut Reader<'_>) -> Result<Answer, WireError> {
     let response = match code {
         1 => Ok(Reply::Appended { position }),
         2 => Ok(Reply::SessionOpened { session: SessionId(Reader::new(extra).u64()?), position }),
+        3 => Ok(Reply::Snapshot { covered: position, bytes: Reader::new(extra).u64()? }),
         16 => Err(E::NotLeader {
             hint: (a != 0).then_some(NodeId(a)),
             address: if extra.is_empty() { None } else { Some(text(extra, "leader's address")?) },
         }),
-        17 => Err(E::Busy { retry_after: Duration::from_micros(a) }),
+        17 => Err(E::Busy { retry_after: Duration::from_micros(a), reason: busy_reason(b)? }),
         18 => Err(E::Fenced),
         19 => Err(E::Truncated { first: Index(a) }),
         20 => Err(E::Unknown),

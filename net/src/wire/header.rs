@@ -31,6 +31,8 @@ pub enum FrameKind {
     Messages = 4,
     /// One append message with its records.
     Append = 5,
+    /// Records that heal a peer's damaged log.
+    Fetched = 6,
     /// A client's first frame.
     ClientHello = 16,
     /// Its answer.
@@ -43,6 +45,8 @@ pub enum FrameKind {
     Read = 34,
     /// State of the node.
     Status = 35,
+    /// Take a snapshot.
+    Snapshot = 36,
     /// Small answers.
     Answers = 48,
     /// Records that were read.
@@ -61,12 +65,14 @@ impl FrameKind {
             3 => K::Keepalive,
             4 => K::Messages,
             5 => K::Append,
+            6 => K::Fetched,
             16 => K::ClientHello,
             17 => K::ServerHello,
             32 => K::AppendRequest,
             33 => K::OpenSession,
             34 => K::Read,
             35 => K::Status,
+            36 => K::Snapshot,
             48 => K::Answers,
             49 => K::Records,
             50 => K::StatusAnswer,
@@ -80,8 +86,8 @@ impl FrameKind {
         match self {
             K::Hello | K::Messages | K::ServerHello | K::Answers => (META_BYTES_MAX, 0),
             K::Refused | K::ClientHello => (TEXT_BYTES_MAX, 0),
-            K::Keepalive | K::OpenSession | K::Read | K::Status => (0, 0),
-            K::Append => (HEADER_BYTES as u32, APPEND_BYTES_MAX as u32),
+            K::Keepalive | K::OpenSession | K::Read | K::Status | K::Snapshot => (0, 0),
+            K::Append | K::Fetched => (HEADER_BYTES as u32, APPEND_BYTES_MAX as u32),
             K::AppendRequest => (0, PAYLOAD_BYTES_MAX as u32),
             K::Records => (0, APPEND_BYTES_MAX as u32),
             K::StatusAnswer => (STATUS_BYTES_MAX, 0),

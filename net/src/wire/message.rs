@@ -2,7 +2,7 @@
 
 use super::WireError;
 use super::reader::Reader;
-use tidelog_consensus::{Append, Asserting, Free, Message};
+use tidelog_consensus::{Append, Asserting, Free, Message, Repair};
 use tidelog_types::{Generation, Index, PartitionId, Position, WallMs};
 
 /// Length of a message.
@@ -17,6 +17,9 @@ const VOTE_REPLY: u8 = 6;
 const APPEND_REPLY: u8 = 7;
 const APPEND_REFUSED: u8 = 8;
 const HEARTBEAT_REPLY: u8 = 9;
+const FETCH: u8 = 10;
+const FETCHED: u8 = 11;
+const MISSING: u8 = 12;
 
 /// The 64 bytes of a message; an append's records travel beside it.
 pub fn encode_message(partition: PartitionId, message: &Message) -> [u8; SLOT_BYTES] {
@@ -51,6 +54,15 @@ pub fn encode_message(partition: PartitionId, message: &Message) -> [u8; SLOT_BY
         Message::Asserting(Asserting::HeartbeatReply { generation, round, matched, wall }) => {
             (HEARTBEAT_REPLY, false, *generation, [*round, matched.0, wall.0, 0, 0])
         }
+        Message::Repair(Repair::Fetch { generation, first, last }) => {
+            (FETCH, false, *generation, [first.0, last.0, 0, 0, 0])
+        }
+        Message::Repair(Repair::Fetched { generation, first, count }) => {
+            (FETCHED, false, *generation, [first.0, *count, 0, 0, 0])
+        }
+        Message::Repair(Repair::Missing { generation, first, damaged, promised }) => {
+            (MISSING, *damaged, *generation, [first.0, promised.0, 0, 0, 0])
+        }
     };
     let mut slot = [0u8; SLOT_BYTES];
     let mut put = |at: usize, bytes: &[u8]| slot[at..at + bytes.len()].copy_from_slice(bytes);
@@ -68,7 +80,7 @@ fn decode_message(slot: &[u8]) -> Result<(PartitionId, Message), WireError> {
     let code = r.u8()?;
     let granted = match r.u8()? {
         0 => false,
-        1 if matches!(code, PRE_VOTE_REPLY | VOTE_REPLY) => true,
+        1 if matches!(code, PRE_VOTE_REPLY | VOTE_REPLY | MISSING) => true,
         _ => return Err(WireError::Field("granted")),
     };
     r.zeros(6, "reserved bytes of a message")?;
@@ -110,6 +122,13 @@ fn decode_message(slot: &[u8]) -> Result<(PartitionId, Message), WireError> {
                 Asserting::HeartbeatReply { generation, round: a, matched: Index(b), wall: WallMs(c) };
             (Message::Asserting(reply), d | e)
         }
+        FETCH => (Message::Repair(Repair::Fetch { generation, first: Index(a), last: Index(b) }), c | d | e),
+        FETCHED => (Message::Repair(Repair::Fetched { generation, first: Index(a), count: b }), c | d | e),
+        MISSING => {
+            let promised = Generation(b);
+            let missing = Repair::Missing { generation, first: Index(a), damaged: granted, promised };
+            (Message::Repair(missing), c | d | e)
+        }
         _ => return Err(WireError::Field("type of a message")),
     };
     if unused != 0 {
@@ -129,6 +148,20 @@ pub fn decode_messages(
         SLOT_BYTES => decode_message(slot),
         _ => Err(WireError::Short),
     })
+}
+
+/// The message of a *Fetched* frame.
+///
+/// # Errors
+/// If it is not one such message.
+pub fn decode_fetched(meta: &[u8]) -> Result<(PartitionId, Message), WireError> {
+    if meta.len() != SLOT_BYTES {
+        return Err(WireError::Short);
+    }
+    match decode_message(meta)? {
+        found @ (_, Message::Repair(Repair::Fetched { .. })) => Ok(found),
+        _ => Err(WireError::Field("type of a fetched message")),
+    }
 }
 
 /// The message of an *Append* frame.

@@ -16,7 +16,7 @@ pub use header::{FrameHeader, FrameKind, HEADER_BYTES, VERSION, frame_length};
 pub(crate) use header::{META_BYTES_MAX, padded, put_frame, put_frame_head};
 pub use hello::{PeerHello, Refusal, RefusalCode, ServerHello, decode_client_hello};
 pub(crate) use hello::{put_client_hello, put_refusal};
-pub use message::{SLOT_BYTES, decode_append, decode_messages, encode_message};
+pub use message::{SLOT_BYTES, decode_append, decode_fetched, decode_messages, encode_message};
 pub(crate) use request::request_head;
 pub use request::{ClientCall, decode_request, encode_request};
 

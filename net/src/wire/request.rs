@@ -36,6 +36,7 @@ pub(crate) fn request_head(number: u64, request: &Request) -> (FrameKind, [u64; 
             (FrameKind::Read, [number, partition.0, from.0, last, u64::from(*bytes_max) | level << 32])
         }
         Request::Status => (FrameKind::Status, [number, 0, 0, 0, 0]),
+        Request::Snapshot { partition } => (FrameKind::Snapshot, [number, partition.0, 0, 0, 0]),
     }
 }
 
@@ -70,7 +71,8 @@ pub fn decode_request(header: &FrameHeader, payload: Bytes) -> Result<ClientCall
             Request::Read { partition, from: Index(a), to: (b != 0).then_some(Index(b)), bytes_max, level }
         }
         FrameKind::Status if [partition.0, a, b, c] == [0; 4] => Request::Status,
-        FrameKind::OpenSession | FrameKind::Status => {
+        FrameKind::Snapshot if [a, b, c] == [0; 3] => Request::Snapshot { partition },
+        FrameKind::OpenSession | FrameKind::Status | FrameKind::Snapshot => {
             return Err(WireError::Field("unused fields of a request"));
         }
         other => return Err(WireError::Unexpected(other)),

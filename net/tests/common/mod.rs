@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tidelog::formation::{Formed, Hello, Member};
-use tidelog::request::{NodeStatus, Records, Reply, Request, RequestError, Response};
+use tidelog::request::{BusyReason, NodeStatus, Records, Reply, Request, RequestError, Response};
 use tidelog::transport::{ClientRef, Event, PeerMessage, Transport};
 use tidelog_consensus::{Append, Free, Message};
 use tidelog_io::{ConnId, Io, Op, Output, Token, TokenClass, Wait};
@@ -375,6 +375,7 @@ impl Node {
     fn answer(&mut self, client: ClientRef, request: &Request) {
         self.asked += 1;
         let response = match request {
+            Request::Snapshot { .. } => Err(RequestError::Invalid("a plain log".into())),
             Request::Status => Ok(Reply::Status(Box::new(NodeStatus {
                 node: self.net_node(),
                 address: self.address.to_string(),
@@ -396,9 +397,10 @@ impl Node {
                     hint: hint.map(NodeId),
                     address: hint.map(|n| self.io.world().address(n, PORT).to_string()),
                 }),
-                Mood::BusyEvery(n) if self.asked.is_multiple_of(*n) => {
-                    Err(RequestError::Busy { retry_after: Duration::from_millis(3) })
-                }
+                Mood::BusyEvery(n) if self.asked.is_multiple_of(*n) => Err(RequestError::Busy {
+                    retry_after: Duration::from_millis(3),
+                    reason: BusyReason::DiskFull,
+                }),
                 Mood::Leads | Mood::BusyEvery(_) => self.append(request),
             },
         };

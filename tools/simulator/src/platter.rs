@@ -62,6 +62,8 @@ pub(crate) struct Batch {
     pub(crate) footer: u64,
     /// The last one of an opening.
     pub(crate) done: bool,
+    /// Its epoch is in use: it is that last one, or was written later.
+    pub(crate) in_use: bool,
     pub(crate) records: Vec<Record>,
 }
 
@@ -160,6 +162,7 @@ fn batch(bytes: &[u8]) -> Result<Batch, String> {
         durable: u64_at(bytes, 64),
         footer: footer as u64,
         done: flags & 2 != 0,
+        in_use: flags & 2 != 0 || flags & 1 == 0,
         records,
     })
 }

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tidelog::keep::Keep;
 use tidelog::options::Options;
+use tidelog_consensus::Retention;
 use tidelog_sim::{Random, World};
 use tidelog_types::NodeId;
 
@@ -11,6 +13,10 @@ use tidelog_types::NodeId;
 pub(crate) const PORT: u16 = 7101;
 /// The first client's id in the world.
 pub(crate) const CLIENTS_FROM: u64 = 101;
+
+/// Checkpoints, and going over the budget, happen many times in a short run.
+const CHECKPOINT_EVERY: u64 = 256 << 10;
+const LOG_BYTES_TARGET: u64 = 4 << 20;
 
 /// What a seed's cluster is like.
 #[derive(Clone, Debug)]
@@ -79,6 +85,17 @@ impl Profile {
         self.uncommitted_entries
     }
 
+    /// What its nodes keep. A replica that is behind is never left behind: nothing could bring it on yet.
+    const fn keep(&self) -> Keep {
+        Keep {
+            snapshot_every: if self.machines { 96 << 10 } else { u64::MAX },
+            snapshot_interval: if self.machines { Some(Duration::from_secs(3)) } else { None },
+            retention: Retention { age: None, bytes: None },
+            follower_bytes: u64::MAX,
+            follower_age: Duration::MAX,
+        }
+    }
+
     /// A node's settings.
     pub(crate) fn options(&self, node: u64, world: &World) -> Options {
         Options {
@@ -91,6 +108,8 @@ impl Profile {
             segment_bytes: self.segment_bytes(),
             batch_bytes_max: self.batch_bytes_max(),
             batches_in_flight_max: self.batches_in_flight,
+            checkpoint_every: CHECKPOINT_EVERY,
+            log_bytes_target: LOG_BYTES_TARGET,
             spares: self.spares,
             seal_after: Duration::from_millis(5),
             cache_bytes_max: self.cache_bytes,
@@ -101,6 +120,7 @@ impl Profile {
             uncommitted_entries_max: self.uncommitted_entries,
             uncommitted_bytes_max: 8 << 20,
             inbox_max: 16,
+            keep: self.keep(),
         }
     }
 }

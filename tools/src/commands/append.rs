@@ -1,6 +1,6 @@
 //! `tidelog append`: records in, one outcome a record out.
 
-use super::{ClusterArgs, Framing};
+use super::{ClusterArgs, RecordArgs};
 use crate::failure::{Exit, Failure};
 use crate::flag;
 use crate::framing::{InputError, Records};
@@ -27,15 +27,11 @@ sent again and is in the log once.";
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
-    /// Partition to append to
-    #[arg(long, value_name = "P", default_value_t = 0)]
-    pub(crate) partition: u64,
+    #[command(flatten)]
+    pub(crate) records: RecordArgs,
     /// Where records come from; stdin without it
     #[arg(long, value_name = "FILE")]
     pub(crate) input: Option<PathBuf>,
-    /// How records lie in the input
-    #[arg(long, value_enum, default_value_t = Framing::Lines)]
-    pub(crate) framing: Framing,
     /// Records on their way at once
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) in_flight: u32,
@@ -121,8 +117,8 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         ),
         None => Box::new(std::io::stdin()),
     };
-    let mut records = Records::new(BufReader::with_capacity(1 << 20, input), args.framing);
-    let partition = PartitionId(args.partition);
+    let mut records = Records::new(BufReader::with_capacity(1 << 20, input), args.records.framing);
+    let partition = PartitionId(args.records.partition);
     let options = ClientOptions {
         timeout: args.timeout,
         in_flight_max: args.in_flight as usize,
@@ -134,7 +130,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         None => None,
     };
     let first = args.first_sequence.unwrap_or(1);
-    let mut report = Report::new(args.output.output, args.partition, first);
+    let mut report = Report::new(args.output.output, args.records.partition, first);
     let mut bulk = client.bulk();
     let mut next = first;
     let mut open = true;
@@ -157,7 +153,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
                 }
                 // It is refused by itself: those behind it go on.
                 Err(error @ InputError::TooLarge { .. }) => {
-                    report.done(next, Line::refused(next, args.partition, error.to_string()))?;
+                    report.done(next, Line::refused(next, args.records.partition, error.to_string()))?;
                     next += 1;
                 }
                 Ok(None) => open = false,
@@ -168,7 +164,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
             }
         }
         for done in bulk.results(true) {
-            report.done(done.tag, Line::new(done.tag, args.partition, &done.result))?;
+            report.done(done.tag, Line::new(done.tag, args.records.partition, &done.result))?;
         }
         report.progress();
     }

@@ -58,6 +58,12 @@ pub(crate) struct AppendArgs {
     /// The shard runs on the load generator's own thread: what the engine itself costs
     #[arg(long, conflicts_with_all = ["cluster", "baseline"])]
     pub(crate) inline: bool,
+    /// Closed loop: each writer is a thread that waits for its record, instead of a future of the load generator's one thread
+    #[arg(long, requires_all = ["dir", "closed"], conflicts_with_all = ["cluster", "baseline", "inline"])]
+    pub(crate) threads: bool,
+    /// The load generator's thread takes its answers in bulk, by an append queue, instead of by a future for each record
+    #[arg(long, requires = "dir", conflicts_with_all = ["cluster", "baseline", "inline", "threads"])]
+    pub(crate) queue: bool,
     /// Instead of Tidelog: another way to write the same batches
     #[arg(long, value_name = "NAME", value_enum, conflicts_with = "cluster")]
     pub(crate) baseline: Option<BaselineName>,
@@ -153,6 +159,10 @@ fn options(args: AppendArgs) -> Result<AppendOptions, Failure> {
         Subject::Baseline { which, depth: args.depth }
     } else if args.inline {
         Subject::Inline
+    } else if args.queue {
+        Subject::Queue
+    } else if args.threads {
+        Subject::Threads
     } else {
         Subject::Engine
     };

@@ -9,6 +9,7 @@ pub(crate) mod later;
 pub(crate) mod read;
 pub(crate) mod serve;
 pub(crate) mod sim;
+pub(crate) mod snapshot;
 pub(crate) mod status;
 pub(crate) mod wal;
 
@@ -21,6 +22,17 @@ pub(crate) struct ClusterArgs {
     /// Addresses of nodes, with commas between; one that answers is enough
     #[arg(long, value_name = "A,B,C", value_delimiter = ',', required = true, value_parser = flag::address)]
     pub(crate) cluster: Vec<SocketAddr>,
+}
+
+/// The log that records go to or come from, and how they lie in a stream of bytes.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct RecordArgs {
+    /// The partition
+    #[arg(long, value_name = "P", default_value_t = 0)]
+    pub(crate) partition: u64,
+    /// How records lie in the input, or on stdout without --output json
+    #[arg(long, value_enum, default_value_t = Framing::Lines)]
+    pub(crate) framing: Framing,
 }
 
 /// How records lie in a stream of bytes.

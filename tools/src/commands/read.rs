@@ -1,6 +1,6 @@
 //! `tidelog read`: committed records.
 
-use super::{ClusterArgs, Framing};
+use super::{ClusterArgs, RecordArgs};
 use crate::failure::{Exit, Failure};
 use crate::flag;
 use crate::framing;
@@ -41,9 +41,8 @@ pub(crate) enum Level {
 pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
-    /// Partition to read
-    #[arg(long, value_name = "P", default_value_t = 0)]
-    pub(crate) partition: u64,
+    #[command(flatten)]
+    pub(crate) records: RecordArgs,
     /// First index; the first that is kept without it
     #[arg(long, value_name = "I", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) from: Option<u64>,
@@ -62,9 +61,6 @@ pub(crate) struct Args {
     /// Read from this node
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) node: Option<u64>,
-    /// How records are written to stdout, without --output json
-    #[arg(long, value_enum, default_value_t = Framing::Lines)]
-    pub(crate) framing: Framing,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -163,7 +159,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let client =
         Client::connect(ClientOptions::new(args.cluster.cluster.clone())).map_err(Failure::failed)?;
     let reading = Reading {
-        partition: PartitionId(args.partition),
+        partition: PartitionId(args.records.partition),
         from: Index(args.from.unwrap_or(1)),
         to: args.to.map(Index),
         level,
@@ -182,7 +178,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
                 payload,
             })?;
         } else {
-            framing::write(out.writer(), args.framing, &record.payload)?;
+            framing::write(out.writer(), args.records.framing, &record.payload)?;
         }
         Ok(())
     })?;

@@ -6,6 +6,8 @@ use crate::output::Printer;
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tidelog::Engine;
 use tidelog::config::Config;
 
 pub(crate) const EXAMPLES: &str = "Examples:
@@ -56,20 +58,15 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         tracing::warn!("{warning}");
     }
     let node = config.node.id.get();
+    let stop = Stop::default();
+    let asked = stop.clone();
+    tidelog_io::signals::on_termination(move |times| asked.asked(times)).map_err(Failure::failed)?;
+    tracing::info!(directory = %config.node.data_dir.display(), "opening");
     let begun = tidelog_bench::clock::now();
     let engine = tidelog_net::open(config).map_err(Failure::failed)?;
     let recovered_ms =
         u64::try_from(tidelog_bench::clock::now().since(begun).as_millis()).unwrap_or(u64::MAX);
-    let stop = engine.clone();
-    tidelog_io::signals::on_termination(move |times| {
-        if times == 1 {
-            stop.stop();
-        } else {
-            // Asked twice: what is acknowledged is durable, so ending now loses nothing.
-            std::process::exit(1);
-        }
-    })
-    .map_err(Failure::failed)?;
+    stop.opened(&engine);
     let ready = engine.ready().clone();
     let mut out = Printer::new();
     let addresses = ready.address.into_iter().collect();
@@ -77,4 +74,32 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     out.flush()?;
     engine.join().map_err(Failure::failed)?;
     Ok(Exit::Done)
+}
+
+/// What happens when the process is asked to stop: it ends at once while the node is being opened, and cleanly afterwards.
+#[derive(Clone, Default)]
+struct Stop(Arc<Mutex<Option<Engine>>>);
+
+impl Stop {
+    /// The node is there: from now on it is stopped rather than left.
+    fn opened(&self, engine: &Engine) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.clone());
+    }
+
+    fn asked(&self, times: u64) {
+        // Held to the end: either the node is not there and never will be, or it is told.
+        let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*engine {
+            Some(engine) if times == 1 => engine.stop(),
+            None if times == 1 => {
+                // An opening can be broken off at any point, as a crash does; nothing was acknowledged in this life.
+                tracing::info!(
+                    "asked to stop while the log was being opened: ended, the next start recovers it again"
+                );
+                std::process::exit(0);
+            }
+            // Asked twice: what is acknowledged is durable, so ending now loses nothing.
+            _ => std::process::exit(1),
+        }
+    }
 }

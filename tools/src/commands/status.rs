@@ -85,23 +85,31 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
     ))?;
     if !s.partitions.is_empty() {
         out.line(
-            "  partition  role       leader  generation  low-water  applied    durable    high-water  last",
+            "  partition  role       leader  generation  low-water  held by                       snapshot   applied    durable    high-water  last",
         )?;
     }
     for p in &s.partitions {
         let leader = p.leader.map_or("-".to_owned(), |n| n.to_string());
         out.line(format!(
-            "  {:<9}  {:<9}  {:<6}  {:<10}  {:<9}  {:<9}  {:<9}  {:<10}  {}",
+            "  {:<9}  {:<9}  {:<6}  {:<10}  {:<9}  {:<28}  {:<9}  {:<9}  {:<9}  {:<10}  {}",
             p.partition,
             p.role,
             leader,
             p.generation,
             p.low_water,
+            p.low_water_held_by,
+            p.snapshot,
             p.applied,
             p.durable,
             p.high_water,
             p.last
         ))?;
+        if !p.needs_snapshot.is_empty() {
+            out.line(format!(
+                "    nodes {:?} need a snapshot: what they lack is not kept any more",
+                p.needs_snapshot
+            ))?;
+        }
     }
     Ok(())
 }

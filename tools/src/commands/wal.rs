@@ -1,11 +1,19 @@
-//! `tidelog wal`: what lies in a data directory, of a stopped or a running node. Nothing is changed.
+//! `tidelog wal`: what lies in a data directory, of a stopped or a running node. Nothing is changed but by `repair --apply`.
 
+mod backup;
+mod diff;
 mod dump;
+mod entries;
+mod headers;
+mod look;
+mod repair;
+mod selection;
 mod verify;
 
 use crate::failure::{Exit, Failure};
 use crate::output::OutputArgs;
 use std::path::{Path, PathBuf};
+use tidelog::identity::Identity;
 use tidelog_io::{BackEnd, Foreground, Io, IoOptions, Op, Output, open_back_end};
 use tidelog_types::RecordKind;
 
@@ -18,24 +26,43 @@ pub(crate) enum Command {
     /// Every batch and record, in the order of the log
     #[command(after_help = "Examples:
   tidelog wal dump data/n1
-  tidelog wal dump data/n1 --partition 3 --output json
+  tidelog wal dump data/n1 --partition 3 --from 100 --to 120 --payload hex
+  tidelog wal dump data/n1 --kind promise --kind cut --output json
 
-Entries are shown as they were written: a later cut removes those behind the index that it keeps.")]
+Records are shown as they were written: a later cut removes entries behind the index that it keeps. With a filter,
+segments and batches are shown only where a record is. --from and --to leave out what concerns no index of the range: an
+entry or a mark outside it, a cut that keeps all of it, every promise.")]
     Dump(DumpArgs),
     /// Checks everything; names file, offset, partition and index of what is wrong, and whether it is a torn tail or damage
     #[command(after_help = "Examples:
   tidelog wal verify data/n1
   tidelog wal verify data/n1 data/n2 data/n3 --output json
 
-Exit code 1 on damage. A torn tail is not damage: nothing in it was ever acknowledged; neither is damage to what a
-later record has made worthless (superseded). On a running node, what is being written just now looks like a torn tail.")]
+Exit code 1 on damage: something that may have been acknowledged is not whole. A torn or suspect tail is what a crash
+leaves and is cut at the next start; damage to what a later record has made worthless is superseded; both are named and
+are no failure. On a running node, what is being written just now looks like a torn tail, and what looks damaged is looked
+at again before it is called so.")]
     Verify(VerifyArgs),
-    /// (not there yet) Plans a repair, and with --apply does it
-    #[command(after_help = "Example:\n  tidelog wal repair data/n1")]
-    Repair(super::later::Args),
-    /// (not there yet) Where two nodes' logs part
-    #[command(after_help = "Example:\n  tidelog wal diff data/n1 data/n2")]
-    Diff(super::later::Args),
+    /// Says what can be put right in a log, and with --apply does it, after a backup
+    #[command(after_help = "Examples:
+  tidelog wal repair data/n1
+  tidelog wal repair data/n1 --apply
+  tidelog wal repair data/n1 --apply --backup /mnt/elsewhere
+
+Without --apply nothing is changed. With it the node must be stopped, and every file that changes is copied first. It writes
+damaged copies of segment headers again from the good ones, removes files that are not part of the log, and cuts the torn
+or suspect tail of a log that has no other voter, as the next start would. What may have been committed is never dropped:
+damaged entries come back from the other voters when the node runs. Exit code 1 if something is left that is damaged.")]
+    Repair(RepairArgs),
+    /// Where two nodes' logs part, partition by partition, and whether they may
+    #[command(after_help = "Examples:
+  tidelog wal diff data/n1 data/n2
+  tidelog wal diff data/n1 data/n2 --partition 3 --output json
+
+Exit code 0 if one log is the beginning of the other, or if they part where they may: an end that is not committed stays on a
+node until a leader cuts it. Exit code 1 if they differ where both know that their own entry is committed, if one (index,
+generation) has two contents, if they part and meet again, or if a log is damaged. It keeps 16 bytes an entry in memory.")]
+    Diff(DiffArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -43,9 +70,11 @@ pub(crate) struct DumpArgs {
     /// Data directories
     #[arg(required = true, value_name = "DIR")]
     dirs: Vec<PathBuf>,
-    /// Only this partition's records
-    #[arg(long, value_name = "P")]
-    partition: Option<u64>,
+    #[command(flatten)]
+    selection: selection::Selection,
+    /// Payloads: the beginning of each for people and base64 for programs, unless this says otherwise
+    #[arg(long, value_enum, value_name = "ENCODING")]
+    payload: Option<dump::Encoding>,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -59,12 +88,42 @@ pub(crate) struct VerifyArgs {
     output: OutputArgs,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct RepairArgs {
+    /// A data directory
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Do it; the node must be stopped
+    #[arg(long)]
+    apply: bool,
+    /// Where the backup is put; the data directory itself if not given
+    #[arg(long, value_name = "DIR", requires = "apply")]
+    backup: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DiffArgs {
+    /// A data directory
+    #[arg(value_name = "DIR")]
+    a: PathBuf,
+    /// Another node's
+    #[arg(value_name = "DIR")]
+    b: PathBuf,
+    /// Only this partition; may be given again
+    #[arg(long = "partition", value_name = "P")]
+    partitions: Vec<u64>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
 pub(crate) fn run(command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Dump(args) => dump::run(&args),
         Command::Verify(args) => verify::run(&args),
-        Command::Repair(_) => Err(Failure::later("wal repair")),
-        Command::Diff(_) => Err(Failure::later("wal diff")),
+        Command::Repair(args) => repair::run(&args),
+        Command::Diff(args) => diff::run(&args),
     }
 }
 
@@ -100,12 +159,19 @@ fn list(io: &mut dyn Io, dir: &Path) -> Result<Vec<String>, Failure> {
     }
 }
 
+/// The identity of a data directory; none if it has none. An error says what is wrong with it.
+fn identity(io: &mut dyn Io, data_dir: &Path) -> Option<Result<Identity, String>> {
+    let data_dir = if data_dir.as_os_str().is_empty() { Path::new(".") } else { data_dir };
+    Identity::load(&mut Foreground::new(io), data_dir).map_err(|error| error.to_string()).transpose()
+}
+
 /// A record's kind in one word.
 fn kind_name(kind: RecordKind) -> &'static str {
     match kind {
         RecordKind::Noop => "noop",
         RecordKind::Data => "data",
         RecordKind::SessionOpen => "session_open",
+        RecordKind::LogStart => "log_start",
         RecordKind::Promise => "promise",
         RecordKind::Cut => "cut",
         RecordKind::HighWater => "high_water",
@@ -116,5 +182,6 @@ fn kind_name(kind: RecordKind) -> &'static str {
         RecordKind::Moved => "moved",
         RecordKind::Summary => "summary",
         RecordKind::Pad => "pad",
+        RecordKind::Lost => "lost",
     }
 }

@@ -6,7 +6,7 @@ use crate::node::{Place, Process, free_address};
 use serde_json::Value;
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// What a cluster is to be.
@@ -69,6 +69,13 @@ impl Cluster {
         let places: Vec<_> = (1..=shape.nodes).map(place).collect();
         let running = places.iter().map(|_| None).collect();
         Cluster { addresses, places, running, _dir: None }
+    }
+
+    /// Puts a node's data somewhere else, before its first start.
+    pub(crate) fn move_data(&mut self, node: u64, data: PathBuf) {
+        let place = &mut self.places[slot(node)];
+        place.edit(&format!("{:?}", place.data), &format!("{data:?}"));
+        place.data = data;
     }
 
     /// Starts every node, and waits until each partition has a leader that all know.

@@ -80,3 +80,25 @@ fn a_leader_that_sleeps_acknowledges_nothing_stale() {
     assert!(judge_all(&cluster, &told) >= 1500);
     cluster.stop();
 }
+
+/// Asked to stop while it opens its log, a node ends at once, with exit code 0, and has lost nothing.
+#[test]
+fn stopped_while_it_starts() {
+    let mut cluster = Cluster::start(&Shape { nodes: 1, ..Shape::default() });
+    let load = Load::start(&cluster, "load", &LOAD);
+    load.wait_acked(2000);
+    cluster.kill_all();
+    let told = load.finish();
+    for _ in 0..4 {
+        cluster.begin(1);
+        cluster.node(1).wait_logged(&["opening"]);
+        cluster.node(1).signal(Signal::SIGTERM);
+        let (code, log) = cluster.take(1).wait_end();
+        assert_eq!(code, Some(0), "{log}");
+    }
+    cluster.start_node(1);
+    assert!(judge_all(&cluster, &told) >= 2000);
+    let log = cluster.node(1).log();
+    assert!(log.contains("leader=1") && !log.contains("NodeId("), "nodes are plain numbers: {log}");
+    cluster.stop();
+}

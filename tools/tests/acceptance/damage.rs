@@ -1,8 +1,9 @@
 //! Bytes of a log changed behind its node's back: a torn tail is cut and reported, damage stops the node and is named.
 
+use crate::clock::wait_for;
 use crate::cluster::{Cluster, Shape};
-use crate::command::{Said, tidelog};
-use crate::history::read_local;
+use crate::command::tidelog;
+use crate::history::{Load, judge_all, read_local};
 use serde_json::Value;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -54,32 +55,34 @@ fn overwrite(file: &Path, offset: u64, change: impl Fn(&mut [u8]), bytes: u64) {
     handle.write_all_at(&piece, offset).expect("a write");
 }
 
-fn serve(cluster: &Cluster, node: u64) -> Said {
-    tidelog(&["serve", "--config", cluster.place(node).config_name()])
+/// Damaged entries of partition 0 on a node, as its status says.
+fn damaged(cluster: &Cluster, node: u64) -> Option<u64> {
+    cluster.partition(node, 0)?["damaged"].as_u64()
 }
 
-/// One flipped bit in the middle: the node stays down and names the place, `wal verify` names the same, the others work on.
+fn wait_whole(cluster: &Cluster, node: u64) {
+    wait_for(&format!("node {node} to be whole"), || (damaged(cluster, node)? == 0).then_some(()));
+}
+
+fn payloads(cluster: &Cluster, node: u64) -> Vec<String> {
+    read_local(cluster, node).into_iter().map(|record| record.payload).collect()
+}
+
+/// One flipped bit in the middle: the node starts, names the place, gets the entry from the others, and is whole.
 #[test]
 fn a_flipped_bit_in_the_middle_of_the_log() {
     let mut cluster = Cluster::start(&Shape::default());
-    let index = cluster.append_all("before\n", &[])[0];
-    let damaged = cluster.append_all("the one that is hit\n", &[])[0];
-    cluster.append_all("after\n", &[]);
-    cluster.wait_high_water(2, 0, damaged);
+    cluster.append_all("before\n", &[]);
+    let hit = cluster.append_all("the one that is hit\n", &[])[0];
+    let last = cluster.append_all("after\n", &[])[0];
+    cluster.wait_high_water(2, 0, last);
     cluster.stop();
 
     let data = cluster.place(2).data.clone();
-    let batch = batch_of(&data, damaged);
+    let batch = batch_of(&data, hit);
     overwrite(&batch.file, batch.offset + HIT, |bytes| bytes[0] ^= 0x10, 1);
-    let before = std::fs::read(&batch.file).expect("the segment");
     let file = batch.file.to_str().expect("UTF-8");
-    let place = [file, &batch.offset.to_string(), "partition 0", &format!("index {damaged}"), "damaged"];
-    for _ in 0..2 {
-        let said = serve(&cluster, 2);
-        said.refused(1, &place);
-        assert_eq!(said.stdout, "");
-    }
-    assert!(std::fs::read(&batch.file).expect("the segment") == before, "the file is left as it is");
+    let place = [file, &batch.offset.to_string(), "partition 0", &format!("index {hit}"), "damaged"];
     let verdict = tidelog(&["wal", "verify", cluster.place(2).data_name()]);
     assert_eq!(verdict.code, 1);
     for part in place {
@@ -87,34 +90,139 @@ fn a_flipped_bit_in_the_middle_of_the_log() {
     }
     assert_eq!(tidelog(&["wal", "verify", cluster.place(1).data_name()]).code, 0);
 
+    // Alone it cannot be whole, and does not pretend to be.
+    let ready = cluster.start_node(2);
+    let recovery = ready["recovery"].as_str().expect("what was found");
+    for part in place {
+        assert!(recovery.contains(part), "{part}: {recovery}");
+    }
+    wait_for("the damage in the status", || (damaged(&cluster, 2)? == 1).then_some(()));
     cluster.start_node(1);
     cluster.start_node(3);
-    cluster.wait_leader_among(0, &[1, 3]);
-    let more = cluster.append_all("without it\n", &[])[0];
-    for node in [1, 3] {
-        cluster.wait_high_water(node, 0, more);
-        let log: Vec<String> = read_local(&cluster, node).into_iter().map(|record| record.payload).collect();
-        assert_eq!(log, ["before", "the one that is hit", "after", "without it"]);
-        assert!(index < damaged);
-    }
+    wait_whole(&cluster, 2);
+    cluster.wait_leader(0);
+    cluster.wait_high_water(2, 0, last);
+    assert_eq!(payloads(&cluster, 2), ["before", "the one that is hit", "after"]);
+    cluster.stop();
+    let verdict = tidelog(&["wal", "verify", cluster.place(2).data_name()]);
+    assert_eq!(verdict.code, 0, "what was written again is not damage any more: {verdict:?}");
 }
 
-/// The same on a cluster of one, which has nobody to ask.
+/// The same on a cluster of one, which has nobody to ask: what lies before it is read, nothing is appended.
 #[test]
 fn a_flipped_bit_in_the_only_copy() {
     let mut cluster = Cluster::start(&Shape { nodes: 1, ..Shape::default() });
-    let damaged = cluster.append_all("the one that is hit\n", &[])[0];
+    cluster.append_all("before\n", &[]);
+    let hit = cluster.append_all("the one that is hit\n", &[])[0];
     cluster.append_all("after\n", &[]);
     cluster.stop();
-    let batch = batch_of(&cluster.place(1).data, damaged);
+    let batch = batch_of(&cluster.place(1).data, hit);
     overwrite(&batch.file, batch.offset + HIT, |bytes| bytes[0] ^= 0x10, 1);
     let file = batch.file.to_str().expect("UTF-8");
-    serve(&cluster, 1)
-        .refused(1, &[file, &batch.offset.to_string(), "partition 0", &format!("index {damaged}")]);
+    cluster.start_node(1);
+    let place = [file, &batch.offset.to_string(), "partition 0", &format!("index {hit}")];
+    let refused = cluster.append("more\n", &["--timeout", "2s"]);
+    let read = cluster.tidelog("read", &["--node", "1", "--from", &hit.to_string()]);
+    for said in [&refused, &read] {
+        assert_ne!(said.code, 0, "{said:?}");
+    }
+    let words = format!("{}{}", read.stdout, read.stderr);
+    for part in place {
+        assert!(words.contains(part), "{part}: {words}");
+    }
+    let before = cluster.tidelog("read", &["--node", "1", "--to", &(hit - 1).to_string()]);
+    assert_eq!(before.code, 0, "{before:?}");
+    assert_eq!(before.json()[0]["payload"], "YmVmb3Jl", "the text `before`");
     // Put back, it is sound again.
+    cluster.stop();
     overwrite(&batch.file, batch.offset + HIT, |bytes| bytes[0] ^= 0x10, 1);
     cluster.start_node(1);
+    cluster.append_all("more\n", &[]);
+    assert_eq!(payloads(&cluster, 1), ["before", "the one that is hit", "after", "more"]);
     cluster.stop();
+}
+
+/// Other entries are damaged on every node: nobody can lead, and all are whole without anybody's help.
+#[test]
+fn different_damage_on_every_node() {
+    let mut cluster = Cluster::start(&Shape::default());
+    let lines: Vec<String> = (0..6).map(|i| format!("entry {i}")).collect();
+    let indexes: Vec<u64> =
+        lines.iter().map(|line| cluster.append_all(&format!("{line}\n"), &[])[0]).collect();
+    let last = *indexes.last().expect("entries");
+    for node in cluster.nodes() {
+        cluster.wait_high_water(node, 0, last);
+    }
+    cluster.stop();
+    for node in cluster.nodes() {
+        for at in [node - 1, node + 2] {
+            let index = indexes[usize::try_from(at).expect("small")];
+            let batch = batch_of(&cluster.place(node).data, index);
+            overwrite(&batch.file, batch.offset + HIT, |bytes| bytes[0] ^= 1, 1);
+        }
+        assert_eq!(tidelog(&["wal", "verify", cluster.place(node).data_name()]).code, 1);
+    }
+    cluster.start_all();
+    cluster.wait_leader(0);
+    for node in cluster.nodes() {
+        wait_whole(&cluster, node);
+        cluster.wait_high_water(node, 0, last);
+        assert_eq!(payloads(&cluster, node), lines, "node {node}");
+    }
+    cluster.append_all("and on\n", &[]);
+    cluster.stop();
+    for node in cluster.nodes() {
+        assert_eq!(tidelog(&["wal", "verify", cluster.place(node).data_name()]).code, 0, "node {node}");
+    }
+}
+
+/// Two hundred flipped bytes, ten times twenty, anywhere in the live batches of one node: headers, records, footers. Never in
+/// neighbouring batches, which keep each other's lists of what they hold.
+#[test]
+fn two_hundred_flipped_bytes() {
+    let mut cluster = Cluster::start(&Shape::default());
+    let lines: Vec<String> = (0..70).map(|i| format!("entry {i} {}", "x".repeat(i * 7))).collect();
+    let mut last = 0;
+    for line in &lines {
+        last = cluster.append_all(&format!("{line}\n"), &[])[0];
+    }
+    cluster.wait_high_water(2, 0, last);
+    let mut random = 7u64;
+    let mut below = |bound: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % bound.max(1)
+    };
+    let mut flips = 0;
+    for round in 0..10 {
+        cluster.take(2).kill();
+        let data = cluster.place(2).data.clone();
+        let batches: Vec<Batch> = dump(&data)
+            .iter()
+            .filter(|line| line["event"] == "batch")
+            .map(|line| Batch {
+                file: PathBuf::from(line["file"].as_str().expect("a path")),
+                offset: line["offset"].as_u64().expect("a number"),
+                bytes: line["bytes"].as_u64().expect("a number"),
+            })
+            .collect();
+        // Every second batch may be hit, again and again: the one behind it says what it held. The end moves.
+        let at = |_| usize::try_from(2 * below((batches.len() as u64 - 8) / 2)).expect("small");
+        let hit: Vec<&Batch> = (0..20).map(at).map(|at| &batches[at]).collect();
+        for batch in &hit {
+            let at = batch.offset + below(batch.bytes.min(1100));
+            let bit = 1 << below(8);
+            overwrite(&batch.file, at, |bytes| bytes[0] ^= bit, 1);
+            flips += 1;
+        }
+        cluster.start_node(2);
+        wait_whole(&cluster, 2);
+        cluster.wait_high_water(2, 0, last);
+        assert_eq!(payloads(&cluster, 2), lines, "round {round}");
+    }
+    assert_eq!(flips, 200);
+    cluster.stop();
+    let verdict = tidelog(&["wal", "verify", cluster.place(2).data_name()]);
+    assert_eq!(verdict.code, 0, "{verdict:?}");
 }
 
 /// What a power cut leaves: the last batch half there. The node starts, says so, and gets the record from the others.
@@ -178,4 +286,33 @@ fn garbage_behind_the_end() {
     cluster.stop();
     let verdict = tidelog(&["wal", "verify", cluster.place(1).data_name()]);
     assert_eq!(verdict.code, 0, "{verdict:?}");
+}
+
+/// `wal verify` and `wal diff` on the directories of nodes that write meanwhile: a moving tail is not damage, and
+/// replicas that are some records apart do not contradict each other.
+#[test]
+fn looking_at_logs_under_load() {
+    const LOOKS: usize = 8;
+    let mut cluster = Cluster::start(&Shape::default());
+    let load = Load::start(&cluster, "load", &["--in-flight", "4", "--timeout", "10s"]);
+    load.wait_acked(200);
+    let dirs: Vec<String> = cluster.nodes().map(|node| cluster.place(node).data_name().to_owned()).collect();
+    for look in 0..LOOKS {
+        let (one, other) = (&dirs[look % dirs.len()], &dirs[(look + 1) % dirs.len()]);
+        let verdict = tidelog(&["wal", "verify", one, "--output", "json"]);
+        assert_eq!((verdict.code, verdict.stderr.as_str()), (0, ""), "look {look}: {verdict:?}");
+        assert!(verdict.json()[0]["records"].as_u64() > Some(200), "{verdict:?}");
+        let diff = tidelog(&["wal", "diff", one, other, "--output", "json"]);
+        assert_eq!(diff.code, 0, "look {look}: {diff:?}");
+        assert!(diff.json()[0]["partitions"][0]["same_entries"].as_u64() > Some(0), "{diff:?}");
+        load.wait_acked(1);
+    }
+    let told = load.finish();
+    assert!(judge_all(&cluster, &told) >= 200 + LOOKS);
+    cluster.stop();
+    for (at, dir) in dirs.iter().enumerate() {
+        let diff = tidelog(&["wal", "diff", dir, &dirs[(at + 1) % dirs.len()]]);
+        assert!(diff.code == 0 && diff.stdout.starts_with("same"), "{diff:?}");
+        assert_eq!(tidelog(&["wal", "verify", dir]).code, 0);
+    }
 }

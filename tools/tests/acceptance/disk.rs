@@ -5,16 +5,12 @@
 
 use crate::cluster::{Cluster, Shape};
 use crate::history::{judge, judge_all, read_local};
+use crate::rig::{done, skipped};
 use serde_json::Value;
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use tempfile::TempDir;
-
-fn skipped(test: &str, why: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
-}
 
 /// A small ext4 of its own, in a file.
 struct Disk {
@@ -39,12 +35,6 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let _ = done(Command::new("umount").arg("--lazy").arg(&self.at));
     }
-}
-
-fn done(command: &mut Command) -> Result<(), String> {
-    let output = command.stdin(Stdio::null()).output().map_err(|e| format!("{command:?}: {e}"))?;
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    if output.status.success() { Ok(()) } else { Err(format!("{command:?}: {said}")) }
 }
 
 /// How many flushes the device under a path has done; none if it does not count them.
@@ -93,7 +83,7 @@ fn a_full_disk() {
         |outcomes: &[Value], outcome: &str| outcomes.iter().filter(|line| line["outcome"] == outcome).count();
     assert!(count(&outcomes, "acked") > 50, "most of it fits");
     let refused = outcomes.iter().find(|line| line["outcome"] == "refused").expect("the disk is full");
-    assert!(refused["error"].as_str().is_some_and(|why| why.contains("busy")), "{refused}");
+    assert!(refused["error"].as_str().is_some_and(|why| why.contains("busy: the disk is full")), "{refused}");
     cluster.node(1).wait_logged(&["appends are refused until there is"]);
     assert!(cluster.node(1).is_running() && cluster.status(1).is_some(), "it stays up");
     assert!(!read_local(&cluster, 1).is_empty(), "and is read from");

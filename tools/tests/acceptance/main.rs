@@ -13,5 +13,7 @@ mod disk;
 mod history;
 mod host;
 mod hostile;
+mod kernel;
 mod node;
 mod replication;
+mod rig;

@@ -1,5 +1,6 @@
 //! Three nodes doing their work: appends, reads, sessions, status, and a clean stop.
 
+use crate::clock::Deadline;
 use crate::cluster::{Cluster, Shape};
 use crate::command::{tidelog, tidelog_with};
 use crate::history::{Load, judge_all, read_local};
@@ -209,4 +210,15 @@ fn the_demo_with_a_file() {
     let empty = name("empty");
     std::fs::write(&empty, "").expect("a file");
     tidelog(&["demo", "--input", &empty, "--dir", &name("more")]).refused(2, &[&empty, "no lines"]);
+}
+
+/// A node that no configuration names: said at once, with those that there are, and not after the time for an answer.
+#[test]
+fn reading_from_a_node_that_is_not_there() {
+    let mut cluster = Cluster::start(&Shape { nodes: 1, ..Shape::default() });
+    let soon = Deadline::after(std::time::Duration::from_secs(8));
+    let said = cluster.tidelog("read", &["--node", "9"]);
+    said.refused(1, &["there is no node 9 in this cluster, its nodes are 1"]);
+    assert!(!soon.is_over(), "it did not wait for the ten seconds that an answer may take");
+    cluster.stop();
 }

@@ -3,7 +3,7 @@
 use super::Packet;
 use super::disk::{Disk, Stored};
 use std::collections::{BTreeMap, BTreeSet};
-use tidelog_consensus::{Asserting, Free, Message, Replica};
+use tidelog_consensus::{Asserting, Free, Message, Repair, Replica};
 use tidelog_types::{Generation, Index, NodeId, Position, SessionRef};
 
 #[derive(Debug, Default)]
@@ -73,12 +73,22 @@ impl Checker {
             let vote = *self.votes.entry((id, generation)).or_insert(to);
             assert!(vote == to, "invariant 1: node {id} voted for {vote} and {to} in {generation}");
         }
+        // Invariant 10: what is let go is covered by the durable snapshot or a committed log start.
+        let starts = self.committed.values().filter_map(|(entry, _)| entry.meta.log_start);
+        let covered = starts.fold(disk.snapshot.index.next(), Index::max);
+        let low = disk.low_water;
+        assert!(low <= covered, "invariant 10: node {id} keeps entries from {low} on, covered are {covered}");
         let same = seen.counted.iter().zip(&disk.durable).take_while(|(a, b)| **a == b.meta.position).count();
         seen.counted.truncate(same);
         for entry in &disk.durable[same..] {
             let p = entry.meta.position;
             assert!(p.generation <= is.0, "R10: node {id} holds {p:?} under promise {is:?}");
             seen.counted.push(p);
+            if !disk.is_damaged(p.index) {
+                self.durable_on.entry((p.index, p.generation)).or_default().insert(id);
+            }
+        }
+        for p in &disk.healed {
             self.durable_on.entry((p.index, p.generation)).or_default().insert(id);
         }
     }
@@ -134,6 +144,13 @@ impl Checker {
         assert!(marks.high_water >= seen.high_water, "invariant 2, {event}: node {id} mark went back");
         let news = seen.high_water.0 + 1..=marks.high_water.0;
         seen.high_water = marks.high_water;
+        let low = marks.low_water;
+        // A replica restored from a snapshot's base alone has nothing below it.
+        assert!(
+            low <= disk.low_water.max(disk.snapshot.index.next()),
+            "invariant 10, {event}: node {id} low-water {low}"
+        );
+        assert!(low.prev() <= marks.applicable(), "invariant 10, {event}: node {id} low-water {low}");
         assert_eq!(marks.last.0, disk.log().len() as u64, "{event}: node {id} knows its log");
         let agree = disk.log().iter().zip(&disk.durable).take_while(|(a, b)| a == b).count() as u64;
         assert!(marks.durable.0 <= agree, "RULES 1, {event}: node {id} believes {} durable", marks.durable);
@@ -156,6 +173,15 @@ impl Checker {
                 assert!(holds, "invariant 4, {event}: the leader of {later} lacks {p:?}");
             }
         }
+        assert!(
+            replica.damaged_entries() >= disk.damaged().filter(|i| *i >= low).count() as u64,
+            "{event}: node {id} knows its damage"
+        );
+        let lost = disk.damaged().find(|i| *i >= low);
+        assert!(
+            lost.is_none_or(|i| marks.applicable() < i),
+            "{event}: node {id} may apply {lost:?}, which is lost"
+        );
         if replica.is_leader() && seen.led < generation {
             seen.led = generation;
             self.elections += 1;
@@ -196,7 +222,10 @@ impl Checker {
         let speaks_as_leader = |generation: Generation| {
             claim(promised == generation && vote == Some(NodeId(from)), "its own vote is durable");
         };
+        let mark = self.seen[&from].high_water;
         let matches = |generation: Generation, matched: Index| {
+            let lost = disk.damaged().find(|i| mark < *i && *i <= matched);
+            claim(lost.is_none(), "nothing of it is damaged");
             claim(disk.durable.len() as u64 >= matched.0, "the entries are durable");
             let own = disk.durable.get(usize::try_from(matched.0).unwrap().wrapping_sub(1));
             let log = &self.leader_logs[&generation];
@@ -215,6 +244,11 @@ impl Checker {
                 assert_eq!(packet.entries.len() as u64, append.count);
             }
             Message::Free(Free::Heartbeat { generation, .. }) => speaks_as_leader(*generation),
+            Message::Repair(Repair::Fetched { .. }) => {
+                let rotten = packet.entries.iter().any(|e| disk.is_damaged(e.meta.position.index));
+                claim(!rotten, "nothing damaged is given away");
+            }
+            Message::Repair(_) => {}
             Message::Asserting(m) => {
                 claim(promised == m.generation(), "its generation is durable");
                 match m {

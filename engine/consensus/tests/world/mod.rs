@@ -14,8 +14,8 @@ use core::time::Duration;
 use disk::{Disk, DiskOp, Stored};
 use std::collections::BTreeMap;
 use tidelog_consensus::{
-    Admitted, Append, Asserting, Config, Effects, Free, LogOpKind, Message, Outgoing, Proposal, ReadOutcome,
-    Refused, Replica, Restored,
+    Admitted, Append, Asserting, Config, DamagedRange, Effects, Free, LogOpKind, Message, Outgoing, Proposal,
+    ReadOutcome, Refused, Repair, Replica, Retention,
 };
 use tidelog_types::{
     Clock, EntryMeta, Generation, Index, Monotonic, NodeId, PartitionId, RecordKind, SessionKey, SessionRef,
@@ -169,8 +169,7 @@ impl World {
         let clock = self.clock(id);
         let voters = self.nodes.keys().map(|n| NodeId(*n)).collect();
         let node = self.nodes.get_mut(&id).unwrap();
-        let mut restored = Restored::new();
-        node.disk.replay(&mut restored);
+        let restored = node.disk.restored(node.lives % 2 == 1);
         restored.check().expect("what was written is one log");
         node.lives += 1;
         let config = Config {
@@ -210,13 +209,24 @@ impl World {
         let node = self.nodes.get_mut(&id).unwrap();
         for op in effects.append {
             let op_kind = match op.kind {
-                LogOpKind::Append { first, last } => {
+                LogOpKind::Append { first, last } | LogOpKind::Repair { first, last } => {
                     let these = entries.iter().filter(|e| (first..=last).contains(&e.meta.position.index));
                     let these: Vec<Stored> = these.cloned().collect();
                     assert_eq!(these.len() as u64, last.0 - first.0 + 1, "the bytes are at hand");
-                    DiskOp::Append(these)
+                    match op.kind {
+                        LogOpKind::Append { .. } => DiskOp::Append(these),
+                        _ => DiskOp::Repair(these),
+                    }
                 }
-                LogOpKind::Make(meta) => DiskOp::Append(vec![Stored { meta, payload: "noop".into() }]),
+                LogOpKind::Make(meta) => {
+                    let payload = meta.log_start.map_or("noop".into(), |first| format!("start{first}"));
+                    DiskOp::Append(vec![Stored { meta, payload }])
+                }
+                LogOpKind::SnapshotMark { covered } => {
+                    let base = node.replica().base_at(covered.index).expect("told when it was taken");
+                    DiskOp::SnapshotMark(covered, base.encode())
+                }
+                LogOpKind::LowWater { first } => DiskOp::LowWater(first),
                 LogOpKind::Promise { generation, vote } => DiskOp::Promise(generation, vote),
                 LogOpKind::Cut { keep } => {
                     self.checker.cut(id, keep, &node.disk, &self.event);
@@ -274,6 +284,12 @@ impl World {
                 let mut bytes = 0;
                 let mut fits = first;
                 for i in first.0..=end.0 {
+                    if node.disk.is_damaged(Index(i)) {
+                        if i == first.0 {
+                            return None;
+                        }
+                        break;
+                    }
                     let size = u64::from(node.disk.entry(Index(i)).unwrap().meta.record_bytes);
                     if i > first.0 && bytes + size > budget {
                         break;
@@ -312,9 +328,66 @@ impl World {
     pub fn deliver(&mut self, packet: Packet) {
         let metas: Vec<EntryMeta> = packet.entries.iter().map(|e| e.meta).collect();
         let Packet { from, to, message, entries } = packet;
+        match message {
+            Message::Repair(Repair::Fetch { generation, first, last }) => {
+                let Some(replica) = &self.node(to).replica else { return };
+                let message = match replica.can_give(first, last, generation) {
+                    Some(last) => Repair::Fetched { generation, first, count: last.0 - first.0 + 1 },
+                    None => {
+                        let damaged = replica.damaged_from(first) == Some(first);
+                        Repair::Missing { generation, first, damaged, promised: self.node(to).disk.promise.0 }
+                    }
+                };
+                let count = if let Repair::Fetched { count, .. } = message { count } else { 0 };
+                let disk = &self.node(to).disk;
+                let entries =
+                    (first.0..first.0 + count).map(|i| disk.entry(Index(i)).unwrap().clone()).collect();
+                let packet = Packet { from: to, to: from, message: Message::Repair(message), entries };
+                self.checker.sent(&packet, &self.nodes[&to].disk, &self.event);
+                self.wire.push(packet);
+                return;
+            }
+            Message::Repair(Repair::Fetched { .. }) => {
+                self.input(to, &entries, |replica, _, effects| replica.repair(&metas, effects));
+                return;
+            }
+            Message::Repair(Repair::Missing { .. }) => return,
+            _ => {}
+        }
         self.input(to, &entries, |replica, clock, effects| {
             replica.step(clock, NodeId(from), message, &metas, effects);
         });
+    }
+
+    /// The bytes of a durable entry are lost, and the node notices if it is up.
+    pub fn rot(&mut self, id: u64, index: u64) -> bool {
+        let index = Index(index);
+        let disk = &mut self.node_mut(id).disk;
+        let Some(entry) = disk.entry(index).cloned() else { return false };
+        let same = disk.durable.get(usize::try_from(index.0).unwrap() - 1) == Some(&entry);
+        let rotted = same && disk.rot(index);
+        if rotted && self.is_up(id) {
+            let range =
+                DamagedRange { first: index, last: index, generation: entry.meta.position.generation };
+            self.input(id, &[], |replica, clock, effects| replica.damaged(clock, range, effects));
+        }
+        rotted
+    }
+
+    /// Asks a peer for what is damaged. False if nothing is.
+    pub fn fetch(&mut self, id: u64, peer: u64) -> bool {
+        let wanted = self.node(id).replica.as_ref().and_then(Replica::repair_wanted);
+        let Some(DamagedRange { first, last, generation }) = wanted else { return false };
+        let message = Message::Repair(Repair::Fetch { generation, first, last });
+        self.wire.push(Packet { from: id, to: peer, message, entries: Vec::new() });
+        true
+    }
+
+    /// Stops a node in the middle of a write: see [`Disk::crash_suspect`].
+    pub fn crash_suspect(&mut self, id: u64) {
+        let node = self.nodes.get_mut(&id).unwrap();
+        node.disk.crash_suspect(&mut |disk| self.checker.disk_moved(id, disk));
+        self.crash(id, 0);
     }
 
     pub fn tick(&mut self, id: u64) {
@@ -341,6 +414,7 @@ impl World {
             }
             done = true;
             self.checker.disk_moved(id, &node.disk);
+            node.disk.healed.clear();
         }
         let reported = node.disk.reported;
         if done {
@@ -390,6 +464,34 @@ impl World {
         }
         self.carry_out(id, &made, effects);
         Some(result)
+    }
+
+    /// Node `id` has taken a snapshot up to `covered`. False if the sessions as of then are not known any more.
+    pub fn snapshot(&mut self, id: u64, covered: Index) -> bool {
+        let replica = self.replica(id);
+        let Some(base) = replica.base_at(covered) else { return false };
+        self.input(id, &[], |replica, _, effects| replica.snapshot_taken(base.position(), effects));
+        true
+    }
+
+    /// Node `id` raises its low-water mark.
+    pub fn raise_low_water(&mut self, id: u64, first: Index) {
+        self.input(id, &[], |replica, _, effects| replica.raise_low_water(first, effects));
+    }
+
+    /// Node `id` looks whether its log is too long or too old.
+    pub fn retain(&mut self, id: u64, retention: Retention) -> bool {
+        self.input(id, &[], |replica, clock, effects| replica.retain(clock, retention, effects).is_some())
+            .unwrap_or(false)
+    }
+
+    /// What every node holds durably, the same everywhere and committed.
+    pub fn on_all(&self) -> Index {
+        let logs = || self.nodes.values().map(|node| &node.disk.durable);
+        let shortest = logs().map(Vec::len).min().unwrap_or(0);
+        let Some(first) = logs().next() else { return Index::ZERO };
+        let same = (0..shortest).take_while(|at| logs().all(|log| log[*at] == first[*at])).count();
+        Index(same as u64).min(self.checker.committed_index())
     }
 
     pub fn read(&mut self, id: u64, request: u64) -> Option<Result<(), Refused>> {
@@ -447,8 +549,15 @@ impl World {
 
     /// Time passes in small steps with a perfect network and perfect disks among `nodes`.
     pub fn run(&mut self, nodes: &[u64], d: Duration) {
-        for _ in 0..millis(d).max(1) {
+        for round in 0..millis(d).max(1) {
             self.wait(Duration::from_millis(1));
+            for id in nodes {
+                let others: Vec<u64> = nodes.iter().copied().filter(|n| n != id).collect();
+                if self.is_up(*id) && !others.is_empty() && round % 5 == 0 {
+                    let at = usize::try_from(round / 5).unwrap() % others.len();
+                    self.fetch(*id, others[at]);
+                }
+            }
             for id in nodes {
                 if self.is_up(*id) && self.replica(*id).deadline() <= self.now {
                     self.tick(*id);
@@ -479,6 +588,15 @@ pub fn show(packet: &Packet) -> String {
             }
             Free::Heartbeat { generation, high_water, .. } => {
                 format!("heartbeat g{generation} high {high_water}")
+            }
+        },
+        Message::Repair(m) => match m {
+            Repair::Fetch { generation, first, last } => format!("fetch {first}..{last}@{generation}"),
+            Repair::Fetched { .. } => {
+                format!("fetched {}", packet.entries.iter().map(Stored::show).collect::<Vec<_>>().join(" "))
+            }
+            Repair::Missing { generation, first, damaged, .. } => {
+                format!("missing {first}@{generation}{}", if *damaged { " damaged" } else { "" })
             }
         },
         Message::Asserting(m) => match m {

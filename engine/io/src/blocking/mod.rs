@@ -116,7 +116,7 @@ impl Io for BlockingIo {
             self.try_hopeful();
             let left = match wait {
                 Wait::No => Some(Duration::ZERO),
-                Wait::Until(deadline) => Some(deadline.since(sys::monotonic())),
+                Wait::Until(deadline) | Wait::Briefly(deadline) => Some(deadline.since(sys::monotonic())),
                 Wait::Forever => None,
             };
             let idle = self.ready.is_empty() && !woken;

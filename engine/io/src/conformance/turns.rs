@@ -39,6 +39,16 @@ fn deadlines(b: &mut Bench) {
             demand!(b, polls < 100, "a wait lasts until its deadline, or nearly");
         }
     }
+    // a brief wait ends no earlier, whether the moment is near or not
+    for micros in [0u64, 10, 50, 100, 2000] {
+        let deadline = b.setup.io.clock().now.after(Duration::from_micros(micros));
+        let mut polls = 0;
+        while b.setup.io.clock().now < deadline {
+            demand!(b, b.poll(Wait::Briefly(deadline)) == 0, "nothing was submitted");
+            polls += 1;
+            demand!(b, polls < 100, "a wait lasts until its deadline, or nearly");
+        }
+    }
     // a deadline that has passed does not wait
     let past = b.setup.io.clock().now;
     demand!(b, b.poll(Wait::Until(past)) == 0, "nothing was submitted");
@@ -95,5 +105,16 @@ fn wake_during_wait(b: &mut Bench) {
         if other.join().is_err() {
             b.fail("the waking thread");
         }
+    }
+    // However far away the moment of a brief wait is.
+    for micros in [40u64, 3_600_000_000] {
+        let waker = b.setup.io.waker();
+        let other = std::thread::spawn(move || waker.wake());
+        let until = b.setup.io.clock().now.after(Duration::from_micros(micros));
+        demand!(b, b.poll(Wait::Briefly(until)) == 0, "a wake-up is not a completion");
+        if other.join().is_err() {
+            b.fail("the waking thread");
+        }
+        b.poll(Wait::No); // the short wait may have ended before its wake-up
     }
 }

@@ -12,6 +12,7 @@
 //! It has to be used, and dropped, on the thread that opened it.
 
 mod files;
+mod lookout;
 mod ring;
 mod slots;
 mod sockets;
@@ -25,12 +26,13 @@ use crate::{Token, Wait, Waker};
 use core::time::Duration;
 use files::File;
 use io_uring::{opcode, types};
+use lookout::Lookout;
 use ring::{Ring, Stay};
 use slots::{Slots, Work};
 use sockets::{Conn, Listener};
 use std::collections::VecDeque;
 use std::ops::Range;
-use tidelog_types::Clock;
+use tidelog_types::{Clock, Monotonic};
 
 /// User data of the wake-up read, and of cancellations. Slots have smaller numbers.
 const BELL: u64 = u64::MAX;
@@ -38,6 +40,17 @@ const CANCELLATION: u64 = u64::MAX - 1;
 
 /// Longest that dropping waits for the kernel.
 const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Turns of the processor's waiting loop between two looks at what others write.
+const SPINS_PER_LOOK: u32 = 16;
+
+/// What ended a look.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    WakeUp,
+    Completion,
+    Nothing,
+}
 
 /// See the module.
 pub struct UringIo {
@@ -48,6 +61,9 @@ pub struct UringIo {
     bell_word: Box<u64>,
     bell_armed: bool,
     bell: Bell,
+    /// For waits with nothing of ours on its way to a disk, and for the others.
+    idle: Lookout,
+    writing: Lookout,
     options: IoOptions,
     sync: SyncMode,
     files: Table<File>,
@@ -109,6 +125,8 @@ impl UringIo {
             bell_word: Box::new(0),
             bell_armed: false,
             bell,
+            idle: Lookout::default(),
+            writing: Lookout::default(),
             sync,
             files: Table::new(options.files_max),
             conns: Table::new(options.connections_max),
@@ -231,6 +249,57 @@ impl UringIo {
         unsafe { self.ring.push(&[entry]) };
     }
 
+    /// Waits, at first perhaps without sleeping. True: woken by another thread.
+    fn wait(&mut self, wait: Wait) -> bool {
+        let began = sys::monotonic();
+        let writing = self.file_operations > 0;
+        let look_until = match wait {
+            Wait::Briefly(until) if until.since(began) <= lookout::UNTIMED => Some(until),
+            Wait::Until(deadline) => self.lookout(writing).until(began).map(|until| until.min(deadline)),
+            _ => self.lookout(writing).until(began),
+        };
+        if let Some(until) = look_until {
+            let seen = self.look(until);
+            if !matches!(wait, Wait::Briefly(_)) {
+                self.lookout(writing).looked(seen != Seen::Nothing);
+            }
+            if seen != Seen::Nothing {
+                return seen == Seen::WakeUp;
+            }
+        }
+        let woken = match stay(wait) {
+            Stay::No => false,
+            stay => self.sleep(stay),
+        };
+        if look_until.is_none() {
+            self.lookout(writing).slept(sys::monotonic().since(began), woken);
+        }
+        woken
+    }
+
+    fn lookout(&mut self, writing: bool) -> &mut Lookout {
+        if writing { &mut self.writing } else { &mut self.idle }
+    }
+
+    /// Looks out without sleeping.
+    fn look(&mut self, until: Monotonic) -> Seen {
+        self.ring.enter(Stay::No);
+        loop {
+            if self.bell.rang() {
+                return Seen::WakeUp;
+            }
+            if self.ring.has_news() {
+                return Seen::Completion;
+            }
+            if sys::monotonic() >= until {
+                return Seen::Nothing;
+            }
+            for _ in 0..SPINS_PER_LOOK {
+                core::hint::spin_loop();
+            }
+        }
+    }
+
     /// Waits in the kernel. True: woken by another thread.
     fn sleep(&mut self, stay: Stay) -> bool {
         self.arm_bell();
@@ -240,6 +309,18 @@ impl UringIo {
         }
         self.ring.enter(stay);
         self.bell.get_up()
+    }
+}
+
+/// How long `wait` may still last.
+fn stay(wait: Wait) -> Stay {
+    match wait {
+        Wait::No => Stay::No,
+        Wait::Until(deadline) | Wait::Briefly(deadline) => match deadline.since(sys::monotonic()) {
+            Duration::ZERO => Stay::No,
+            left => Stay::AtMost(left),
+        },
+        Wait::Forever => Stay::Forever,
     }
 }
 
@@ -253,18 +334,11 @@ impl Io for UringIo {
     fn poll(&mut self, wait: Wait, out: &mut Vec<Completion>) -> usize {
         let mut woken = self.bell.rang();
         loop {
-            let stay = match wait {
-                Wait::No => Stay::No,
-                Wait::Until(deadline) => match deadline.since(sys::monotonic()) {
-                    Duration::ZERO => Stay::No,
-                    left => Stay::AtMost(left),
-                },
-                Wait::Forever => Stay::Forever,
-            };
+            let stay = stay(wait);
             let idle = self.ready.is_empty() && !woken && !self.ring.has_completions();
             let waits = idle && !matches!(stay, Stay::No);
             if waits {
-                woken = self.sleep(stay);
+                woken = self.wait(wait);
             } else {
                 self.ring.enter(Stay::No);
             }

@@ -181,6 +181,11 @@ impl Ring {
         !self.ring.completion().is_empty()
     }
 
+    /// Whether an enter would find completions, without entering the kernel.
+    pub(super) fn has_news(&mut self) -> bool {
+        self.has_completions() || self.ring.submission().taskrun()
+    }
+
     /// Hands over what is queued, lets deferred work run, and waits as told for a completion. A signal may cut
     /// the wait short.
     pub(super) fn enter(&mut self, stay: Stay) {

@@ -44,8 +44,10 @@ pub struct BatchHeader {
     pub prev: Lsn,
     /// Everything of this epoch before this position was durable when this batch was submitted.
     pub durable: Lsn,
-    /// Position of the newest base checkpoint; 0: none.
+    /// Position of the batch that ends the newest base checkpoint; 0: none.
     pub checkpoint: Lsn,
+    /// Position of the batch that ends the one before it, which is kept as well; 0: none.
+    pub older_checkpoint: Lsn,
     /// Length, a multiple of the page.
     pub total_len: u32,
     /// Offset of the footer.
@@ -87,7 +89,8 @@ impl BatchHeader {
             b.extend_from_slice(&field.to_le_bytes());
         }
         b.extend_from_slice(&self.wall.0.to_le_bytes());
-        b.extend_from_slice(&[0; 16]);
+        b.extend_from_slice(&self.older_checkpoint.0.to_le_bytes());
+        b.extend_from_slice(&[0; 8]);
         out.copy_from_slice(&b);
         let crc = crc32c::crc32c(&out[8..]);
         out[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -133,6 +136,7 @@ impl BatchHeader {
             prev: Lsn(prefix.u64()?),
             durable: Lsn(prefix.u64()?),
             checkpoint: Lsn(prefix.u64()?),
+            older_checkpoint: Lsn(0),
             total_len: prefix.u32()?,
             footer_offset: prefix.u32()?,
             record_count: prefix.u32()?,
@@ -142,7 +146,8 @@ impl BatchHeader {
         };
         prefix.zero::<4>()?;
         header.wall = WallMs(prefix.u64()?);
-        prefix.zero::<16>()?;
+        header.older_checkpoint = Lsn(prefix.u64()?);
+        prefix.zero::<8>()?;
         let (total, footer) = (header.total_len as usize, header.footer_offset as usize);
         if !total.is_multiple_of(PAGE_BYTES) || total == 0 || total > BATCH_BYTES_MAX {
             return Err(FormatError::Field("total_len"));
@@ -150,7 +155,11 @@ impl BatchHeader {
         if !footer.is_multiple_of(RECORD_ALIGN) || footer < FOOTER_OFFSET_MIN || footer >= total {
             return Err(FormatError::Field("footer_offset"));
         }
-        if header.lsn.0.checked_add(u64::from(header.total_len)).is_none() || header.durable > header.lsn {
+        if header.lsn.0.checked_add(u64::from(header.total_len)).is_none()
+            || header.durable > header.lsn
+            || header.checkpoint > header.lsn
+            || header.older_checkpoint > header.checkpoint
+        {
             return Err(FormatError::Field("lsn"));
         }
         Ok(header)
@@ -178,7 +187,8 @@ mod tests {
             batch_seq: 4,
             prev: Lsn(8192),
             durable: Lsn(12288),
-            checkpoint: Lsn(0),
+            checkpoint: Lsn(4096),
+            older_checkpoint: Lsn(0),
             total_len: 8192,
             footer_offset: 4160,
             record_count: 5,

@@ -5,15 +5,22 @@
 //! (store, segment, epoch, position) is compared by the caller.
 
 mod batch;
+mod checkpoint;
 mod footer;
 mod segment;
+mod summary;
+pub(crate) mod varint;
 
 pub use batch::{
     BATCH_HEADER_BYTES, BATCH_MAGIC, BATCH_VERSION, BatchHeader, FLAG_DONE, FLAG_OPEN, FLAG_SEAL,
     FOOTER_OFFSET_MIN,
 };
+pub use checkpoint::{CHECKPOINT_END_VERSION, CheckpointEnd, ChunkPlace};
 pub use footer::{FOOTER_BYTES, FOOTER_MAGIC, Footer, SPAN_BYTES, Span, footer_bytes};
 pub use segment::{BATCHES_START, SEGMENT_MAGIC, SEGMENT_VERSION, SegmentHeader};
+pub use summary::{
+    SUMMARY_HEAD_BYTES, SUMMARY_VERSION, SummaryHead, SummarySpan, encode_summary, visit_summary,
+};
 
 /// Why bytes are not the structure asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -53,6 +60,16 @@ pub(crate) struct Fields<'a>(&'a [u8]);
 impl<'a> Fields<'a> {
     pub(crate) const fn new(bytes: &'a [u8]) -> Fields<'a> {
         Fields(bytes)
+    }
+    /// Bytes that are left.
+    pub(crate) const fn left(&self) -> usize {
+        self.0.len()
+    }
+    /// Takes `len` bytes.
+    pub(crate) fn bytes(&mut self, len: usize) -> Result<&'a [u8], FormatError> {
+        let (head, rest) = self.0.split_at_checked(len).ok_or(FormatError::Short)?;
+        self.0 = rest;
+        Ok(head)
     }
     pub(crate) fn take<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
         let (head, rest) = self.0.split_first_chunk::<N>().ok_or(FormatError::Short)?;

@@ -31,13 +31,15 @@ pub struct SegmentHeader {
     /// Where the log of all earlier epochs ends: everything before it is proven, nothing behind it counts.
     /// 0: there is none.
     pub prev_epoch_end: Lsn,
+    /// The file was a segment before: what lies behind the last batch is of an earlier use, not zeros.
+    pub recycled: bool,
 }
 
 impl SegmentHeader {
     /// The header's page.
     pub fn encode(&self, page: &mut [u8; PAGE_BYTES]) {
         page.fill(0);
-        let mut out = Vec::with_capacity(80);
+        let mut out = Vec::with_capacity(72);
         out.extend_from_slice(&SEGMENT_VERSION.to_le_bytes());
         out.extend_from_slice(&self.shard.0.to_le_bytes());
         for field in [
@@ -51,6 +53,7 @@ impl SegmentHeader {
         ] {
             out.extend_from_slice(&field.to_le_bytes());
         }
+        out.extend_from_slice(&u32::from(self.recycled).to_le_bytes());
         page[8..8 + out.len()].copy_from_slice(&out);
         let crc = crc32c::crc32c(&page[8..]);
         page[..4].copy_from_slice(&SEGMENT_MAGIC);
@@ -70,7 +73,7 @@ impl SegmentHeader {
         if version != SEGMENT_VERSION {
             return Err(FormatError::Version(version));
         }
-        let header = SegmentHeader {
+        let mut header = SegmentHeader {
             shard: ShardId(fields.u32()?),
             store: Incarnation(fields.u64()?),
             node: NodeId(fields.u64()?),
@@ -79,8 +82,14 @@ impl SegmentHeader {
             bytes: fields.u64()?,
             epoch: fields.u64()?,
             prev_epoch_end: Lsn(fields.u64()?),
+            recycled: false,
         };
-        fields.zero::<64>()?;
+        header.recycled = match fields.u32()? {
+            0 => false,
+            1 => true,
+            _ => return Err(FormatError::Field("flags")),
+        };
+        fields.zero::<60>()?;
         let page = PAGE_BYTES as u64;
         if !header.bytes.is_multiple_of(page) || header.bytes <= BATCHES_START {
             return Err(FormatError::Field("size"));
@@ -138,6 +147,7 @@ mod tests {
             bytes: 1 << 20,
             epoch: 3,
             prev_epoch_end: Lsn(12288),
+            recycled: true,
         }
     }
 

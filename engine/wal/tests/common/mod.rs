@@ -10,7 +10,9 @@ use tidelog_types::{
     EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
     ReplicatedMs, ShardId, Ticket, record,
 };
-use tidelog_wal::{Busy, OpenError, Options, ReadId, RecoveryReport, Replay, Run, Wal, WalError, WalEvent};
+use tidelog_wal::{
+    Busy, Lost, OpenError, Options, ReadError, ReadId, RecoveryReport, Replay, Run, Wal, WalError, WalEvent,
+};
 
 pub const NODE: u64 = 1;
 pub const DIR: &str = "/data/wal";
@@ -24,8 +26,14 @@ pub fn tiny() -> Options {
         spares: 1,
         cache_bytes_max: 48 << 10,
         cluster_tag: 77,
+        checkpoint_every: 96 << 10,
         ..Options::new(DIR, NodeId(NODE), ShardId(0), Incarnation(STORE))
     }
+}
+
+/// The same without checkpoints: an opening reads everything.
+pub fn whole() -> Options {
+    Options { checkpoint_every: 1 << 50, ..tiny() }
 }
 
 /// One partition as the model has it.
@@ -33,9 +41,49 @@ pub fn tiny() -> Options {
 pub struct Part {
     pub entries: Vec<(u64, Vec<u8>)>,
     pub promise: (u64, u64),
+    /// First index kept; 0: all.
+    pub low: u64,
 }
 
 impl Part {
+    /// What a shard would save of it.
+    fn save(&self, mark: u64, out: &mut Vec<u8>) {
+        for number in [self.promise.0, self.promise.1, self.low, mark, self.entries.len() as u64] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        for (at, (generation, payload)) in self.entries.iter().enumerate() {
+            let payload = if (at as u64) + 1 < self.low { &[] } else { payload.as_slice() };
+            out.extend_from_slice(&generation.to_le_bytes());
+            out.extend_from_slice(&(payload.len() as u64).to_le_bytes());
+            out.extend_from_slice(payload);
+        }
+    }
+    /// Without the payloads of what is not kept any more.
+    pub fn kept(&self) -> Part {
+        let mut kept = self.clone();
+        for entry in kept.entries.iter_mut().take(self.low.saturating_sub(1) as usize) {
+            entry.1.clear();
+        }
+        kept
+    }
+    fn load(mut bytes: &[u8]) -> (Part, u64) {
+        let number = |bytes: &mut &[u8]| {
+            let (head, rest) = bytes.split_first_chunk().expect("saved whole");
+            *bytes = rest;
+            u64::from_le_bytes(*head)
+        };
+        let promise = (number(&mut bytes), number(&mut bytes));
+        let (low, mark, count) = (number(&mut bytes), number(&mut bytes), number(&mut bytes));
+        let mut part = Part { promise, low, entries: Vec::new() };
+        for _ in 0..count {
+            let (generation, len) = (number(&mut bytes), number(&mut bytes));
+            let (payload, rest) = bytes.split_at(len as usize);
+            part.entries.push((generation, payload.to_vec()));
+            bytes = rest;
+        }
+        assert!(bytes.is_empty());
+        (part, mark)
+    }
     pub fn last(&self) -> Position {
         let index = self.entries.len() as u64;
         Position::new(Index(index), Generation(self.entries.last().map_or(0, |e| e.0)))
@@ -51,9 +99,26 @@ pub type State = BTreeMap<u64, Part>;
 /// What the log was told.
 #[derive(Clone, Debug)]
 pub enum Act {
-    Entry { partition: u64, generation: u64, payload: Vec<u8> },
-    Promise { partition: u64, generation: u64, vote: u64 },
-    Cut { partition: u64, keep: u64 },
+    Entry {
+        partition: u64,
+        generation: u64,
+        payload: Vec<u8>,
+    },
+    Promise {
+        partition: u64,
+        generation: u64,
+        vote: u64,
+    },
+    Cut {
+        partition: u64,
+        keep: u64,
+    },
+    LowWater {
+        partition: u64,
+        first: u64,
+    },
+    /// Lost entries were written again.
+    Moved,
 }
 
 fn apply(state: &mut State, act: &Act) {
@@ -67,6 +132,8 @@ fn apply(state: &mut State, act: &Act) {
         Act::Cut { partition, keep } => {
             state.entry(*partition).or_default().entries.truncate(*keep as usize);
         }
+        Act::Moved => {}
+        Act::LowWater { partition, first } => state.entry(*partition).or_default().low = *first,
     }
 }
 
@@ -74,8 +141,11 @@ fn apply(state: &mut State, act: &Act) {
 #[derive(Default)]
 pub struct Told {
     pub state: State,
+    /// Entries whose bytes are lost: (partition, index), and whether that is only suspected.
+    pub lost: BTreeMap<(u64, u64), bool>,
     pub marks: BTreeMap<u64, u64>,
     pub entries: u64,
+    pub checkpoints: u64,
 }
 
 impl Replay for Told {
@@ -90,9 +160,44 @@ impl Replay for Told {
         let part = self.state.entry(partition.0).or_default();
         assert_eq!(part.position(keep.index.0), keep, "a cut keeps an entry");
         part.entries.truncate(keep.index.0 as usize);
+        self.lost.retain(|at, _| at.0 != partition.0 || at.1 <= keep.index.0);
+    }
+    fn damaged(&mut self, partition: PartitionId, lost: Lost) {
+        let part = self.state.entry(partition.0).or_default();
+        for index in lost.first.0..=lost.last.0 {
+            if index > part.last().index.0 {
+                assert_eq!(index, part.last().index.0 + 1, "replay is dense");
+                part.entries.push((lost.generation.0, Vec::new()));
+            }
+            assert_eq!(part.position(index).generation, lost.generation);
+            self.lost.insert((partition.0, index), lost.suspect);
+        }
+    }
+    fn moved(&mut self, partition: PartitionId, meta: &EntryMeta, payload: &[u8]) {
+        let part = self.state.entry(partition.0).or_default();
+        assert_eq!(part.position(meta.position.index.0), meta.position, "a copy is of an entry of the log");
+        let at = (partition.0, meta.position.index.0);
+        let entry = &mut part.entries[meta.position.index.0 as usize - 1];
+        if self.lost.remove(&at).is_some() {
+            entry.1 = payload.to_vec();
+        }
+        assert_eq!(entry.1, payload, "a copy has the same bytes");
     }
     fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>) {
         self.state.entry(partition.0).or_default().promise = (generation.0, vote.map_or(0, |v| v.0));
+    }
+    fn low_water(&mut self, partition: PartitionId, first: Index) {
+        let part = self.state.entry(partition.0).or_default();
+        assert!(first.0 >= part.low, "a low-water mark never goes back");
+        part.low = first.0;
+    }
+    fn checkpoint(&mut self, partition: PartitionId, state: &[u8]) {
+        self.checkpoints += 1;
+        let (part, mark) = Part::load(state);
+        assert!(self.state.insert(partition.0, part).is_none(), "a checkpoint comes first");
+        if mark > 0 {
+            self.marks.insert(partition.0, mark);
+        }
     }
     fn high_water(&mut self, partition: PartitionId, mark: Index) {
         self.marks.insert(partition.0, mark.0);
@@ -115,6 +220,8 @@ pub struct Rig {
     pub acked: usize,
     pub now: State,
     pub marks: BTreeMap<u64, u64>,
+    /// The highest marks, also those that a crash has forgotten: nothing below them is cut.
+    pub marked: BTreeMap<u64, u64>,
     tickets: BTreeMap<u64, Vec<(u64, usize)>>,
     next_ticket: u64,
     pub fenced: Option<WalError>,
@@ -122,6 +229,10 @@ pub struct Rig {
     pub reads: BTreeMap<u64, Result<Run, tidelog_wal::ReadError>>,
     next_read: u64,
     pub durable_events: u64,
+    /// As told at the last opening.
+    pub lost: BTreeMap<(u64, u64), bool>,
+    /// Partitions that snapshots were asked of.
+    pub wanted: Vec<u64>,
 }
 
 impl Rig {
@@ -137,6 +248,7 @@ impl Rig {
             acked: 0,
             now: State::new(),
             marks: BTreeMap::new(),
+            marked: BTreeMap::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
             fenced: None,
@@ -144,6 +256,8 @@ impl Rig {
             reads: BTreeMap::new(),
             next_read: 0,
             durable_events: 0,
+            lost: BTreeMap::new(),
+            wanted: Vec::new(),
         }
     }
 
@@ -172,7 +286,7 @@ impl Rig {
                 apply(&mut state, act);
             }
             at = end;
-            if at >= self.acked && self.matches(&state, at, &told.state) {
+            if at >= self.acked && self.matches(&state, at, &told) {
                 matched = true;
                 break;
             }
@@ -186,11 +300,22 @@ impl Rig {
             brief(&self.base)
         );
         for (partition, mark) in &told.marks {
-            assert!(*mark <= self.marks[partition], "a mark nobody told");
+            assert!(*mark <= self.marked[partition], "a mark nobody told");
+        }
+        for (partition, mark) in &mut self.marked {
+            // Entries that were marked and not durable may be lost.
+            *mark = (*mark).min(told.state.get(partition).map_or(0, |p| p.entries.len() as u64));
         }
         self.marks = told.marks;
-        self.now = told.state.clone();
-        self.base = told.state;
+        self.lost = told.lost;
+        let mut found = told.state;
+        for (partition, index) in self.lost.keys() {
+            let at = *index as usize - 1;
+            let entries = &mut found.get_mut(partition).unwrap().entries;
+            entries[at] = state[partition].entries[at].clone();
+        }
+        self.now = found.clone();
+        self.base = found;
         self.acts.clear();
         self.batches = vec![0];
         self.acked = 0;
@@ -202,7 +327,7 @@ impl Rig {
         for (&partition, part) in &self.now {
             assert_eq!(wal.last(PartitionId(partition)), part.last());
             assert_eq!(wal.sequenced(PartitionId(partition)), part.last().index);
-            for index in 0..=part.entries.len() as u64 {
+            for index in part.low.saturating_sub(1)..=part.entries.len() as u64 {
                 assert_eq!(
                     wal.generation_at(PartitionId(partition), Index(index)),
                     Some(part.position(index).generation)
@@ -212,7 +337,8 @@ impl Rig {
     }
 
     /// Entries are the model's; promises are, or were raised by one that was written later.
-    fn matches(&self, model: &State, at: usize, told: &State) -> bool {
+    fn matches(&self, model: &State, at: usize, told: &Told) -> bool {
+        let (told, lost) = (&told.state, &told.lost);
         let empty = Part::default();
         let partitions: std::collections::BTreeSet<_> = model.keys().chain(told.keys()).collect();
         partitions.into_iter().all(|p| {
@@ -223,7 +349,12 @@ impl Rig {
                         if partition == p && (*generation, *vote) == told.promise)
                 })
             };
-            model.entries == told.entries && (model.promise == told.promise || later())
+            let (kept, given) = (model.kept(), told.kept());
+            let entries = kept.entries.len() == given.entries.len()
+                && kept.entries.iter().zip(&given.entries).zip(1..).all(|((model, told), at)| {
+                    model == told || (model.0 == told.0 && lost.contains_key(&(*p, at)))
+                });
+            entries && model.low == told.low && (model.promise == told.promise || later())
         })
     }
 
@@ -320,15 +451,60 @@ impl Rig {
         self.told(Act::Cut { partition, keep }, result)
     }
 
+    /// Gives every lost entry its bytes back, one by one, as a peer would.
+    pub fn heal(&mut self) {
+        for (partition, index) in std::mem::take(&mut self.lost).into_keys() {
+            let part = self.part(partition).clone();
+            let (generation, payload) = part.entries[index as usize - 1].clone();
+            let header = RecordHeader {
+                index: Index(index),
+                prev_generation: part.position(index - 1).generation,
+                ..self.header(partition, generation, &payload)
+            };
+            let mut bytes = vec![0; header.record_bytes()];
+            header.encode(&mut bytes);
+            bytes[header.head_bytes()..][..payload.len()].copy_from_slice(&payload);
+            let ticket = self.ticket(partition);
+            let id = PartitionId(partition);
+            while self.wal().append_repair(ticket, id, &bytes, &[header.meta()]).is_err() {
+                self.flush();
+                self.poll(Wait::Forever);
+                self.tick();
+            }
+            self.told(Act::Moved, Ok(())).unwrap();
+        }
+        self.drain();
+    }
+
+    pub fn low_water(&mut self, partition: u64, first: u64) -> Result<(), Busy> {
+        let ticket = self.ticket(partition);
+        let result = self.wal().append_low_water(ticket, PartitionId(partition), Index(first));
+        self.told(Act::LowWater { partition, first }, result)
+    }
+
     pub fn mark(&mut self, partition: u64, mark: u64) {
         self.marks.insert(partition, mark);
+        let highest = self.marked.entry(partition).or_default();
+        *highest = mark.max(*highest);
         self.wal().note_high_water(PartitionId(partition), Index(mark));
     }
 
     pub fn flush(&mut self) {
         let (wal, io) = (self.wal.as_mut().unwrap(), self.io.as_mut().unwrap());
         let before = wal.stats().batches;
-        wal.flush(io);
+        if !self.lost.is_empty() {
+            // What is lost is found again by reading the log, which a checkpoint would spare.
+            wal.flush(io);
+            if wal.stats().batches > before {
+                self.batches.push(self.acts.len());
+            }
+            return;
+        }
+        let (now, marks) = (&self.now, &self.marks);
+        wal.flush_saving(io, &mut |partition, out| {
+            let part = now.get(&partition.0).cloned().unwrap_or_default();
+            part.save(marks.get(&partition.0).copied().unwrap_or(0), out);
+        });
         if wal.stats().batches > before {
             self.batches.push(self.acts.len());
         }
@@ -372,6 +548,7 @@ impl Rig {
                 }
                 WalEvent::Full => self.full = true,
                 WalEvent::SpaceBack => self.full = false,
+                WalEvent::SnapshotWanted { partition } => self.wanted.push(partition.0),
                 WalEvent::Read { read, result } => {
                     self.reads.insert(read.0, result);
                 }
@@ -467,8 +644,16 @@ impl Rig {
         for (partition, part) in self.now.clone() {
             let sequenced = self.wal().sequenced(PartitionId(partition)).0;
             assert!(sequenced <= part.entries.len() as u64);
-            let mut next = 1;
+            let mut next = part.low.max(1);
             while next <= sequenced {
+                if self.lost.contains_key(&(partition, next)) {
+                    match self.read(partition, next, sequenced, 20 << 10) {
+                        Err(ReadError::Damaged { index, .. }) => assert_eq!(index, Index(next)),
+                        other => panic!("partition {partition} index {next} is lost, and read: {other:?}"),
+                    }
+                    next += 1;
+                    continue;
+                }
                 let run = match self.read(partition, next, sequenced, 20 << 10) {
                     Ok(run) => run,
                     Err(_) if !self.alive() => return false,
@@ -496,7 +681,9 @@ impl Rig {
             let fill = random.bits() as u8;
             (0..len).map(|i| fill.wrapping_add(i as u8)).collect::<Vec<u8>>()
         };
-        let result = match random.below(20) {
+        let low = self.part(partition).low;
+        let kept = self.marked.get(&partition).copied().unwrap_or(0);
+        let result = match random.below(21) {
             0..=7 => self.entry(partition, &payload(random)),
             8..=9 if promise.0 > 0 => {
                 let mut generation = last.generation.0.max(1);
@@ -509,7 +696,7 @@ impl Rig {
             }
             10 => self.promise(partition, promise.0 + 1 + random.below(2), random.below(4)),
             11 if promise.0 > 0 && promise.1 == 0 => self.promise(partition, promise.0, 1 + random.below(3)),
-            12 => self.cut(partition, random.between((mark, last.index.0))),
+            12 => self.cut(partition, random.between((kept.min(last.index.0), last.index.0))),
             13 => {
                 self.mark(partition, random.between((mark, last.index.0)));
                 Ok(())
@@ -518,6 +705,7 @@ impl Rig {
                 self.flush();
                 Ok(())
             }
+            19 if mark > low => self.low_water(partition, random.between((low, mark))),
             17 => {
                 self.rest(Duration::from_millis(random.below(12)));
                 Ok(())
@@ -525,7 +713,7 @@ impl Rig {
             18 if last.index.0 > 0 => {
                 let sequenced = self.wal().sequenced(PartitionId(partition)).0;
                 if sequenced > 0 {
-                    let first = random.between((1, sequenced));
+                    let first = random.between((low.max(1).min(sequenced), sequenced));
                     self.start_read(
                         partition,
                         first,
@@ -547,6 +735,11 @@ impl Rig {
             }
         }
     }
+}
+
+/// A state without the payloads of what is not kept any more.
+pub fn kept(state: &State) -> State {
+    state.iter().map(|(id, part)| (*id, part.kept())).collect()
 }
 
 /// A state in few words.

@@ -2,6 +2,7 @@
 
 use super::{CHECK, ClientCore, SWEEP};
 use crate::client::link::State;
+use crate::client::route::RouteKey;
 use crate::inbound::Inbound;
 use crate::pipe::{NetOp, Pipe, close_stray, of_token};
 use crate::session::answers_of;
@@ -146,7 +147,21 @@ impl ClientCore {
             }
         }
         self.mark(key);
+        self.refuse_unknown();
         Ok(())
+    }
+
+    /// Requests that wait for a node which, as is known now, is not there.
+    fn refuse_unknown(&mut self) {
+        let named = |key: &Key| match self.requests.get(*key)?.route {
+            RouteKey::Node(node) => self.unknown(node),
+            _ => None,
+        };
+        let refused: Vec<_> =
+            self.requests.keys().into_iter().filter_map(|key| Some((key, named(&key)?))).collect();
+        for (key, error) in refused {
+            self.finish(key, Err(error));
+        }
     }
 
     /// When [`Self::tick`] is wanted next.

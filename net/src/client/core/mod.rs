@@ -13,7 +13,7 @@ use crate::wire;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use tidelog::request::{Reply, Request, RequestError};
+use tidelog::request::{BusyReason, Reply, Request, RequestError};
 use tidelog_io::{Io, Op};
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 use tidelog_types::{ClusterId, Monotonic, NodeId, PartitionId, Sequence, SessionId};
@@ -47,6 +47,8 @@ struct Asked {
     /// Sent once, and it was not learned what became of it.
     ambiguous: bool,
     redirects: u32,
+    /// The last answer was that the node is busy.
+    busy: Option<BusyReason>,
 }
 
 impl Asked {
@@ -171,7 +173,13 @@ impl ClientCore {
                 return Ok(());
             }
             (Target::Leader, _) => RouteKey::Leader(partition),
-            (Target::Node(node), _) => RouteKey::Node(node),
+            (Target::Node(node), _) => {
+                if let Some(error) = self.unknown(node) {
+                    self.done.push(Done { tag, result: Err(error) });
+                    return Ok(());
+                }
+                RouteKey::Node(node)
+            }
             (Target::Address(address), _) => RouteKey::Address(address),
         };
         if bytes > PAYLOAD_BYTES_MAX {
@@ -193,6 +201,7 @@ impl ClientCore {
             place: Place::Waiting,
             ambiguous: false,
             redirects: 0,
+            busy: None,
         };
         if let Some((session, sequence)) = asked.session() {
             self.sessions.entry(session).or_default().insert(sequence);
@@ -205,6 +214,16 @@ impl ClientCore {
             self.wait(key);
         }
         Ok(())
+    }
+
+    /// The refusal of a request to a node that the cluster does not have; none as long as no node was met that could say so.
+    pub(super) fn unknown(&self, node: NodeId) -> Option<ClientError> {
+        if self.nodes.is_empty() || self.nodes.contains_key(&node) {
+            return None;
+        }
+        let known: Vec<String> = self.nodes.keys().map(ToString::to_string).collect();
+        let why = format!("there is no node {node} in this cluster, its nodes are {}", known.join(", "));
+        Some(ClientError::Refused(RequestError::Invalid(why)))
     }
 
     /// Moves the results at hand to `out`.
@@ -266,13 +285,8 @@ impl ClientCore {
             route.hold_until = route.hold_until.max(soonest).max(now.after(Duration::from_millis(1)));
             return None;
         };
-        if let (RouteKey::Node(node), None) = (key, named) {
-            // Any node that is there names all of them in its hello.
-            let asked = self.by_place.get(&(found, 0)).and_then(|k| self.links.get(*k));
-            if asked.is_some_and(|l| l.state == State::Up) {
-                self.last_error = format!("{found} does not know a node {node}");
-                route.not_there(found, &self.addresses);
-            }
+        if let (RouteKey::Node(_), None) = (key, named) {
+            // Any node that is there names all of them in its hello, and then this one is known or refused.
             route.hold(now, self.options.back_off, Duration::ZERO, io.random());
             self.link(io, found, 0, now);
             return None;

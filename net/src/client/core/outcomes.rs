@@ -47,6 +47,8 @@ impl ClientCore {
         let why = why.to_owned();
         let error = if asked.is_write() && sent {
             ClientError::Unknown { why }
+        } else if let Some(reason) = asked.busy {
+            ClientError::Busy { reason, why }
         } else {
             ClientError::Unavailable { why }
         };
@@ -64,6 +66,10 @@ impl ClientCore {
         let back_off = self.options.back_off;
         let leads = matches!(asked.route, RouteKey::Leader(_));
         let route = self.routes.entry(asked.route).or_default();
+        asked.busy = match &answer.response {
+            Err(RequestError::Busy { reason, .. }) => Some(*reason),
+            _ => None,
+        };
         match answer.response {
             Ok(reply) => {
                 route.worked();
@@ -95,7 +101,7 @@ impl ClientCore {
             }
             Err(error @ (RequestError::Busy { .. } | RequestError::Unavailable(_))) => {
                 let at_least = match &error {
-                    RequestError::Busy { retry_after } => *retry_after,
+                    RequestError::Busy { retry_after, .. } => *retry_after,
                     _ => {
                         route.not_there(address, &self.addresses);
                         Duration::ZERO
@@ -162,6 +168,7 @@ impl ClientCore {
             if sent && asked.is_plain_append() {
                 self.give_up(request, &why);
             } else {
+                asked.busy = None;
                 asked.ambiguous |= sent;
                 self.wait(request);
             }

@@ -237,6 +237,25 @@ impl Commits {
         })
     }
 
+    /// A state machine was given everything up to `index` from a snapshot; it had applied `previous`.
+    pub(crate) fn restored(
+        &self,
+        node: u64,
+        partition: u64,
+        previous: u64,
+        index: u64,
+        hash: u32,
+    ) -> Verdict {
+        let here = || format!("node {node} partition {partition}: restored entries up to {index}");
+        ensure(11, previous <= index, || format!("{}, behind {previous}", here()))?;
+        ensure(6, index <= self.len(partition), || {
+            format!("{}, {} are committed", here(), self.len(partition))
+        })?;
+        let data = (1..=index).filter_map(|i| self.get(partition, i)).filter(|e| e.kind == kind::DATA);
+        let committed = data.fold(0, |hash, entry| crate::machine::hashed(hash, entry.hash as u32));
+        ensure(11, committed == hash, || format!("{}: they are not the committed ones", here()))
+    }
+
     /// A state machine applied `index`; the entry before it was `previous`. `hash` is of its payload.
     pub(crate) fn applied(
         &mut self,

@@ -463,6 +463,7 @@ mod tests {
                 durable: self.at,
                 footer: 512,
                 done,
+                in_use: true,
                 records,
             };
             (self.last, self.at) = (batch.lsn, batch.end);

@@ -47,12 +47,15 @@ pub(crate) struct Elections {
     pub(crate) elected: u64,
 }
 
-/// The runs of a replica's log, by bisection.
-fn runs(replica: &Replica) -> Vec<(u64, u64)> {
+/// The runs of a replica's log, by bisection; of what it does not keep any more, as its disk had it.
+fn runs(replica: &Replica, durable: &super::disk::DurableLog) -> Vec<(u64, u64)> {
     let last = replica.marks().last.0;
-    let at = |index: u64| replica.generation_at(Index(index)).map_or(0, |g| g.0);
+    let at = |index: u64| {
+        let kept = replica.generation_at(Index(index)).map(|g| g.0);
+        kept.or_else(|| durable.generation_at(index)).unwrap_or(0)
+    };
     let mut out = Vec::new();
-    let mut first = replica.marks().low_water.0.max(1);
+    let mut first = 1;
     while first <= last {
         let generation = at(first);
         let (mut low, mut high) = (first, last);
@@ -142,7 +145,8 @@ impl Elections {
             )
         })?;
         if before.is_none_or(|b| b.high_water != marks.high_water.0) && marks.high_water.0 > 0 {
-            let from = before.map_or(0, |b| b.high_water);
+            // What is not kept was committed when it was let go.
+            let from = before.map_or(marks.low_water.0.saturating_sub(1), |b| b.high_water);
             let led = before.and_then(|b| b.led).filter(|led| replica.is_leader() && *led == generation);
             commits.raised(node, partition, from, replica, led.is_some())?;
         }
@@ -168,7 +172,7 @@ impl Elections {
                 "node {node} leads partition {partition} in generation {generation} without a durable vote for itself"
             )
         })?;
-        let runs = runs(replica);
+        let runs = runs(replica, disk.log(partition));
         let leader = Leader { node, last: replica.marks().last.0, runs };
         commits
             .held_by(partition, generation, leader.last, |index| leader.generation_at(generation, index))
@@ -233,6 +237,10 @@ impl Elections {
             Message::Asserting(Asserting::AppendRefused { generation, .. }) => {
                 promised(*generation, "a refusal")
             }
+            Message::Repair(tidelog_consensus::Repair::Missing { promised: by, .. }) => {
+                promised(*by, "a denial")
+            }
+            Message::Repair(_) => Ok(()),
         }
     }
 

@@ -9,11 +9,13 @@ mod content;
 mod disk;
 mod election;
 mod history;
+mod kept;
 mod reread;
 mod violation;
 
 use history::History;
 pub(crate) use history::{Appending, Reading};
+use kept::Kept;
 pub(crate) use violation::{Verdict, Violation, broken, ensure};
 
 use crate::cluster::Node;
@@ -42,6 +44,7 @@ pub(crate) struct Checkers {
     elections: Elections,
     commits: Commits,
     pub(crate) history: History,
+    kept: Kept,
     /// Last entry applied, by node and partition, in one process.
     applied: BTreeMap<(u64, u64), (u64, u64)>,
     /// The life of each node's log when it was seen last.
@@ -59,6 +62,7 @@ impl Checkers {
             elections: Elections::default(),
             commits: Commits::new(profile.replication),
             history: History::default(),
+            kept: Kept::default(),
             applied: BTreeMap::new(),
             lives: BTreeMap::new(),
         }
@@ -98,7 +102,7 @@ impl Checkers {
     pub(crate) fn after_turn(&mut self, node: &mut Node) -> Verdict {
         let id = node.id;
         self.read_disk(id)?;
-        let Checkers { disks, commits, elections, .. } = self;
+        let Checkers { disks, commits, elections, kept, world, .. } = self;
         let Some(disk) = disks.get_mut(&id) else { return Ok(()) };
         for cut in std::mem::take(&mut disk.removed) {
             commits.removed(id, cut.partition, cut.index, cut.generation)?;
@@ -111,6 +115,7 @@ impl Checkers {
             for partition in 0..self.partitions {
                 if let Some(replica) = process.shard.replica(PartitionId(partition)) {
                     elections.observe(id, life, partition, replica, disk, commits)?;
+                    kept.observe(world, id, partition, replica)?;
                     let marks = replica.marks();
                     let open = marks.last.0.saturating_sub(marks.high_water.0);
                     ensure(17, !replica.is_leader() || open <= 2 * self.uncommitted_max + 1, || {
@@ -186,10 +191,15 @@ impl Checkers {
     /// Invariant 5, from what state machines are given.
     fn applied(&mut self, node: &Node, life: (u64, u64)) -> Verdict {
         for step in node.take_applied() {
-            let Step { partition, index, generation, payload_crc } = step;
+            let Step { partition, index, generation, payload_crc, restored } = step;
             let key = (node.id, partition);
             let previous =
                 self.applied.get(&key).filter(|(boot, _)| *boot == life.0).map_or(0, |(_, last)| *last);
+            if restored {
+                self.commits.restored(node.id, partition, previous, index, payload_crc)?;
+                self.applied.insert(key, (life.0, index));
+                continue;
+            }
             self.commits.applied(node.id, partition, previous, index, generation, payload_crc)?;
             self.applied.insert(key, (life.0, index));
         }

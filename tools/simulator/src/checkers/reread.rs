@@ -77,7 +77,8 @@ fn batches(world: &World, id: u64) -> Vec<Batch> {
             }
         }
     }
-    let used: BTreeSet<u64> = all.iter().filter(|b| b.done).map(|b| b.epoch).collect();
+    // An epoch's first segment, with the end of its opening, may have been given back.
+    let used: BTreeSet<u64> = all.iter().filter(|b| b.in_use).map(|b| b.epoch).collect();
     // Of an older epoch counts what every later one kept.
     all.retain(|batch| {
         let mut later = ends.range(batch.epoch + 1..).filter(|(epoch, _)| used.contains(epoch));

@@ -1,5 +1,9 @@
-//! `tidelog wal dump`.
+//! `tidelog wal dump`: every batch and record of a log, or those asked for.
+//!
+//! What is shown is what was written: entries that a later cut removed, records that were moved, all of them, in the
+//! order of the log. What it does not do: judge. It fails where the walk over the log cannot go on.
 
+use super::selection::Selection;
 use super::verify::Found;
 use super::{DumpArgs, kind_name, logs, open_io};
 use crate::failure::{Exit, Failure};
@@ -9,19 +13,31 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 use std::path::Path;
 use tidelog::config::unit::size_text;
-use tidelog_types::{PartitionId, RecordHeader, RecordKind};
+use tidelog_types::{RecordHeader, RecordKind};
 use tidelog_wal::format::{FLAG_DONE, FLAG_OPEN, FLAG_SEAL};
 use tidelog_wal::inspect::{Item, walk};
 
 /// Bytes of a payload that are shown to people.
 const PREVIEW_BYTES: usize = 48;
 
+/// How payloads are shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub(super) enum Encoding {
+    /// Whole, in base64
+    Base64,
+    /// Whole, in hexadecimal
+    Hex,
+    /// Not at all
+    None,
+}
+
 pub(super) fn run(args: &DumpArgs) -> Result<Exit, Failure> {
     let mut io = open_io()?;
     let mut dump = Dump {
         printer: Printer::new(),
         output: args.output.output,
-        partition: args.partition.map(PartitionId),
+        selection: args.selection.clone(),
+        payload: args.payload,
         pending: Vec::new(),
     };
     for dir in logs(io.as_mut(), &args.dirs)? {
@@ -48,8 +64,9 @@ pub(super) fn run(args: &DumpArgs) -> Result<Exit, Failure> {
 struct Dump {
     printer: Printer,
     output: Output,
-    /// Only this partition's records.
-    partition: Option<PartitionId>,
+    selection: Selection,
+    /// None: the beginning for people, base64 for programs.
+    payload: Option<Encoding>,
     /// Lines of the segment and the batch, to be shown with their first record that is.
     pending: Vec<(Level, Line)>,
 }
@@ -96,16 +113,74 @@ enum Line {
         generation: u64,
         prev_generation: u64,
         timestamp_ms: u64,
+        /// What a control record says.
+        #[serde(flatten)]
+        control: Option<Control>,
         session: Option<u64>,
         sequence: Option<u64>,
         payload_crc: u32,
         payload_bytes: u32,
-        /// Base64; of entries that have one.
+        /// Of entries that have one; base64 unless asked for otherwise.
         payload: Option<String>,
         #[serde(skip)]
         preview: String,
     },
     Bad(Found),
+}
+
+/// What a control record says, in fields that say it by their names.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Control {
+    Promise { promised_generation: u64, vote_for: Option<u64> },
+    Cut { keeps_index: u64, keeps_generation: u64 },
+    HighWater { high_water: u64 },
+    LowWater { first_kept: u64 },
+    SnapshotMark { covers_index: u64, covers_generation: u64 },
+    Moved { moved_records: u64 },
+}
+
+impl Control {
+    fn of(header: &RecordHeader) -> Option<Control> {
+        let (index, generation) = (header.index.get(), header.generation.get());
+        Some(match header.kind {
+            RecordKind::Promise => {
+                Control::Promise { promised_generation: generation, vote_for: (index != 0).then_some(index) }
+            }
+            RecordKind::Cut => Control::Cut { keeps_index: index, keeps_generation: generation },
+            RecordKind::HighWater => Control::HighWater { high_water: index },
+            RecordKind::LowWater => Control::LowWater { first_kept: index },
+            RecordKind::SnapshotMark => {
+                Control::SnapshotMark { covers_index: index, covers_generation: generation }
+            }
+            RecordKind::Moved => Control::Moved { moved_records: index },
+            _ => return None,
+        })
+    }
+}
+
+impl std::fmt::Display for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Control::Promise { promised_generation, vote_for: None } => {
+                write!(f, "generation {promised_generation}, no vote")
+            }
+            Control::Promise { promised_generation, vote_for: Some(node) } => {
+                write!(f, "generation {promised_generation}, vote for node {node}")
+            }
+            Control::Cut { keeps_index, keeps_generation } => {
+                write!(f, "keeps up to index {keeps_index} of generation {keeps_generation}")
+            }
+            Control::HighWater { high_water } => write!(f, "committed up to index {high_water} at least"),
+            Control::LowWater { first_kept } => write!(f, "index {first_kept} is the first that is kept"),
+            Control::SnapshotMark { covers_index, covers_generation } => {
+                write!(f, "a snapshot covers up to index {covers_index} of generation {covers_generation}")
+            }
+            Control::Moved { moved_records } => {
+                write!(f, "the next {moved_records} records were moved here from older segments")
+            }
+        }
+    }
 }
 
 impl Dump {
@@ -146,21 +221,21 @@ impl Dump {
                 };
                 self.later(Level::Batch, line)
             }
-            Item::Record { header, .. } if header.kind == RecordKind::Pad => Ok(()),
-            Item::Record { header, .. } if self.partition.is_some_and(|p| p != header.partition) => Ok(()),
+            Item::Record { header, .. } if !self.selection.has(header) => Ok(()),
             Item::Record { file, offset, lsn, header, payload } => {
                 for (_, line) in std::mem::take(&mut self.pending) {
                     self.print(&line)?;
                 }
-                self.print(&record(file, *offset, lsn.get(), header, payload, self.output))
+                let line = self.record(file, *offset, lsn.get(), header, payload);
+                self.print(&line)
             }
             Item::Bad(finding) => self.print(&Line::Bad(Found::from(*finding))),
         }
     }
 
-    /// Shows it now, or with the first record of the partition asked for.
+    /// Shows it now, or with the first record that was asked for.
     fn later(&mut self, level: Level, line: Line) -> std::io::Result<()> {
-        if self.partition.is_none() {
+        if self.selection.is_all() {
             return self.print(&line);
         }
         self.pending.push((level, line));
@@ -173,27 +248,37 @@ impl Dump {
             Output::Text => self.printer.line(line),
         }
     }
-}
 
-fn record(file: &Path, offset: u64, lsn: u64, header: &RecordHeader, payload: &[u8], output: Output) -> Line {
-    let has_payload = header.kind == RecordKind::Data;
-    let session = header.session();
-    Line::Record {
-        file: name(file),
-        offset,
-        lsn,
-        kind: kind_name(header.kind),
-        partition: header.partition.get(),
-        index: header.index.get(),
-        generation: header.generation.get(),
-        prev_generation: header.prev_generation.get(),
-        timestamp_ms: header.timestamp.get(),
-        session: session.map(|s| s.session.get()),
-        sequence: session.map(|s| s.sequence.get()),
-        payload_crc: header.payload_crc,
-        payload_bytes: header.payload_len,
-        payload: (has_payload && output == Output::Json).then(|| STANDARD.encode(payload)),
-        preview: if output == Output::Text { preview(payload) } else { String::new() },
+    fn record(&self, file: &Path, offset: u64, lsn: u64, header: &RecordHeader, payload: &[u8]) -> Line {
+        let session = header.session();
+        let whole = match (self.payload, self.output) {
+            (Some(Encoding::Base64), _) | (None, Output::Json) => Some(STANDARD.encode(payload)),
+            (Some(Encoding::Hex), _) => Some(hex(payload)),
+            (Some(Encoding::None), _) | (None, Output::Text) => None,
+        };
+        let preview = match (self.output, self.payload, &whole) {
+            (Output::Json, ..) | (Output::Text, Some(Encoding::None), _) => String::new(),
+            (Output::Text, _, Some(whole)) => whole.clone(),
+            (Output::Text, _, None) => preview(payload),
+        };
+        Line::Record {
+            file: name(file),
+            offset,
+            lsn,
+            kind: kind_name(header.kind),
+            partition: header.partition.get(),
+            index: header.index.get(),
+            generation: header.generation.get(),
+            prev_generation: header.prev_generation.get(),
+            timestamp_ms: header.timestamp.get(),
+            control: Control::of(header),
+            session: session.map(|s| s.session.get()),
+            sequence: session.map(|s| s.sequence.get()),
+            payload_crc: header.payload_crc,
+            payload_bytes: header.payload_len,
+            payload: whole.filter(|_| header.kind == RecordKind::Data),
+            preview,
+        }
     }
 }
 
@@ -202,6 +287,11 @@ fn preview(payload: &[u8]) -> String {
     let shown = payload.get(..PREVIEW_BYTES).unwrap_or(payload);
     let more = if shown.len() < payload.len() { "..." } else { "" };
     format!("\"{}\"{more}", shown.escape_ascii())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(u32::from(nibble), 16).unwrap_or('?');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 fn name(path: &Path) -> String {
@@ -231,6 +321,7 @@ impl std::fmt::Display for Line {
                 partition,
                 index,
                 generation,
+                control,
                 session,
                 sequence,
                 payload_bytes,
@@ -238,16 +329,18 @@ impl std::fmt::Display for Line {
                 ..
             } => {
                 write!(f, "    {kind} at {offset}: partition {partition}, ")?;
-                match *kind {
-                    "promise" if *index == 0 => write!(f, "generation {generation}, no vote")?,
-                    "promise" => write!(f, "generation {generation}, vote for node {index}")?,
-                    "cut" => write!(f, "keeps up to index {index} of generation {generation}")?,
-                    _ => write!(f, "index {index}, generation {generation}")?,
+                match control {
+                    Some(control) => control.fmt(f)?,
+                    None => write!(f, "index {index}, generation {generation}")?,
                 }
                 if let (Some(session), Some(sequence)) = (session, sequence) {
                     write!(f, ", session {session} sequence {sequence}")?;
                 }
-                if *payload_bytes > 0 { write!(f, ", {payload_bytes} bytes {preview}") } else { Ok(()) }
+                match (*payload_bytes, preview.as_str()) {
+                    (0, _) => Ok(()),
+                    (bytes, "") => write!(f, ", {bytes} bytes"),
+                    (bytes, preview) => write!(f, ", {bytes} bytes {preview}"),
+                }
             }
             Line::Bad(found) => write!(f, "  {found}"),
         }

@@ -1,21 +1,30 @@
-//! `tidelog wal verify`.
+//! `tidelog wal verify`: whether what a log holds is whole, and where it is not.
+//!
+//! What it promises: exit code 1 if and only if something that may have been acknowledged is not whole, or nothing can be said
+//! about it; what a crash leaves (a torn or suspect tail, left-over files), what a later record made worthless, and what another
+//! copy still covers (a footer, one copy of a header) is named and is not damage. On a running node nothing is called damage
+//! before two looks have found it.
 
-use super::{VerifyArgs, kind_name, logs, open_io};
+use super::headers::{BadCopy, bad_copies};
+use super::look::{Looked, look};
+use super::{VerifyArgs, identity, kind_name, logs, open_io};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Printer};
 use serde::Serialize;
 use std::path::Path;
 use tidelog::config::unit::size_text;
 use tidelog_types::RecordKind;
-use tidelog_wal::Finding;
-use tidelog_wal::inspect::{Report, verify};
+use tidelog_wal::{Finding, Verdict as WalVerdict};
 
 pub(super) fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let mut io = open_io()?;
     let mut printer = Printer::new();
     let mut damaged = false;
     for dir in logs(io.as_mut(), &args.dirs)? {
-        let verdict = Verdict::of(&dir, verify(io.as_mut(), &dir));
+        let looked = look(io.as_mut(), &dir);
+        let headers_bad = bad_copies(io.as_mut(), &dir);
+        let identity = dir.parent().and_then(|data| identity(io.as_mut(), data));
+        let verdict = Verdict::of(&dir, looked, headers_bad, identity.and_then(Result::err));
         damaged |= verdict.outcome == "damaged";
         match args.output.output {
             Output::Json => printer.object(&verdict)?,
@@ -45,8 +54,16 @@ struct Verdict {
     left_over: Vec<String>,
     partitions: Vec<Partition>,
     findings: Vec<Found>,
+    /// Good batches whose footer is damaged.
+    footers_bad: u64,
+    /// Damaged copies of segment headers whose other copy is good.
+    headers_bad: Vec<BadCopy>,
     /// Why the rest was not looked at; null: all of it was.
     stopped: Option<String>,
+    /// What is wrong with the data directory's identity file; null: nothing, or none was looked for.
+    identity: Option<String>,
+    /// What to make of it, in words.
+    notes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -116,14 +133,13 @@ impl std::fmt::Display for Found {
 }
 
 impl Verdict {
-    fn of(dir: &Path, result: Result<Report, tidelog_wal::OpenError>) -> Verdict {
-        let (report, error) = match result {
-            Ok(report) => (report, None),
-            Err(error) => (Report::default(), Some(error.to_string())),
-        };
+    fn of(dir: &Path, looked: Looked, headers_bad: Vec<BadCopy>, identity: Option<String>) -> Verdict {
+        let damaged = looked.is_damaged() || identity.is_some();
+        let Looked { report, error, footers_bad } = looked;
+        let notes = notes(&report.findings, damaged, footers_bad > 0 || !headers_bad.is_empty());
         Verdict {
             dir: dir.display().to_string(),
-            outcome: if error.is_some() || report.is_damaged() { "damaged" } else { "ok" },
+            outcome: if damaged { "damaged" } else { "ok" },
             epoch: report.epoch,
             segments: report.segments,
             batches: report.batches,
@@ -145,7 +161,11 @@ impl Verdict {
                 })
                 .collect(),
             findings: report.findings.iter().map(Found::from).collect(),
-            stopped: error.or(report.stopped.map(|error| error.to_string())),
+            footers_bad,
+            headers_bad,
+            stopped: error.or(report.stopped).map(|error| error.to_string()),
+            identity,
+            notes,
         }
     }
 
@@ -177,9 +197,40 @@ impl Verdict {
             lines.push(format!("  left over: {path}: not part of the log"));
         }
         lines.extend(self.findings.iter().map(|found| format!("  {found}")));
+        lines.extend(self.headers_bad.iter().map(|copy| format!("  {copy}")));
+        if self.footers_bad > 0 {
+            lines.push(format!("  {} good batches have a damaged footer", self.footers_bad));
+        }
         if let Some(why) = &self.stopped {
             lines.push(format!("  stopped: {why}"));
         }
+        if let Some(why) = &self.identity {
+            lines.push(format!("  identity: {why}"));
+        }
+        lines.extend(self.notes.iter().map(|note| format!("  note: {note}")));
         lines
     }
+}
+
+/// What to make of the findings: one sentence a kind of verdict.
+fn notes(findings: &[Finding], damaged: bool, covered: bool) -> Vec<String> {
+    let has = |verdict| findings.iter().any(|finding| finding.verdict == verdict);
+    let mut notes = Vec::new();
+    let mut say = |when: bool, what: &str| {
+        if when {
+            notes.push(what.to_owned());
+        }
+    };
+    say(
+        has(WalVerdict::Torn),
+        "torn: this write was not complete when its process or the power ended, or is being done just now; nothing in it was acknowledged, and the next start cuts it",
+    );
+    say(
+        has(WalVerdict::Suspect),
+        "suspect: this write may have been incomplete or is damaged, which cannot be told here; it was not acknowledged by this node unless it was complete. The next start sets it aside and cuts it",
+    );
+    say(has(WalVerdict::Superseded), "superseded: damaged, and a later record made it worthless");
+    say(covered, "a damaged footer or copy of a header loses nothing: the other copy says the same");
+    say(damaged, "damaged: keep this directory as it is; `tidelog wal repair DIR` says what can be done");
+    notes
 }

@@ -1,0 +1,169 @@
+//! What a replica keeps: when a snapshot is due, from what it is made, and how far the low-water mark may rise.
+//!
+//! The mark rises to what the durable snapshot covers, or a committed log start says, less what is still needed: by the
+//! state machine, by reads under way, by replicas that are behind. The last is bounded in bytes and in time, so that a
+//! replica which never comes back holds nothing for ever; it needs a snapshot then. Readers see the log start at once,
+//! whatever is still held.
+
+use super::writes::Source;
+use super::{Context, Partition};
+use crate::keep::HeldBy;
+use crate::snapshot::{Beginning, Begun};
+use std::time::Duration;
+use tidelog_types::{Clock, Index, Monotonic, Position};
+
+/// Time between two looks at the age and size of a log.
+const RETAIN_EVERY: Duration = Duration::from_secs(1);
+/// Time between two rises of the low-water mark that do not reach what may go.
+const RAISE_EVERY: Duration = Duration::from_secs(1);
+
+/// When what was done last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Done {
+    snapshot: Monotonic,
+    retain: Monotonic,
+    raise: Monotonic,
+}
+
+impl Done {
+    /// Nothing yet, as of now.
+    pub(super) fn since(now: Monotonic) -> Done {
+        Done { snapshot: now, ..Done::default() }
+    }
+}
+
+impl Partition {
+    /// First index that readers may see.
+    pub(super) fn first_readable(&self) -> Index {
+        self.replica.log_start().max(self.replica.marks().low_water)
+    }
+
+    /// Whether a snapshot is due, by bytes or by time.
+    pub(crate) fn wants_snapshot(&self, now: Monotonic) -> bool {
+        let Some(machine) = &self.machine else { return false };
+        let news = machine.applied > self.replica.snapshot().index;
+        let old = self.keep.snapshot_interval.is_some_and(|max| now.since(self.done.snapshot) >= max);
+        news && (machine.bytes >= self.keep.snapshot_every || old)
+    }
+
+    /// Begins a snapshot of what is applied now.
+    pub(crate) fn begin_snapshot(&mut self, now: Monotonic) -> Beginning {
+        let applicable = self.replica.marks().applicable();
+        let Some(machine) = &mut self.machine else { return Beginning::Never };
+        let (covered, last) = (machine.applied, self.replica.snapshot());
+        if covered <= last.index {
+            return Beginning::Same(last);
+        }
+        // A state machine that lived before the log was opened again may be ahead of the mark for a moment.
+        if covered > applicable || self.replica.is_marking() {
+            return Beginning::Later;
+        }
+        let Some(base) = self.replica.base_at(covered) else { return Beginning::Later };
+        match machine.view() {
+            Ok(view) => {
+                machine.bytes = 0;
+                self.done.snapshot = now;
+                Beginning::From(Begun { covered: base.position(), base: base.encode(), view })
+            }
+            Err(error) => Beginning::Failed(format!("the state machine gives none: {error}")),
+        }
+    }
+
+    /// The snapshot's file is durable and verified: orders its mark. False if it is of no use any more.
+    pub(crate) fn snapshot_taken(&mut self, cx: &mut Context<'_>, covered: Position) -> bool {
+        if self.replica.generation_at(covered.index) != Some(covered.generation) {
+            return false;
+        }
+        self.replica.snapshot_taken(covered, &mut self.effects);
+        self.settle(cx, Source::None);
+        true
+    }
+
+    /// Proposes a later log start if the log is too old or too long, and lets go what is not needed any more.
+    pub(crate) fn shorten(&mut self, cx: &mut Context<'_>) {
+        let (now, retention) = (cx.clock.now, self.keep.retention);
+        let bounded = retention.age.is_some() || retention.bytes.is_some();
+        if bounded
+            && self.replica.is_leader()
+            && now.since(self.done.retain) >= RETAIN_EVERY
+            && self.unwritten.is_empty()
+            && cx.wal.room() > 0
+        {
+            self.done.retain = now;
+            if let Some(entry) = self.replica.retain(cx.clock, retention, &mut self.effects) {
+                tracing::info!(partition = %self.id, first = ?entry.log_start, "a later log start is proposed");
+                self.settle(cx, Source::None);
+            }
+        }
+        if self.replica.is_raising() {
+            return;
+        }
+        let low = self.replica.marks().low_water;
+        let may = self.may_go();
+        if may <= low {
+            return;
+        }
+        let (first, _) = self.needed(cx.clock, cx.reads.first_for_clients(self.id));
+        let whole = first == may;
+        if first > low && (whole || now.since(self.done.raise) >= RAISE_EVERY) {
+            self.done.raise = now;
+            self.replica.raise_low_water(first, &mut self.effects);
+            self.settle(cx, Source::None);
+        }
+    }
+
+    /// What the durable snapshot covers or the committed log start says: everything below this may go.
+    fn may_go(&self) -> Index {
+        let snapshot = self.replica.snapshot().index.next();
+        match &self.machine {
+            // After a restart it needs what is behind the snapshot, or behind what it has made durable itself.
+            Some(machine) => {
+                let has = machine.durable().next().max(snapshot);
+                snapshot.max(self.replica.log_start().min(has))
+            }
+            None => snapshot.max(self.replica.log_start()),
+        }
+    }
+
+    /// First index that is needed here, and what for. `reader`: first index of a read under way.
+    pub(crate) fn needed(&self, clock: Clock, reader: Option<Index>) -> (Index, HeldBy) {
+        let may = self.may_go();
+        let mut first = match self.replica.snapshot().index.next() {
+            _ if may <= Index(1) => (may, HeldBy::Nothing),
+            covered if covered >= may => (may, HeldBy::Snapshot),
+            _ => (may, HeldBy::LogStart),
+        };
+        let mut hold = |at: Index, by: HeldBy| {
+            if at < first.0 {
+                first = (at, by);
+            }
+        };
+        hold(self.marks().applied.next(), HeldBy::Apply);
+        if let Some(at) = reader {
+            hold(at, HeldBy::Reader);
+        }
+        if self.replica.peers().is_empty() {
+            return first;
+        }
+        let keep = &self.keep;
+        let unknown = || {
+            let young = self.replica.first_younger_than(keep.follower_age);
+            self.replica.first_within_bytes(keep.follower_bytes).max(young)
+        };
+        if !self.replica.is_leader() {
+            hold(unknown(), HeldBy::Followers);
+            return first;
+        }
+        for peer in self.replica.followers().filter(|peer| !peer.needs_snapshot) {
+            let next = peer.matched.next();
+            if peer.matched == Index::ZERO {
+                hold(unknown(), HeldBy::Follower(peer.node)); // it has not said anything yet
+            } else if clock.now.since(peer.moved) <= keep.follower_age
+                && self.replica.bytes_from(next) <= keep.follower_bytes
+            {
+                hold(next, HeldBy::Follower(peer.node));
+            }
+        }
+        first
+    }
+}

@@ -1,0 +1,267 @@
+//! Healing this replica's log from its peers, and theirs from this one.
+//!
+//! What is damaged is fetched range by range from whoever has it, one request of a partition at a time and a few of
+//! a shard, each peer in its turn; an answer that does not come, or denies, passes the turn on. What comes is verified
+//! record by record and written back at the log's end as a move; when that is durable the range is whole. Requests
+//! of peers are served like followers that are behind: from the tail cache or by a read, in what room is left.
+//!
+//! Promises that no damaged entry is given to anyone, and that a peer's answer is believed only for what its records
+//! prove. Does not know who leads: repair needs nobody to.
+
+use super::writes::{Source, fitting};
+use super::{Context, Partition};
+use crate::reads::ReadFor;
+use crate::request::RequestError;
+use crate::transport::PeerMessage;
+use bytes::Bytes;
+use core::time::Duration;
+use tidelog_consensus::{DamagedRange, Message, Repair};
+use tidelog_types::limits::APPEND_BYTES_MAX;
+use tidelog_types::{Clock, EntryMeta, Generation, Index, Monotonic, NodeId};
+use tidelog_wal::{ReadError, Run};
+
+/// How long an answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Between a denial, or a request that could not leave, and the next one.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a partition does about its damage.
+#[derive(Debug, Default)]
+pub(super) struct Repairs {
+    /// Asked whom, for what was wanted from this index on, and until when an answer counts.
+    asked: Option<(NodeId, Index, Monotonic)>,
+    /// Whose turn it is.
+    turn: usize,
+    not_before: Monotonic,
+    /// What was told about the first damage found, for people.
+    place: String,
+    /// Entries damaged when last looked at.
+    known: u64,
+}
+
+impl Partition {
+    /// Where damage was found, in words, before the replica began.
+    pub(crate) fn note_damage(&mut self, place: &str) {
+        if self.repairs.place.is_empty() {
+            place.clone_into(&mut self.repairs.place);
+        }
+    }
+
+    /// A read met damage in this log.
+    pub(crate) fn read_failed(&mut self, cx: &mut Context<'_>, error: &ReadError) {
+        let ReadError::Damaged { index, .. } = error else { return };
+        self.note_damage(&error.to_string());
+        if let Some(generation) = self.replica.generation_at(*index) {
+            self.found_damaged(cx, DamagedRange { first: *index, last: *index, generation });
+        }
+    }
+
+    /// Entries turned out to be damaged.
+    pub(crate) fn found_damaged(&mut self, cx: &mut Context<'_>, range: DamagedRange) {
+        let before = self.replica.damaged_entries();
+        self.replica.damaged(cx.clock, range, &mut self.effects);
+        let damaged = self.replica.damaged_entries();
+        if damaged > before {
+            tracing::error!(
+                partition = %self.id, first = %range.first, last = %range.last, generation = %range.generation, damaged,
+                "damage found; it is not served, and fetched from the peers"
+            );
+        }
+        self.settle(cx, Source::None);
+    }
+
+    /// What an asker is told that wants the entry at `index`, which is damaged.
+    pub(super) fn damage_error(&self, index: Index) -> RequestError {
+        let more = match self.replica.damaged_entries() {
+            0 | 1 => String::new(),
+            n => format!(" (and {} more)", n - 1),
+        };
+        let place = &self.repairs.place;
+        let what = if self.is_alone() {
+            "there is no other replica to fetch it from; restore the directory"
+        } else {
+            "it is being fetched from the other replicas"
+        };
+        RequestError::Unavailable(format!(
+            "partition {} index {index}{more} is damaged on this node: {what}. {place}",
+            self.id
+        ))
+    }
+
+    pub(super) fn is_alone(&self) -> bool {
+        self.replica.peers().is_empty()
+    }
+
+    /// A single voter with damage takes no appends: what it is told that asks for one.
+    pub(super) fn refused_for_damage(&self) -> Option<RequestError> {
+        let first = self.replica.damaged_from(Index(1)).filter(|_| self.is_alone())?;
+        Some(self.damage_error(first))
+    }
+
+    /// When repair wants a turn.
+    pub(super) fn repair_deadline(&self) -> Option<Monotonic> {
+        let wanted = !self.is_alone() && self.replica.damaged_entries() > 0;
+        wanted.then(|| self.repairs.asked.map_or(self.repairs.not_before, |(_, _, until)| until))
+    }
+
+    /// Asks a peer for what is damaged first, if nobody is being asked.
+    pub(crate) fn seek_repair(&mut self, cx: &mut Context<'_>) {
+        let (now, damaged) = (cx.clock.now, self.replica.damaged_entries());
+        if damaged != self.repairs.known {
+            if damaged == 0 {
+                tracing::info!(partition = %self.id, "the log is whole again");
+                self.repairs.place.clear();
+                self.stop_asking(cx, now);
+            }
+            self.repairs.known = damaged;
+        }
+        if damaged == 0 || self.is_alone() {
+            return;
+        }
+        match self.repairs.asked {
+            Some((_, _, until)) if now < until => return,
+            Some(_) => self.stop_asking(cx, now),
+            None => {}
+        }
+        if now < self.repairs.not_before {
+            return;
+        }
+        let peers = self.replica.peers();
+        let peer = peers.get(self.repairs.turn % peers.len().max(1)).copied();
+        let (Some(DamagedRange { first, last, generation }), Some(peer)) =
+            (self.replica.repair_wanted(), peer)
+        else {
+            self.repairs.not_before = now.after(PAUSE); // on its way into the log
+            return;
+        };
+        if !cx.reads.begin_fetch() {
+            self.repairs.not_before = now.after(PAUSE);
+            return;
+        }
+        self.repairs.turn = self.repairs.turn.wrapping_add(1);
+        self.repairs.asked = Some((peer, first, now.after(ANSWER_TIMEOUT)));
+        if !self.say(cx, peer, Repair::Fetch { generation, first, last }, Vec::new()) {
+            self.stop_asking(cx, now.after(PAUSE));
+        }
+    }
+
+    fn stop_asking(&mut self, cx: &mut Context<'_>, not_before: Monotonic) {
+        if self.repairs.asked.take().is_some() {
+            cx.reads.end_fetch();
+        }
+        self.repairs.not_before = not_before;
+    }
+
+    fn say(&self, cx: &mut Context<'_>, to: NodeId, repair: Repair, records: Vec<Bytes>) -> bool {
+        let message = Message::Repair(repair);
+        cx.transport.send(to, PeerMessage { partition: self.id, message, records })
+    }
+
+    /// A peer asks for entries, or answers; `metas` are those of the records that came along, verified. What the growing
+    /// batch has no room for comes back, to be given again later.
+    pub(super) fn on_repair(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: NodeId,
+        mut message: PeerMessage,
+        records: Bytes,
+        metas: &[EntryMeta],
+    ) -> Option<PeerMessage> {
+        let Message::Repair(repair) = &message.message else { return None };
+        match *repair {
+            Repair::Fetch { generation, first, last } => self.give(cx, from, first, last, generation),
+            Repair::Missing { first, damaged, .. } => {
+                if self.repairs.asked.is_some_and(|(peer, asked, _)| peer == from && asked == first) {
+                    tracing::debug!(partition = %self.id, %from, %first, damaged, "a peer cannot give a damaged entry back");
+                    self.stop_asking(cx, cx.clock.now.after(PAUSE));
+                }
+            }
+            Repair::Fetched { generation, first, count } => {
+                let known = metas.first().is_some_and(|meta| meta.position.index == first)
+                    && metas.len() as u64 == count
+                    && metas.iter().all(|meta| meta.position.generation == generation);
+                let asked = self.repairs.asked.is_some_and(|(peer, at, _)| peer == from && at == first);
+                if !known || !asked {
+                    return None;
+                }
+                let (fits, bytes) =
+                    if self.unwritten.is_empty() { fitting(metas, cx.wal.room()) } else { (0, 0) };
+                let Some(part) = metas.get(..fits).filter(|part| !part.is_empty()) else {
+                    message.records = vec![records];
+                    return Some(message);
+                };
+                // What does not fit is asked for again.
+                let now = records.slice(..bytes);
+                let taken = self.replica.repair(part, &mut self.effects);
+                self.settle(cx, Source::Message { records: &now, metas: part });
+                tracing::info!(partition = %self.id, %from, %first, taken, "damaged entries came back");
+                self.stop_asking(cx, if taken > 0 { cx.clock.now } else { cx.clock.now.after(PAUSE) });
+            }
+        }
+        None
+    }
+
+    /// Gives a peer what it lost, as far as it is whole here.
+    fn give(&mut self, cx: &mut Context<'_>, to: NodeId, first: Index, last: Index, generation: Generation) {
+        let Some(last) = self.replica.can_give(first, last, generation) else {
+            let damaged = self.replica.generation_at(first) == Some(generation)
+                && self.replica.damaged_from(first) == Some(first);
+            let promised = self.replica.generation_promised();
+            self.say(cx, to, Repair::Missing { generation, first, damaged, promised }, Vec::new());
+            return;
+        };
+        // What finds no room now is asked for again, here or elsewhere.
+        let bytes_max = APPEND_BYTES_MAX.min(cx.transport.room(to));
+        if bytes_max == 0 {
+            return;
+        }
+        match cx.wal.cached(self.id, first, last, bytes_max) {
+            Some(run) => self.give_run(cx, to, run),
+            None => {
+                if let Some(read) = cx.reads.start(ReadFor::Repair { partition: self.id, peer: to }) {
+                    cx.wal.read(cx.io, read, self.id, first, last, bytes_max);
+                }
+            }
+        }
+    }
+
+    /// Entries for a peer that lost them are here.
+    pub(crate) fn give_run(&self, cx: &mut Context<'_>, to: NodeId, run: Run) {
+        if let Some(generation) = self.replica.generation_at(run.first) {
+            // Whether these are the ones is the receiver's to see: it compares each.
+            let count = run.last.0 - run.first.0 + 1;
+            self.say(cx, to, Repair::Fetched { generation, first: run.first, count }, run.pieces);
+        }
+    }
+
+    /// When the partition wants its tick.
+    pub(crate) fn deadline(&self) -> Monotonic {
+        let replica = self.replica.deadline();
+        self.repair_deadline().map_or(replica, |at| at.min(replica))
+    }
+
+    /// The last index up to which entries from `from` on can be read here; none if `from` itself is damaged.
+    pub(super) fn readable(&self, from: Index, last: Index) -> Option<Index> {
+        match self.replica.damaged_from(from) {
+            Some(lost) if lost == from => None,
+            Some(lost) => Some(last.min(lost.prev())),
+            None => Some(last),
+        }
+    }
+
+    /// A new life of the log has begun: what was asked of whom does not count any more.
+    pub(crate) fn damage_at_opening(&mut self, clock: Clock, place: &str) {
+        if self.replica.damaged_entries() > 0 {
+            self.note_damage(place);
+            self.repairs.not_before = clock.now;
+            tracing::error!(
+                partition = %self.id,
+                damaged = self.replica.damaged_entries(),
+                suspect = self.replica.suspect_entries(),
+                first = ?self.replica.damaged_from(Index(1)),
+                place,
+                "the log has damage"
+            );
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! What a long log costs: throughput by number of partitions, opening by length, memory of quiet partitions, moving.
+//!
+//! `cargo run --release -p tidelog-wal --example longlog -- DIR partitions|open|memory|moving [GiB]`: DIR should be on the disk
+//! that is meant; what is in it is replaced.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tidelog_io::{BackEnd, Io, IoOptions, Wait, open_back_end};
+use tidelog_types::{
+    EntryMeta, Generation, Incarnation, Index, Monotonic, NodeId, PartitionId, Position, RecordHeader,
+    RecordKind, ShardId, Ticket,
+};
+use tidelog_wal::{Options, Replay, Wal, WalEvent};
+
+const GENERATION: Generation = Generation(1);
+
+/// Nothing above the log remembers anything.
+struct Nothing;
+
+impl Replay for Nothing {
+    fn damaged(&mut self, _: PartitionId, lost: tidelog_wal::Lost) {
+        panic!("nothing was damaged: {lost:?}");
+    }
+    fn moved(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+    fn entry(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+    fn cut(&mut self, _: PartitionId, _: Position) {}
+    fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
+    fn high_water(&mut self, _: PartitionId, _: Index) {}
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
+}
+
+struct Log {
+    io: Box<dyn Io>,
+    wal: Wal,
+    ticket: u64,
+    last: Vec<u64>,
+    events: Vec<WalEvent>,
+}
+
+impl Log {
+    fn open(dir: &Path, partitions: usize, change: impl FnOnce(&mut Options)) -> Log {
+        let options = IoOptions::default();
+        let mut io = open_back_end(BackEnd::Uring, &options)
+            .or_else(|_| open_back_end(BackEnd::Blocking, &options))
+            .expect("a back-end");
+        let mut options = Options::new(dir, NodeId(1), ShardId(0), Incarnation(1));
+        change(&mut options);
+        let (wal, report, _) = Wal::open(&mut *io, options, &mut Nothing).expect("the log opens");
+        if !report.fresh {
+            println!(
+                "  opened in {:?}: {} MiB read, {} segments, from {:?}",
+                report.duration,
+                report.bytes >> 20,
+                report.segments,
+                report.checkpoint
+            );
+        }
+        let last = (0..partitions).map(|p| wal.last(PartitionId(p as u64)).index.0).collect();
+        Log { io, wal, ticket: 0, last, events: Vec::new() }
+    }
+
+    fn now(&mut self) -> Monotonic {
+        self.io.clock().now
+    }
+
+    fn turn(&mut self, wait: Wait) {
+        self.wal.flush_saving(&mut *self.io, &mut |_, out| out.extend_from_slice(&[7; 160]));
+        let mut got = Vec::new();
+        self.io.poll(wait, &mut got);
+        for completion in got {
+            self.wal.complete(&mut *self.io, completion, &mut self.events);
+        }
+        self.wal.tick(&mut *self.io, &mut self.events);
+        for event in self.events.drain(..) {
+            assert!(!matches!(event, WalEvent::Fenced { .. }), "{event:?}");
+        }
+    }
+
+    fn append(&mut self, partition: usize, payload: &[u8], crc: u32) {
+        let id = PartitionId(partition as u64);
+        loop {
+            self.ticket += 1;
+            if self.last[partition] == 0
+                && self.wal.last(id) == Position::ZERO
+                && self.wal.append_promise(Ticket(self.ticket), id, GENERATION, None).is_err()
+            {
+                self.turn(Wait::Forever);
+                continue;
+            }
+            self.ticket += 1;
+            let header = RecordHeader {
+                index: Index(self.last[partition] + 1),
+                generation: GENERATION,
+                prev_generation: if self.last[partition] == 0 { Generation::ZERO } else { GENERATION },
+                payload_len: payload.len() as u32,
+                payload_crc: crc,
+                ..RecordHeader::new(RecordKind::Data, id)
+            };
+            match self.wal.append_entry(Ticket(self.ticket), header, payload) {
+                Ok(()) => break,
+                Err(_) => self.turn(Wait::Forever),
+            }
+        }
+        self.last[partition] += 1;
+    }
+
+    fn low_water(&mut self, partition: usize, first: u64) {
+        self.ticket += 1;
+        let _ = self.wal.append_low_water(Ticket(self.ticket), PartitionId(partition as u64), Index(first));
+    }
+
+    fn settle(&mut self) {
+        while self.wal.stats().in_flight > 0 {
+            self.turn(Wait::Forever);
+        }
+        for _ in 0..2000 {
+            let until = self.io.clock().now.after(Duration::from_millis(1));
+            self.turn(Wait::Until(until));
+        }
+    }
+}
+
+/// Resident memory of this process in KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+fn partitions(dir: &Path) {
+    for round in 0..2 {
+        for count in [1usize, 100, 10_000] {
+            let _ = std::fs::remove_dir_all(dir);
+            let mut log = Log::open(dir, count, |o| o.log_bytes_target = 1 << 30);
+            let payload = vec![5; 1024];
+            let crc = crc32c::crc32c(&payload);
+            for partition in 0..count {
+                log.append(partition, &payload, crc);
+            }
+            let (start, before) = (log.now(), log.wal.stats());
+            let mut records = 0u64;
+            while log.now().since(start) < Duration::from_secs(8) {
+                for i in 0..256u64 {
+                    log.append(((records + i) % count as u64) as usize, &payload, crc);
+                }
+                records += 256;
+                // What is old is let go, so that the log stays short.
+                if records.is_multiple_of(8192) {
+                    for partition in
+                        (0..count).filter(|p| count <= 100 || (*p as u64 / 256) == records / 8192 % 40)
+                    {
+                        let last = log.last[partition];
+                        log.low_water(partition, last.saturating_sub(20_000 / count as u64).max(1));
+                    }
+                }
+                log.turn(Wait::No);
+            }
+            let (stats, spent) = (log.wal.stats(), log.now().since(start).as_secs_f64());
+            println!(
+                "round {round}, {count} partitions: {:.0} records/s, {} per batch, {:.3} log bytes a payload byte, {} checkpoints of {} KiB, {} summaries, {} reclaimed, {} segments",
+                records as f64 / spent,
+                (stats.records - before.records) / (stats.batches - before.batches).max(1),
+                (stats.bytes - before.bytes) as f64 / (stats.payload_bytes - before.payload_bytes) as f64,
+                stats.checkpoints,
+                stats.checkpoint_bytes >> 10,
+                stats.summaries,
+                stats.reclaimed,
+                stats.segments,
+            );
+        }
+    }
+}
+
+fn open(dir: &Path, gib: u64) {
+    let _ = std::fs::remove_dir_all(dir);
+    let mut log = Log::open(dir, 100, |o| o.log_bytes_target = 1 << 50);
+    let payload = vec![5; 64 << 10];
+    let crc = crc32c::crc32c(&payload);
+    let mut at = 0;
+    for step in [1, 2, 4, 10].into_iter().filter(|s| *s <= gib) {
+        while log.wal.stats().bytes < step << 30 && at < step << 30 {
+            for partition in 0..100 {
+                log.append(partition, &payload, crc);
+            }
+            at += 100 * payload.len() as u64;
+            log.turn(Wait::No);
+        }
+        log.settle();
+        log.wal.close(&mut *log.io);
+        println!("{step} GiB:");
+        for _ in 0..3 {
+            log = Log::open(dir, 100, |o| o.log_bytes_target = 1 << 50);
+            log.wal.close(&mut *log.io);
+        }
+        log = Log::open(dir, 100, |o| o.log_bytes_target = 1 << 50);
+    }
+}
+
+fn memory(dir: &Path) {
+    let _ = std::fs::remove_dir_all(dir);
+    let count = 10_000;
+    let mut log = Log::open(dir, count, |o| o.cache_bytes_max = 8 << 20);
+    let payload = vec![5; 100];
+    let crc = crc32c::crc32c(&payload);
+    let before = resident();
+    for partition in 0..count {
+        log.append(partition, &payload, crc);
+    }
+    log.settle();
+    let fresh = resident();
+    // Traffic of one partition makes the others' segment old.
+    let large = vec![5; 64 << 10];
+    let large_crc = crc32c::crc32c(&large);
+    for _ in 0..4000 {
+        log.append(0, &large, large_crc);
+        log.turn(Wait::No);
+    }
+    log.settle();
+    println!(
+        "{count} quiet partitions: {} KiB before, {fresh} KiB with their spans, {} KiB when they are old",
+        before,
+        resident()
+    );
+    let stats = log.wal.stats();
+    log.wal.close(&mut *log.io);
+    drop(log);
+    println!("  {stats:?}");
+    log = Log::open(dir, count, |o| o.cache_bytes_max = 8 << 20);
+    println!("  {} KiB in this process when it is opened again", resident());
+    log.wal.close(&mut *log.io);
+}
+
+fn moving(dir: &Path) {
+    let _ = std::fs::remove_dir_all(dir);
+    let count = 10_000;
+    let mut log = Log::open(dir, count, |o| o.log_bytes_target = 512 << 20);
+    let payload = vec![5; 1024];
+    let crc = crc32c::crc32c(&payload);
+    for partition in 0..count {
+        log.append(partition, &payload, crc);
+    }
+    let large = vec![5; 16 << 10];
+    let large_crc = crc32c::crc32c(&large);
+    let start = log.now();
+    while log.now().since(start) < Duration::from_secs(30) {
+        for _ in 0..32 {
+            log.append(0, &large, large_crc);
+        }
+        let last = log.last[0];
+        if last % 1024 == 1 {
+            log.low_water(0, last.saturating_sub(256).max(1));
+        }
+        log.turn(Wait::No);
+    }
+    let stats = log.wal.stats();
+    println!(
+        "moving: {} MiB of payload, {} MiB of log: amplification {:.3}; {} records ({} MiB) moved, {} reclaimed, {} segments",
+        stats.payload_bytes >> 20,
+        stats.bytes >> 20,
+        stats.bytes as f64 / stats.payload_bytes as f64,
+        stats.moved_records,
+        stats.moved_bytes >> 20,
+        stats.reclaimed,
+        stats.segments
+    );
+    log.wal.close(&mut *log.io);
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let dir = PathBuf::from(args.get(1).expect("a directory")).join("longlog");
+    match args.get(2).map(String::as_str) {
+        Some("partitions") => partitions(&dir),
+        Some("open") => open(&dir, args.get(3).and_then(|n| n.parse().ok()).unwrap_or(4)),
+        Some("memory") => memory(&dir),
+        Some("moving") => moving(&dir),
+        _ => println!("longlog DIR partitions|open|memory|moving [GiB]"),
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+}

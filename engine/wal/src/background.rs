@@ -1,0 +1,110 @@
+//! What the log does for itself beside the traffic: summaries of segments that are full, base checkpoints, moves.
+//!
+//! One unit of work at the front of a batch, when the batch before it has left: a bound on what a writer waits for, and
+//! a start for the work however much traffic there is. Everything here can be given up at any moment and begun again:
+//! a summary or a checkpoint counts only when all of it is durable.
+
+use crate::files::Piece;
+use crate::growing::Class;
+use crate::moving::Moving;
+use crate::replay::State;
+use crate::saving::{Kept, Saving};
+use crate::wal::Wal;
+use std::collections::VecDeque;
+use tidelog_types::{Lsn, PartitionId};
+
+/// Newest segments whose spans stay in memory, the active one among them.
+pub(crate) const RESIDENT_SEGMENTS: usize = 2;
+
+/// A segment's summary on its way into the log.
+#[derive(Debug)]
+pub(crate) struct Summing {
+    pub(crate) base: Lsn,
+    /// Still to be put: from the last one on, the next at the end.
+    pub(crate) left: Vec<(PartitionId, Vec<u8>)>,
+    pub(crate) put: Vec<Piece>,
+    /// The batch that the last one went into.
+    pub(crate) seq: u64,
+}
+
+/// What is under way, and what it led to.
+#[derive(Debug, Default)]
+pub(crate) struct Background {
+    /// Segments whose spans are in memory, oldest first, the active one last.
+    pub(crate) resident: VecDeque<Lsn>,
+    pub(crate) summing: Option<Summing>,
+    pub(crate) saving: Option<Saving>,
+    pub(crate) moving: Moving,
+    /// The two newest checkpoints that were read back.
+    pub(crate) newest: Option<Kept>,
+    pub(crate) older: Option<Kept>,
+    /// Where the log was when the last checkpoint was begun.
+    pub(crate) saved_at: Lsn,
+    /// The checkpoint that the active segment's first batch names: where an opening looks first.
+    pub(crate) segment_names: Lsn,
+    /// Something found no room beside what the growing batch holds: the next batch is left to it.
+    pub(crate) crowded: bool,
+    /// The oldest segment, and the batch that has to be durable before it may go: nothing in it is live since then.
+    pub(crate) idle_since: Option<(Lsn, u64)>,
+}
+
+impl Background {
+    /// A segment is written from now on.
+    pub(crate) fn activated(&mut self, base: Lsn) {
+        self.resident.push_back(base);
+    }
+
+    /// The checkpoints that batches name.
+    pub(crate) fn named(&self) -> (Lsn, Lsn) {
+        let end = |kept: &Option<Kept>| kept.as_ref().map_or(Lsn(0), |k| k.batch);
+        (end(&self.newest), end(&self.older))
+    }
+}
+
+impl Wal {
+    /// Takes over what was replayed, and the checkpoints that are kept. Returns the segments behind the old log's end,
+    /// which go when what they hold has been written again.
+    pub(crate) fn adopt(
+        &mut self,
+        state: State,
+        (newest, older): (Option<Kept>, Option<Kept>),
+        end: Lsn,
+    ) -> Vec<Lsn> {
+        let behind = state.files.iter().map(|(base, _)| base).filter(|base| *base >= end).collect();
+        let resident = state.files.iter().filter(|(base, file)| *base < end && file.summary.is_none());
+        let mut resident: VecDeque<_> = resident.map(|(base, _)| base).collect();
+        resident.append(&mut self.background.resident);
+        self.background.resident = resident;
+        self.background.saved_at = newest.map_or(Lsn(0), |k| k.at);
+        (self.background.newest, self.background.older) = (newest, older);
+        self.partitions = state.partitions;
+        self.files.absorb(state.files);
+        behind
+    }
+
+    /// Puts one unit of work into the growing batch, which is empty.
+    pub(crate) fn put_background(&mut self) {
+        if std::mem::take(&mut self.background.crowded) {
+            return;
+        }
+        if !self.put_checkpoint() && !self.put_summary() {
+            self.put_move();
+        }
+    }
+
+    /// Notes what the batches that became durable complete.
+    pub(crate) fn settle_background(&mut self) {
+        self.settle_summary();
+    }
+
+    /// Whether there is work that only waits for a turn, and a place for it.
+    pub(crate) fn has_background(&self) -> bool {
+        let b = &self.background;
+        let place = |roll| self.growing.limit() >= self.options.batch_bytes_max || self.may_roll(roll);
+        // Checkpoints and moves are what makes room: on a full disk they may use what is kept for control records.
+        let moves = if self.full { Class::Control } else { Class::Bulk };
+        (b.saving.as_ref().is_some_and(Saving::has_more) && place(Class::Control))
+            || (!self.full && b.summing.as_ref().is_some_and(|s| !s.left.is_empty()) && place(Class::Bulk))
+            || (self.has_move() && place(moves))
+    }
+}

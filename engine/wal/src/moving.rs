@@ -1,0 +1,463 @@
+//! Moving live records out of the oldest segment, so that it can be given back.
+//!
+//! Over its budget of bytes the log looks at its oldest segment: which entries of it are live, and how many bytes they
+//! are. A quarter of the segment or less is moved: read, verified, and put at the log's end as the same bytes behind a
+//! `Moved` marker. Of more, snapshots are asked for first, and after three requests it is moved all the same. So freeing
+//! a segment costs at most a third of what it frees, and moves take at most a third of what the traffic writes; an
+//! idle log moves as it can.
+//!
+//! A move only relocates. Between reading and putting an entry may have been cut or trimmed: it is put only if the lookup
+//! still has it, of that generation, in that segment. A crash in between leaves two equal copies, and the later one counts.
+
+use crate::background::Background;
+use crate::blocks::Block;
+use crate::error::{Busy, ReadError};
+use crate::files::{Files, Piece};
+use crate::format::visit_summary;
+use crate::growing::{Class, EntrySpan, Shape};
+use crate::lookup::Place;
+use crate::reads::{Purpose, READS_MAX, ReadId, ReadJob, Run};
+use crate::wal::{Wal, WalEvent};
+use bytes::Bytes;
+use core::time::Duration;
+use std::collections::VecDeque;
+use tidelog_io::Io;
+use tidelog_types::{
+    EntryMeta, Index, Lsn, Monotonic, PartitionId, RecordHeader, RecordKind, Ticket, record,
+};
+
+/// Most bytes of one unit of moving.
+const MOVE_BYTES_MAX: usize = 128 << 10;
+/// Most ranges of entries that are remembered at once; what is left is found by looking again.
+const RANGES_MAX: usize = 1 << 16;
+/// Of a segment, the part that may be live to be moved without asking for snapshots.
+const MOVED_PART: u64 = 4;
+/// Of the traffic's bytes, the part that moves may add.
+const TRAFFIC_PART: u64 = 3;
+const ALLOWANCE_MAX: u64 = 4 << 20;
+/// Requests for snapshots before a fuller segment is moved.
+const REQUESTS: u8 = 3;
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// Partitions asked at once.
+const ASKED_MAX: usize = 64;
+/// Without traffic for so long, the log is idle.
+const IDLE_AFTER: Duration = Duration::from_millis(10);
+
+/// Emptying the oldest segment.
+#[derive(Debug, Default)]
+pub(crate) struct Moving {
+    /// The segment.
+    base: Option<Lsn>,
+    /// How many pieces of its summary were looked at; none more: what to do is decided.
+    measured: Option<usize>,
+    live_bytes: u64,
+    /// Partitions with live entries in it, the first of them.
+    holders: Vec<PartitionId>,
+    /// Ranges of entries still to be read.
+    todo: VecDeque<(PartitionId, Index, Index)>,
+    /// A read for this is in flight.
+    reading: bool,
+    /// Read, and to be put.
+    ready: Option<(PartitionId, Run)>,
+    asked: (Lsn, u8),
+    ask_again: Monotonic,
+    allowance: u64,
+    traffic_at: Monotonic,
+    failed: bool,
+}
+
+impl Moving {
+    /// A batch of the traffic's left.
+    pub(crate) fn traffic(&mut self, bytes: u64, now: Monotonic) {
+        self.allowance = (self.allowance + bytes / TRAFFIC_PART).min(ALLOWANCE_MAX);
+        self.traffic_at = now;
+    }
+
+    fn stop(&mut self) {
+        self.base = None;
+        self.measured = None;
+        self.live_bytes = 0;
+        self.holders.clear();
+        self.todo.clear();
+        self.ready = None;
+    }
+}
+
+/// The segment that should be emptied, if the log is over its budget.
+fn wanted(files: &Files, background: &Background, active: Lsn, target: u64, now: Monotonic) -> Option<Lsn> {
+    let (base, oldest) = files.oldest()?;
+    let bytes: u64 = files.iter().map(|(base, file)| file.end.0 - base.0).sum();
+    let waits = background.moving.asked.0 == base && now < background.moving.ask_again;
+    (bytes > target && base != active && oldest.holds > 0 && oldest.summary.is_some() && !waits)
+        .then_some(base)
+}
+
+impl Wal {
+    /// Whether something is ready to be put.
+    pub(crate) fn has_move(&self) -> bool {
+        self.background.moving.ready.is_some() && self.may_move()
+    }
+
+    fn may_move(&self) -> bool {
+        let moving = &self.background.moving;
+        moving.allowance > 0 || self.full || self.clock.now >= moving.traffic_at.after(IDLE_AFTER)
+    }
+
+    /// When an idle log has something to move.
+    pub(crate) fn move_at(&self) -> Option<Monotonic> {
+        let moving = &self.background.moving;
+        moving.ready.is_some().then(|| moving.traffic_at.after(IDLE_AFTER))
+    }
+
+    /// Takes the next step that needs a read, or none.
+    pub(crate) fn advance_moves(&mut self, io: &mut dyn Io) {
+        let moving = &self.background.moving;
+        if moving.reading || moving.ready.is_some() || self.reads >= READS_MAX {
+            return;
+        }
+        let Some(base) = moving.base else {
+            let target = self.options.log_bytes_target;
+            let found = wanted(&self.files, &self.background, self.active.base(), target, self.clock.now);
+            if let Some(base) = found {
+                let moving = &mut self.background.moving;
+                moving.stop();
+                (moving.base, moving.measured) = (Some(base), Some(0));
+                self.measure(io, base);
+            }
+            return;
+        };
+        if moving.measured.is_some() {
+            return self.measure(io, base);
+        }
+        while let Some((partition, first, last)) = self.background.moving.todo.pop_front() {
+            let live = self.partitions.get(&partition).and_then(|log| log.find(first));
+            if !matches!(live, Some(Place::Segment { segment, .. }) if segment == base) {
+                // Cut, trimmed, or moved already: only this one is known to be.
+                if first < last {
+                    self.background.moving.todo.push_front((partition, first.next(), last));
+                }
+                continue;
+            }
+            let bytes_max = MOVE_BYTES_MAX.min(self.message_bytes_max() / 2);
+            let mut job = ReadJob::new(ReadId(0), partition, first, last, bytes_max);
+            job.purpose = Purpose::Move;
+            let moving = &mut self.background.moving;
+            if first < last {
+                moving.todo.push_front((partition, first, last));
+            }
+            moving.reading = true;
+            return self.start_read(io, job);
+        }
+        self.background.moving.stop();
+    }
+
+    /// Looks at the pieces of the segment's summary, and decides.
+    fn measure(&mut self, io: &mut dyn Io, base: Lsn) {
+        while let Some(at) = self.background.moving.measured {
+            let Some(file) = self.files.peek(base) else { return self.background.moving.stop() };
+            let size = file.end.0 - base.0;
+            let pieces = file.summary.as_deref().unwrap_or_default();
+            let Some(piece) = pieces.get(at).copied() else {
+                return self.decide(base, size);
+            };
+            let Some(Block::Piece(bytes)) = self.blocks.get(piece.lsn) else {
+                let mut job = ReadJob::new(ReadId(0), piece.first, Index(1), Index(1), 1);
+                job.purpose = Purpose::Measure;
+                self.background.moving.reading = true;
+                return self.read_piece(io, job, piece);
+            };
+            self.measure_piece(base, &bytes);
+            self.background.moving.measured = Some(at + 1);
+        }
+    }
+
+    fn measure_piece(&mut self, base: Lsn, bytes: &Bytes) {
+        let (partitions, moving) = (&self.partitions, &mut self.background.moving);
+        let mut take = |id: PartitionId, span: crate::format::SummarySpan| {
+            let Some(log) = partitions.get(&id) else { return };
+            let end = Index(span.first.0 + u64::from(span.count) - 1);
+            let (mut index, mut live) = (span.first.max(log.low_water), 0);
+            while index <= end {
+                index = match log.find(index) {
+                    Some(Place::Segment { segment, last }) if segment == base => {
+                        let last = last.min(end);
+                        live += last.0 + 1 - index.0;
+                        let ranges = moving.todo.len();
+                        match moving.todo.back_mut() {
+                            Some(back) if back.0 == id && back.2.next() == index => back.2 = last,
+                            _ if ranges < RANGES_MAX => moving.todo.push_back((id, index, last)),
+                            _ => {}
+                        }
+                        last.next()
+                    }
+                    Some(Place::Segment { last, .. }) => last.next(),
+                    Some(Place::Span(at)) => log.span(at).map_or(index, |s| s.last()).next(),
+                    None => break,
+                };
+            }
+            if live > 0 {
+                moving.live_bytes += u64::from(span.held) * live / u64::from(span.count);
+                if moving.holders.len() < ASKED_MAX && moving.holders.last() != Some(&id) {
+                    moving.holders.push(id);
+                }
+            }
+        };
+        // It was verified when it was read.
+        let _ = visit_summary(bytes, &mut take);
+    }
+
+    fn decide(&mut self, base: Lsn, size: u64) {
+        let (full, now) = (self.full, self.clock.now);
+        let moving = &mut self.background.moving;
+        moving.measured = None;
+        if moving.asked.0 != base {
+            moving.asked = (base, 0);
+        }
+        if moving.live_bytes * MOVED_PART <= size || moving.asked.1 >= REQUESTS || full {
+            tracing::debug!(base = base.0, live = moving.live_bytes, "a segment is emptied");
+            return;
+        }
+        moving.asked.1 += 1;
+        moving.ask_again = now.after(ASK_AGAIN);
+        let holders = std::mem::take(&mut moving.holders);
+        moving.stop();
+        self.events.extend(holders.into_iter().map(|partition| WalEvent::SnapshotWanted { partition }));
+    }
+
+    /// A read for moving has ended.
+    pub(crate) fn read_for_move(
+        &mut self,
+        purpose: Purpose,
+        partition: PartitionId,
+        result: Result<Run, ReadError>,
+    ) {
+        let moving = &mut self.background.moving;
+        moving.reading = false;
+        if purpose == Purpose::Measure {
+            if let Err(error) = result {
+                // It cannot be measured: it is moved by what the refs say.
+                tracing::warn!(%error, "a segment's summary is bad; what is live in it is found by reading it");
+                self.measure_by_refs();
+            }
+            return;
+        }
+        match result {
+            Ok(run) => {
+                if let Some(front) = moving.todo.front_mut()
+                    && front.0 == partition
+                    && front.1 == run.first
+                {
+                    front.1 = run.last.next();
+                    if front.1 > front.2 {
+                        moving.todo.pop_front();
+                    }
+                }
+                moving.ready = Some((partition, run));
+            }
+            Err(error) => {
+                if !moving.failed {
+                    tracing::warn!(%partition, %error, "an entry cannot be moved; its segment stays");
+                }
+                moving.failed = true;
+                let base = moving.base.unwrap_or_default();
+                moving.stop();
+                moving.asked = (base, 0);
+                moving.ask_again = self.clock.now.after(ASK_AGAIN);
+            }
+        }
+    }
+
+    /// All ranges that refs have in the segment, without their bytes.
+    fn measure_by_refs(&mut self) {
+        let moving = &mut self.background.moving;
+        let Some(base) = moving.base else { return };
+        moving.todo.clear();
+        moving.measured = None;
+        let mut ids: Vec<_> = self.partitions.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let Some(log) = self.partitions.get(&id) else { continue };
+            for r in log.refs.iter().filter(|r| r.segment == base) {
+                if let Some(Place::Segment { segment, last }) = log.find(r.first.max(log.low_water))
+                    && segment == base
+                    && moving.todo.len() < RANGES_MAX
+                {
+                    moving.todo.push_back((id, r.first.max(log.low_water), last));
+                }
+            }
+        }
+    }
+
+    /// Puts what was read at the log's end, into the growing batch, which is empty. False: nothing was put.
+    pub(crate) fn put_move(&mut self) -> bool {
+        if !self.has_move() {
+            return false;
+        }
+        let Some((partition, run)) = self.background.moving.ready.take() else { return false };
+        let base = self.background.moving.base;
+        let log = self.partitions.get(&partition);
+        let live: Vec<_> = run
+            .pieces
+            .iter()
+            .flat_map(|piece| records_in(piece))
+            .filter(|(header, _)| {
+                log.is_some_and(|log| {
+                    log.generation_at(header.index) == Some(header.generation)
+                        && matches!(log.find(header.index),
+                            Some(Place::Segment { segment, .. }) if Some(segment) == base)
+                })
+            })
+            .collect();
+        if live.is_empty() {
+            return false;
+        }
+        let roll = if self.full { Class::Control } else { Class::Bulk };
+        let bytes: usize = live.iter().map(|(_, whole)| whole.len()).sum();
+        if !self.put_moves(&live, roll) {
+            self.background.moving.ready = Some((partition, run));
+            return false;
+        }
+        let moving = &mut self.background.moving;
+        moving.allowance = moving.allowance.saturating_sub(bytes as u64);
+        true
+    }
+
+    fn put_moves(&mut self, records: &[(RecordHeader, &[u8])], roll: Class) -> bool {
+        let marker = self.moved_marker(records.len());
+        let shapes = std::iter::once(Shape::of(&marker)).chain(records.iter().map(|(h, _)| Shape::of(h)));
+        let Ok(plan) = self.place_rolling(shapes, 1 + records.len(), Class::Bulk, roll) else { return false };
+        self.growing.begin(plan);
+        self.growing.put_control(&marker);
+        for (header, whole) in records {
+            self.put_moved(header, whole);
+        }
+        true
+    }
+
+    /// The marker of that many records.
+    pub(crate) fn moved_marker(&self, count: usize) -> RecordHeader {
+        RecordHeader {
+            index: Index(count as u64),
+            cluster: self.options.cluster_tag,
+            ..RecordHeader::new(RecordKind::Moved, PartitionId(0))
+        }
+    }
+
+    /// Puts one record behind its marker.
+    pub(crate) fn put_moved(&mut self, header: &RecordHeader, whole: &[u8]) {
+        let offset = self.growing.put_encoded(whole, Shape::of(header));
+        self.growing.not_the_clients(header.payload_len as usize);
+        let lsn = self.growing.lsn;
+        let log = self.partitions.entry(header.partition).or_default();
+        let len = whole.len() as u32; // a record
+        log.relocate(header.position(), lsn.plus(offset as u64), len, lsn, &mut self.files);
+        // Copies are no part of a run of entries, nor entries of a run of copies: a bad batch is replayed by its spans.
+        log.footer_span = (0, 0);
+        let (partition, generation, index) = (header.partition, header.generation, header.index);
+        self.growing.span_entry(log, &EntrySpan { partition, generation, index, offset });
+        log.footer_span = (0, 0);
+        self.stats.moved_records += 1;
+        self.stats.moved_bytes += whole.len() as u64;
+    }
+
+    /// Writes entries that this log has, by index and generation, at its end again, as they are: what a peer gave back
+    /// for a damaged copy. `records` is back to back, each verified by [`RecordHeader::decode_record`]; `metas` are
+    /// theirs. Entries that are not in the log any more are left out. Returns how many were taken; the lookup names the
+    /// new place at once, and it is durable with the batch ([`Self::growing_batch`], [`Self::durable_batch`]).
+    ///
+    /// # Errors
+    /// [`Busy`]: nothing happened.
+    ///
+    /// # Panics
+    /// If the records are not those of `metas`.
+    pub fn append_moved(
+        &mut self,
+        partition: PartitionId,
+        records: &[u8],
+        metas: &[EntryMeta],
+    ) -> Result<usize, Busy> {
+        self.admit(Class::Bulk)?;
+        let mut live = Vec::new();
+        let mut given = metas.iter();
+        for (header, whole) in records_in(records) {
+            let meta = given.next().expect("there are as many metas as records");
+            assert!(
+                header.partition == partition && header.position() == meta.position,
+                "the metas are the records'"
+            );
+            let there = self.partitions.get(&partition).is_some_and(|log| {
+                log.find(header.index).is_some() && log.generation_at(header.index) == Some(header.generation)
+            });
+            if there {
+                live.push((header, whole));
+            }
+        }
+        assert!(given.next().is_none(), "there are as many records as metas");
+        if live.is_empty() {
+            return Ok(0);
+        }
+        let marker = self.moved_marker(live.len());
+        let shapes = std::iter::once(Shape::of(&marker)).chain(live.iter().map(|(h, _)| Shape::of(h)));
+        let plan = self.place(shapes, 1 + live.len(), Class::Bulk)?;
+        self.growing.begin(plan);
+        self.growing.put_control(&marker);
+        for (header, whole) in &live {
+            self.put_moved(header, whole);
+        }
+        Ok(live.len())
+    }
+
+    /// Writes good bytes of entries that the log has, and whose own are damaged, at its end; all of them or none. When the ticket is
+    /// durable they are read from there. `records` and `metas` as for [`Self::append_moved`].
+    ///
+    /// # Errors
+    /// [`Busy`]: nothing happened.
+    ///
+    /// # Panics
+    /// If the records are not those of `metas`, an entry is not one of the log's, or the ticket does not rise.
+    pub fn append_repair(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        records: &[u8],
+        metas: &[EntryMeta],
+    ) -> Result<(), Busy> {
+        let taken = self.append_moved(partition, records, metas)?;
+        assert!(taken == metas.len() && taken > 0, "a repair gives bytes to entries that the log has");
+        let log = self.partitions.entry(partition).or_default();
+        self.growing.ticket(partition, log, ticket);
+        Ok(())
+    }
+
+    /// Number of the batch that what is put now goes into.
+    pub fn growing_batch(&self) -> u64 {
+        self.growing.seq
+    }
+
+    /// Number of the last batch that is durable with all before it.
+    pub fn durable_batch(&self) -> u64 {
+        self.durable_seq
+    }
+
+    /// A piece of a summary was read for measuring, or could not be.
+    pub(crate) fn measured_piece(&mut self, piece: Piece, payload: Option<Bytes>) {
+        match payload {
+            Some(payload) => {
+                self.blocks.insert(piece.lsn, Block::Piece(payload));
+                self.background.moving.reading = false;
+            }
+            None => {
+                self.background.moving.reading = false;
+                self.measure_by_refs();
+            }
+        }
+    }
+}
+
+/// Records that were verified, with their bytes.
+fn records_in(bytes: &[u8]) -> impl Iterator<Item = (RecordHeader, &[u8])> {
+    record::records(bytes).map_while(|item| {
+        let (at, header, _) = item.ok()?;
+        Some((header, bytes.get(at..at + header.record_bytes())?))
+    })
+}

@@ -1,0 +1,42 @@
+//! Giving segments back: oldest first, and only what nothing needs any more.
+//!
+//! A segment may go when nothing live is in it (no span and no ref, which low-water marks, cuts and moves have seen to),
+//! when everything that this follows from is durable, when an opening begins behind it even if the newest checkpoint is
+//! bad, and when nobody reads it. What it is then renamed to is no part of the log.
+
+use crate::segments::Returned;
+use crate::wal::Wal;
+
+impl Wal {
+    /// Gives back the oldest segments as far as they may go.
+    pub(crate) fn reclaim(&mut self) {
+        while let Some((base, oldest)) = self.files.oldest() {
+            if self.fenced || base == self.active.base() || oldest.holds > 0 || oldest.users > 0 {
+                return;
+            }
+            // What let go of it last may still be on its way to the disk.
+            let newest = if self.growing.is_empty() { self.growing.seq - 1 } else { self.growing.seq };
+            let since = match self.background.idle_since {
+                Some((of, seq)) if of == base => seq,
+                _ => newest,
+            };
+            self.background.idle_since = Some((base, since));
+            // The segment that a checkpoint's position lies in is where an opening begins to read, even at its very end.
+            if self.durable_seq < since || oldest.end >= self.replay_start() {
+                return;
+            }
+            // A write of a life that has died may still be on its way to a file of that life: it must not find a name.
+            let fits = oldest.end.0 - base.0 == self.options.segment_bytes && oldest.epoch == self.epoch;
+            let Some(removed) = self.files.remove(base) else { return };
+            self.background.resident.retain(|b| *b != base);
+            self.background.idle_since = None;
+            if self.background.summing.as_ref().is_some_and(|s| s.base == base) {
+                self.background.summing = None;
+            }
+            self.blocks.forget(base, removed.end);
+            self.stats.reclaimed += 1;
+            tracing::debug!(base = base.0, "a segment is given back");
+            self.segments.give_back(Returned { path: removed.path, file: removed.file, fits });
+        }
+    }
+}

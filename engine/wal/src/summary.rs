@@ -1,0 +1,126 @@
+//! Writing a segment's summary, and letting its spans go.
+//!
+//! When a segment is not among the newest any more, its spans are written into the log as summary records, wherever the
+//! log is by then; when those are durable, the spans leave memory, and reads of the segment look them up there. What the
+//! summary says is not authority: entries may have been cut or moved since, and the refs know.
+
+use crate::background::{RESIDENT_SEGMENTS, Summing};
+use crate::files::Piece;
+use crate::format::{SummaryHead, SummarySpan, encode_summary};
+use crate::growing::{Class, Shape};
+use crate::lookup::LookupSpan;
+use crate::wal::Wal;
+use tidelog_types::limits::PAGED_PAYLOAD_BYTES;
+use tidelog_types::record::HEADER_BYTES;
+use tidelog_types::{Index, Lsn, PartitionId, RecordHeader, RecordKind};
+
+/// Most bytes of a summary's piece: what a read of an old entry may have to load.
+const PIECE_BYTES_MAX: usize = PAGED_PAYLOAD_BYTES - HEADER_BYTES;
+
+impl Wal {
+    /// Puts a piece of a summary into the growing batch, which is empty. False: there is none, or no room for it.
+    pub(crate) fn put_summary(&mut self) -> bool {
+        if self.background.summing.is_none() {
+            self.begin_summary();
+        }
+        let Some(summing) = &mut self.background.summing else { return false };
+        let Some((first, payload)) = summing.left.pop() else { return false };
+        let header = RecordHeader {
+            index: Index(summing.base.0),
+            cluster: self.options.cluster_tag,
+            payload_len: payload.len() as u32, // at most PIECE_BYTES_MAX
+            payload_crc: crc32c::crc32c(&payload),
+            ..RecordHeader::new(RecordKind::Summary, PartitionId(0))
+        };
+        // A disk that is filling up has no room for what only saves memory.
+        let placed = if self.full {
+            None
+        } else {
+            self.place(std::iter::once(Shape::of(&header)), 1, Class::Bulk).ok()
+        };
+        let Some(plan) = placed else {
+            if let Some(summing) = &mut self.background.summing {
+                summing.left.push((first, payload));
+            }
+            return false;
+        };
+        self.growing.begin(plan);
+        let offset = self.growing.put_local(&header, &payload);
+        let piece = Piece { first, lsn: self.growing.lsn.plus(offset as u64), len: header.payload_len };
+        if let Some(summing) = &mut self.background.summing {
+            summing.put.push(piece);
+            summing.seq = self.growing.seq;
+        }
+        true
+    }
+
+    /// Takes the oldest segment that need not be in memory any more.
+    fn begin_summary(&mut self) {
+        while self.background.resident.len() > RESIDENT_SEGMENTS
+            && let Some(&base) = self.background.resident.front()
+        {
+            let Some(file) = self.files.peek(base) else {
+                self.background.resident.pop_front();
+                continue;
+            };
+            if file.holds == 0 {
+                // Nothing in it is live, and nothing in it can become live again.
+                self.background.resident.pop_front();
+                continue;
+            }
+            let head =
+                SummaryHead { store: self.options.store, segment_seq: file.seq, base, piece: 0, pieces: 1 };
+            let end = file.end;
+            let mut groups: Vec<(PartitionId, Vec<SummarySpan>)> = Vec::new();
+            for (id, log) in &self.partitions {
+                let inside = |s: &&LookupSpan| base <= s.lsn && s.lsn < end;
+                let spans: Vec<_> = log.spans.iter().filter(inside).map(|s| summed(s, base)).collect();
+                if !spans.is_empty() {
+                    groups.push((*id, spans));
+                }
+            }
+            groups.sort_unstable_by_key(|g| g.0);
+            let limit = PIECE_BYTES_MAX.min(self.message_bytes_max().saturating_sub(HEADER_BYTES));
+            let given = groups.iter().map(|(id, spans)| (*id, spans.as_slice()));
+            let mut left = encode_summary(&head, given, limit);
+            left.reverse();
+            self.background.summing = Some(Summing { base, left, put: Vec::new(), seq: 0 });
+            return;
+        }
+    }
+
+    /// If the summary is durable, lets the spans go.
+    pub(crate) fn settle_summary(&mut self) {
+        let done =
+            self.background.summing.as_ref().is_some_and(|s| s.left.is_empty() && self.durable_seq >= s.seq);
+        if !done {
+            return;
+        }
+        let Some(summing) = self.background.summing.take() else { return };
+        self.background.resident.retain(|base| *base != summing.base);
+        self.stats.summaries += 1;
+        let Some(file) = self.files.get(summing.base) else { return };
+        file.summary = Some(summing.put);
+        let end = file.end;
+        self.demote(summing.base, end);
+    }
+
+    /// Turns the spans of a segment with a durable summary into refs.
+    pub(crate) fn demote(&mut self, base: Lsn, end: Lsn) {
+        for log in self.partitions.values_mut() {
+            log.demote(base, end, &mut self.files);
+        }
+    }
+}
+
+fn summed(span: &LookupSpan, base: Lsn) -> SummarySpan {
+    SummarySpan {
+        first: span.first,
+        count: span.count,
+        generation: span.generation,
+        offset: span.lsn.0 - base.0,
+        bytes: span.bytes,
+        held: if span.pure { span.bytes } else { span.held / 64 * 64 },
+        pure: span.pure,
+    }
+}

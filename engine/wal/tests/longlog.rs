@@ -1,0 +1,327 @@
+//! Logs that go on and on: checkpoints, summaries, segments given back and used again, live records moved; and crashes at
+//! every step of it.
+
+mod common;
+
+use common::{DIR, NODE, Rig, kept, tiny};
+use std::path::Path;
+use std::time::Duration;
+use tidelog_sim::{Moment, Random, Rate};
+use tidelog_wal::{OpenError, Options, inspect};
+
+const MOMENTS: [Moment; 3] = [Moment::Before, Moment::Inside, Moment::After];
+
+/// Writes `count` entries to each of `partitions`, and lets go of all but the last `keep`.
+fn stream(rig: &mut Rig, partitions: u64, count: u64, keep: u64) {
+    for i in 0..count {
+        for partition in 0..partitions {
+            if !rig.alive() || rig.fenced.is_some() {
+                return;
+            }
+            if rig.entry(partition, &vec![i as u8; 3000]).is_err() {
+                rig.drain();
+                rig.rest(Duration::from_millis(5));
+                continue;
+            }
+            let last = rig.part(partition).entries.len() as u64;
+            rig.drain();
+            if i % 4 == 3 && last > keep && rig.alive() && rig.fenced.is_none() {
+                rig.mark(partition, last);
+                let first = (last - keep).max(rig.part(partition).low);
+                let _ = rig.low_water(partition, first);
+            }
+        }
+    }
+    rig.drain();
+}
+
+fn segments(rig: &Rig) -> usize {
+    let ours = |f: &str| f.starts_with(DIR) && f.ends_with(".wal") && !f.contains("free-");
+    rig.world.files(NODE).iter().filter(|f| ours(&f.0)).count()
+}
+
+#[test]
+fn a_log_that_is_let_go_stays_short() {
+    let mut rig = Rig::new(1, tiny());
+    rig.open().unwrap();
+    stream(&mut rig, 2, 400, 8);
+    rig.rest(Duration::from_millis(200));
+    let stats = rig.wal().stats();
+    assert!(stats.checkpoints > 2, "{stats:?}");
+    assert!(stats.reclaimed > 5, "{stats:?}");
+    // Two checkpoints are kept, and one comes only when sixteen times its size was written.
+    assert!(segments(&rig) <= 14, "{} segments of a log that keeps 24 entries", segments(&rig));
+    assert!(rig.check_all());
+    rig.close();
+    let used = rig.world.disk_used(NODE);
+    let report = rig.open().unwrap();
+    assert!(report.checkpoint.is_some());
+    assert_eq!(report.bad_checkpoints, []);
+    assert!(report.bytes < used, "{} bytes read of {used}", report.bytes);
+    assert!(rig.check_all());
+    rig.close();
+    rig.io = None;
+    let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
+    assert!(!report.is_damaged(), "{report:?}");
+}
+
+/// Old entries are read by the summaries of their segments, also behind a restart.
+#[test]
+fn old_segments_are_read_by_their_summaries() {
+    let mut rig = Rig::new(2, tiny());
+    rig.open().unwrap();
+    stream(&mut rig, 3, 150, 1 << 40);
+    rig.rest(Duration::from_millis(100));
+    let stats = rig.wal().stats();
+    assert!(stats.summaries > 3 && stats.reclaimed == 0, "{stats:?}");
+    assert!(rig.check_all());
+    rig.close();
+    let report = rig.open().unwrap();
+    assert!(report.checkpoint.is_some());
+    assert!(rig.check_all());
+    // Cuts reach into old segments, and what comes after them is found where it is.
+    rig.promise(0, 2, 1).unwrap();
+    rig.cut(0, 5).unwrap();
+    stream(&mut rig, 1, 3, 1 << 40);
+    assert!(rig.check_all());
+    rig.world.crash(NODE);
+    rig.open().unwrap();
+    assert!(rig.check_all());
+}
+
+/// A summary is no authority: without it the segment itself is read.
+#[test]
+fn a_bad_summary_is_done_without() {
+    let mut rig = Rig::new(3, tiny());
+    rig.open().unwrap();
+    stream(&mut rig, 2, 120, 1 << 40);
+    rig.rest(Duration::from_millis(100));
+    rig.close();
+    let mut places = Vec::new();
+    rig.io = None;
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+        if let inspect::Item::Record { file, offset, header, .. } = item
+            && header.kind == tidelog_types::RecordKind::Summary
+        {
+            places.push((file.display().to_string(), offset));
+        }
+    })
+    .unwrap();
+    assert!(places.len() > 2);
+    rig.open().unwrap();
+    for (file, offset) in places {
+        assert!(rig.world.flip(NODE, &file, offset + 80));
+    }
+    assert!(rig.check_all());
+}
+
+/// The newest checkpoint may be bad, and the one before it; both at once are damage, and named.
+#[test]
+fn a_bad_checkpoint_is_replaced_by_the_one_before_it() {
+    let damaged = |which: usize| {
+        let mut rig = Rig::new(4, tiny());
+        rig.open().unwrap();
+        stream(&mut rig, 2, 300, 8);
+        rig.close();
+        let mut ends = Vec::new();
+        let mut named = (0, 0);
+        rig.io = None;
+        inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| match item {
+            inspect::Item::Record { file, offset, header, .. }
+                if header.kind == tidelog_types::RecordKind::CheckpointChunk =>
+            {
+                ends.push((header.generation.0, file.display().to_string(), offset));
+            }
+            inspect::Item::Batch { header, .. } => named = (header.checkpoint.0, header.older_checkpoint.0),
+            _ => {}
+        })
+        .unwrap();
+        assert!(named.0 > named.1 && named.1 > 0);
+        // The chunks of the newest ones, by the position that each is of.
+        let mut at: Vec<u64> = ends.iter().map(|e| e.0).collect();
+        at.dedup();
+        for victim in at.iter().rev().take(which) {
+            for (_, file, offset) in ends.iter().filter(|e| e.0 == *victim) {
+                assert!(rig.world.flip(NODE, file, offset + 70));
+            }
+        }
+        rig
+    };
+    let mut rig = damaged(1);
+    let report = rig.open().unwrap();
+    assert!(report.checkpoint.is_some());
+    assert!(rig.check_all());
+    rig.close();
+    rig.open().unwrap();
+    let mut rig = damaged(usize::MAX);
+    let error = rig.open().unwrap_err();
+    assert!(matches!(error, OpenError::Checkpoint { .. }), "{error}");
+}
+
+/// Quiet partitions hold nothing back: what is live in the oldest segment is moved, within the bound.
+#[test]
+fn quiet_partitions_pin_no_segments() {
+    let options = Options { log_bytes_target: 1 << 20, ..tiny() };
+    let mut rig = Rig::new(5, options);
+    rig.open().unwrap();
+    for partition in 10..40 {
+        rig.entry(partition, &[partition as u8; 200]).unwrap();
+        rig.mark(partition, 1);
+    }
+    rig.drain();
+    stream(&mut rig, 1, 900, 4);
+    rig.rest(Duration::from_millis(500));
+    stream(&mut rig, 1, 300, 4);
+    let stats = rig.wal().stats();
+    assert!(stats.moved_records >= 30, "{stats:?}");
+    assert!(stats.reclaimed > 5, "{stats:?}");
+    assert!(segments(&rig) <= 12, "{} segments", segments(&rig));
+    assert!(stats.moved_bytes * 3 <= stats.payload_bytes, "{stats:?}");
+    assert!(rig.check_all());
+    rig.world.crash(NODE);
+    rig.open().unwrap();
+    assert!(rig.check_all());
+    rig.close();
+    rig.open().unwrap();
+    assert!(rig.check_all());
+    rig.io = None;
+    rig.wal = None;
+    let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
+    assert!(!report.is_damaged(), "{report:?}");
+}
+
+/// A segment that is mostly live is not moved before snapshots were asked for.
+#[test]
+fn snapshots_are_asked_for_before_much_is_moved() {
+    let options = Options { log_bytes_target: 400 << 10, ..tiny() };
+    let mut rig = Rig::new(6, options);
+    rig.open().unwrap();
+    for i in 0..40 {
+        rig.entry(0, &[i; 2500]).unwrap();
+        if i % 8 == 7 {
+            rig.drain();
+        }
+    }
+    // Segments behind the live one hold nothing: after three requests it is moved.
+    let mut asked = 0;
+    for _ in 0..40 {
+        for _ in 0..40 {
+            let _ = rig.entry(1, &[1; 3000]);
+            rig.drain();
+        }
+        let last = rig.part(1).entries.len() as u64;
+        rig.mark(1, last);
+        let _ = rig.low_water(1, last);
+        rig.drain();
+        rig.rest(Duration::from_secs(6));
+        if rig.wal().stats().moved_records == 0 {
+            asked = rig.wanted.iter().filter(|p| **p == 0).count();
+        }
+    }
+    assert!(asked >= 3, "{:?}", rig.wanted);
+    let stats = rig.wal().stats();
+    assert!(stats.moved_records > 0 && stats.reclaimed > 0, "{stats:?}");
+    assert!(rig.check_all());
+}
+
+/// Enough for a summary, checkpoints, moves, and segments that are used again; without what the random lives draw.
+fn busy_script(rig: &mut Rig) {
+    for partition in 10..14 {
+        let _ = rig.entry(partition, &[7; 300]);
+    }
+    rig.drain();
+    stream(rig, 1, 330, 2);
+    if rig.alive() && rig.fenced.is_none() {
+        rig.rest(Duration::from_millis(20));
+    }
+}
+
+/// A crash at every operation of a script in which all of it happens, and another one in the opening after it.
+#[test]
+fn every_crash_point_of_a_long_log() {
+    let options = Options { log_bytes_target: 600 << 10, checkpoint_every: 150 << 10, ..tiny() };
+    let boundaries = {
+        let mut rig = Rig::new(1, options.clone());
+        rig.open().unwrap();
+        busy_script(&mut rig);
+        let stats = rig.wal().stats();
+        assert!(
+            stats.summaries > 0 && stats.checkpoints > 1 && stats.reclaimed > 1 && stats.moved_records > 0,
+            "{stats:?}"
+        );
+        rig.world.disk_ops(NODE)
+    };
+    let mut random = Random::new(9);
+    for boundary in 0..boundaries {
+        let moment = MOMENTS[boundary as usize % 3];
+        let mut rig = Rig::new(boundary, options.clone());
+        rig.world.crash_at(NODE, boundary, moment);
+        if rig.open().is_ok() {
+            busy_script(&mut rig);
+        }
+        if rig.alive() {
+            rig.world.crash(NODE);
+        }
+        if random.chance(Rate::percent(30)) {
+            rig.world.crash_at(NODE, random.below(40), *random.pick(&MOMENTS).unwrap());
+            let _ = rig.open();
+            if rig.alive() {
+                rig.world.crash(NODE);
+            }
+        }
+        rig.open().unwrap_or_else(|e| panic!("{boundary} {moment:?}: {e}"));
+        assert!(rig.check_all());
+        let before = kept(&rig.now);
+        rig.close();
+        rig.open().unwrap_or_else(|e| panic!("{boundary} {moment:?}, again: {e}"));
+        assert_eq!(kept(&rig.now), before, "recovering again gives the same state");
+        rig.close();
+        rig.io = None;
+        rig.wal = None;
+        let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
+        assert!(!report.is_damaged(), "{boundary} {moment:?}: {report:?}");
+    }
+}
+
+/// Lives with everything at once, in a log that is always over its budget.
+#[test]
+fn random_long_lives() {
+    for seed in 1..=40 {
+        let mut random = Random::new(seed);
+        let options = Options {
+            log_bytes_target: 500 << 10,
+            checkpoint_every: 100 << 10,
+            in_flight_max: 1 + (seed as usize % 3),
+            ..tiny()
+        };
+        let mut rig = Rig::new(seed, options);
+        for _ in 0..6 {
+            if random.chance(Rate::percent(30)) {
+                rig.world.crash_at(NODE, random.below(400), *random.pick(&MOMENTS).unwrap());
+            }
+            while let Err(e) = rig.open() {
+                assert!(!rig.alive(), "seed {seed}: {e}");
+            }
+            if !rig.check_all() {
+                continue;
+            }
+            for _ in 0..random.below(600) {
+                if !rig.alive() || rig.fenced.is_some() {
+                    break;
+                }
+                rig.random_step(&mut random, 5, 4000);
+            }
+            if rig.alive() && random.coin() {
+                stream(&mut rig, 2, 30, 3);
+            }
+            match random.below(3) {
+                0 if rig.alive() && rig.fenced.is_none() => rig.close(),
+                1 => rig.world.kill(NODE),
+                _ => rig.world.crash(NODE),
+            }
+        }
+        rig.world.calm();
+        rig.open().unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert!(rig.check_all());
+    }
+}

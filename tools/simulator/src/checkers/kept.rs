@@ -1,0 +1,70 @@
+//! What nodes keep (invariants 2, 10): the low-water mark never goes back, also over crashes, and lies at or below what
+//! a durable snapshot or the log start covers; a snapshot that a node counts on is whole on its disk.
+
+use super::violation::{Verdict, broken, ensure};
+use std::collections::BTreeMap;
+use std::path::Path;
+use tidelog::snapshot::format::{CHUNK_BYTES, Piece, Walk};
+use tidelog_consensus::Replica;
+use tidelog_sim::World;
+use tidelog_types::Position;
+
+/// Where a simulated node's snapshots lie.
+const SNAPSHOTS: &str = "/data/node/snap";
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    low_water: u64,
+    snapshot: Position,
+}
+
+/// What was seen of every replica.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    seen: BTreeMap<(u64, u64), Seen>,
+}
+
+impl Kept {
+    /// What a replica says of itself after a turn.
+    pub(crate) fn observe(&mut self, world: &World, node: u64, partition: u64, replica: &Replica) -> Verdict {
+        let seen = self.seen.entry((node, partition)).or_default();
+        let (low, snapshot) = (replica.marks().low_water, replica.snapshot());
+        let here = || format!("node {node} partition {partition}");
+        ensure(2, low.0 >= seen.low_water, || {
+            format!("{}: low-water mark went from {} to {low}", here(), seen.low_water)
+        })?;
+        ensure(10, snapshot >= seen.snapshot, || {
+            format!("{}: its snapshot went from {:?} to {snapshot:?}", here(), seen.snapshot)
+        })?;
+        let covered = snapshot.index.next().max(replica.log_start());
+        ensure(10, low <= covered, || {
+            format!("{}: it keeps entries from {low} on, {covered} is covered", here())
+        })?;
+        if snapshot > seen.snapshot {
+            whole(world, node, partition, snapshot)
+                .or_else(|why| broken(10, format!("{}: its snapshot of {snapshot:?}: {why}", here())))?;
+        }
+        *seen = Seen { low_water: low.0, snapshot };
+        Ok(())
+    }
+}
+
+/// Whether the file is durable, name and bytes, and verifies from its first to its last byte.
+fn whole(world: &World, node: u64, partition: u64, covered: Position) -> Result<(), String> {
+    let name = format!("{}-{}.snap", covered.index, covered.generation);
+    let path = Path::new(SNAPSHOTS).join(partition.to_string()).join(name);
+    let bytes =
+        world.durable_contents(node, &path).ok_or_else(|| format!("{} is not durable", path.display()))?;
+    let mut walk = Walk::default();
+    loop {
+        let from = usize::try_from(walk.at()).map_or(bytes.len(), |at| at.min(bytes.len()));
+        let to = (from + CHUNK_BYTES).min(bytes.len());
+        match walk.take(bytes.get(from..to).unwrap_or_default()).map_err(|error| error.to_string())? {
+            Piece::Header(header) if header.covered != covered || header.partition.0 != partition => {
+                return Err(format!("it is of {header:?}"));
+            }
+            Piece::End(_) => return Ok(()),
+            Piece::Header(_) | Piece::Chunk(..) => {}
+        }
+    }
+}
