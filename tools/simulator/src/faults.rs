@@ -32,11 +32,13 @@ pub(crate) enum Blow {
     Stop,
     /// Power loss of one node before, inside or after one of its next operations on the disk.
     CrashAtOperation,
+    /// Bytes of disks go bad, as far as the atlas lets them: see [`crate::rot`].
+    Damage,
     /// The same, while it opens its log again; dealt at boots, not by the schedule.
     CrashInOpening,
 }
 
-const BLOWS: [(Blow, &str); 11] = [
+const BLOWS: [(Blow, &str); 12] = [
     (Blow::Crash, "driver: crash of one"),
     (Blow::Kill, "driver: kill of one"),
     (Blow::CrashAll, "driver: crash of all"),
@@ -47,6 +49,7 @@ const BLOWS: [(Blow, &str); 11] = [
     (Blow::StallAndDepose, "driver: stalled follower of a deposed leader"),
     (Blow::Stop, "driver: clean stop"),
     (Blow::CrashAtOperation, "driver: crash at an operation"),
+    (Blow::Damage, "driver: damage"),
     (Blow::CrashInOpening, "driver: crash in opening"),
 ];
 
@@ -94,7 +97,7 @@ impl Schedule {
                     if n >= 3
                         || !matches!(
                             blow,
-                            Blow::PauseLeader | Blow::IsolateLeader | Blow::StallAndDepose
+                            Blow::PauseLeader | Blow::IsolateLeader | Blow::StallAndDepose | Blow::Damage
                         ) =>
                 {
                     blow

@@ -25,6 +25,7 @@ mod payload;
 mod platter;
 mod profile;
 mod report;
+mod rot;
 mod run;
 mod tap;
 mod wire;

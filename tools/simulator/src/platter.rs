@@ -56,6 +56,10 @@ pub(crate) struct Batch {
     pub(crate) lsn: u64,
     pub(crate) prev: u64,
     pub(crate) end: u64,
+    /// What was durable of its epoch when it was submitted.
+    pub(crate) durable: u64,
+    /// Offset of the footer in it.
+    pub(crate) footer: u64,
     /// The last one of an opening.
     pub(crate) done: bool,
     /// Its epoch is in use: it is that last one, or was written later.
@@ -67,6 +71,7 @@ pub(crate) struct Batch {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Segment {
     pub(crate) base: u64,
+    pub(crate) bytes: u64,
     pub(crate) epoch: u64,
     pub(crate) prev_epoch_end: u64,
 }
@@ -121,6 +126,7 @@ pub(crate) fn items_at(bytes: &[u8]) -> Vec<(usize, Item)> {
             b"TLsg" if u32_at(rest, 4) == crc32c::crc32c(&rest[8..PAGE]) => {
                 let segment = Segment {
                     base: u64_at(rest, 40),
+                    bytes: u64_at(rest, 48),
                     epoch: u64_at(rest, 56),
                     prev_epoch_end: u64_at(rest, 64),
                 };
@@ -153,6 +159,8 @@ fn batch(bytes: &[u8]) -> Result<Batch, String> {
         lsn,
         prev: u64_at(bytes, 56),
         end: lsn + total as u64,
+        durable: u64_at(bytes, 64),
+        footer: footer as u64,
         done: flags & 2 != 0,
         in_use: flags & 2 != 0 || flags & 1 == 0,
         records,

@@ -7,6 +7,7 @@ use crate::faults::{Blow, STALL_NS, Schedule};
 use crate::panics;
 use crate::profile::Profile;
 use crate::report::{COMMITS_MIN, Failure, NoticedBy, Outcome, RECOVERIES_MIN, SeedReport};
+use crate::rot::{self, Atlas};
 use crate::wire;
 use crate::workload::Workload;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,8 @@ const PLAN: u64 = 4 << 20;
 const STOP_MAX: Duration = Duration::from_secs(8);
 /// Longest that a node may still be opening its log when faults end.
 const OPENING_MAX_NS: u64 = 600 * SECOND;
+/// Longest that damage may go unrepaired once everything works: a few rounds of the scrubber.
+const HEAL_MAX_NS: u64 = 120 * SECOND;
 /// Faults that explain that a process gives up.
 const DISK_TROUBLE: [&str; 8] = [
     "write error",
@@ -44,6 +47,7 @@ struct Run {
     cluster: Cluster,
     workload: Workload,
     checkers: Checkers,
+    atlas: Atlas,
     /// Blows dealt, by name.
     dealt: BTreeMap<&'static str, u64>,
     /// Ends of processes that nobody asked for.
@@ -73,7 +77,8 @@ pub fn run_seed(options: &SimOptions) -> SeedReport {
         cluster,
         workload,
         checkers,
-        dealt: Blow::names().map(|name| (name, 0)).collect(),
+        atlas: Atlas::default(),
+        dealt: Blow::names().chain(rot::names()).map(|name| (name, 0)).collect(),
         crashes: 0,
         turned: BTreeSet::new(),
         calm: false,
@@ -142,6 +147,7 @@ impl Run {
         self.until(seconds * SECOND, |_| false)?;
         self.settle_down()?;
         self.progress()?;
+        self.heal()?;
         self.converge()?;
         self.stop_all()?;
         self.checkers.finish()
@@ -295,9 +301,21 @@ impl Run {
                 let (ahead, moment) = Schedule::crash_point(&mut self.random, 12);
                 self.world.crash_at(any, self.world.disk_ops(any) + ahead, moment);
             }
+            Blow::Damage => self.damage(),
             Blow::CrashInOpening => {}
         }
         Ok(())
+    }
+
+    /// A few places on all disks go bad at once.
+    fn damage(&mut self) {
+        for _ in 0..self.random.between((1, 2 * self.profile.nodes.len() as u64)) {
+            let Some(node) = self.random.pick(&self.profile.nodes).copied() else { return };
+            let Run { atlas, world, checkers, random, .. } = self;
+            if let Some(name) = atlas.strike(world, checkers, random, node) {
+                *self.dealt.entry(name).or_insert(0) += 1;
+            }
+        }
     }
 
     /// Only `leader` and one stalled follower stay together, until the rest has another leader.
@@ -360,6 +378,17 @@ impl Run {
         let done = self.until(limit, reached)?;
         ensure(18, done, || {
             format!("no progress after healing: acknowledged by partition {:?}", self.workload.acked())
+        })
+    }
+
+    /// Every entry that is still wanted has a whole copy on each disk again.
+    fn heal(&mut self) -> Verdict {
+        let limit = self.world.now() + HEAL_MAX_NS;
+        let healed = self.until(limit, |run| run.atlas.unhealed(&run.checkers).is_empty())?;
+        ensure(18, healed, || {
+            let left = self.atlas.unhealed(&self.checkers);
+            let some: Vec<_> = left.iter().take(8).collect();
+            format!("{} damaged entries are not repaired: (node, partition, index) {some:?}", left.len())
         })
     }
 

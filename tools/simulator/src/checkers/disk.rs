@@ -159,6 +159,18 @@ struct Written {
     record: Record,
 }
 
+/// Where a batch lies, and what it must be judged by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub(crate) epoch: u64,
+    pub(crate) lsn: u64,
+    pub(crate) end: u64,
+    /// Offset of its footer.
+    pub(crate) footer: u64,
+    /// It holds part of a checkpoint, a segment's summary or moved entries.
+    pub(crate) derived: bool,
+}
+
 /// What a cut removed, for whoever judges it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Removed {
@@ -179,6 +191,10 @@ pub(crate) struct Disk {
     /// Durable, but behind one that is not: by LSN.
     early: BTreeMap<u64, Batch>,
     written: Vec<Written>,
+    /// The batches that make up the log, in order.
+    places: Vec<Place>,
+    /// What the newest epoch's own headers prove durable.
+    proven: u64,
     logs: BTreeMap<u64, DurableLog>,
     /// What was durable before the opening that is under way.
     before: Option<BTreeMap<u64, DurableLog>>,
@@ -210,8 +226,23 @@ impl Disk {
         self.epoch
     }
 
+    /// The batches that make up the log, in order.
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// Whether a batch of the log is proven durable by what lies behind it.
+    pub(crate) fn is_proven(&self, place: &Place) -> bool {
+        place.lsn < if place.epoch == self.epoch { self.proven } else { self.retain_before }
+    }
+
+    /// The logs of all partitions.
+    pub(crate) fn logs(&self) -> impl Iterator<Item = (u64, &DurableLog)> {
+        self.logs.iter().map(|(partition, log)| (*partition, log))
+    }
+
     /// A segment's file is given up: nothing that is still wanted may lie in it (invariant 10).
-    pub(crate) fn released(&self, base: u64, bytes: u64) -> Verdict {
+    pub(crate) fn released(&mut self, base: u64, bytes: u64) -> Verdict {
         let held = base..base + bytes;
         for (partition, log) in &self.logs {
             let lost = log.live().find(|(_, entry)| held.contains(&entry.batch));
@@ -224,6 +255,7 @@ impl Disk {
                 )
             })?;
         }
+        self.places.retain(|place| !held.contains(&place.lsn));
         Ok(())
     }
 
@@ -255,6 +287,14 @@ impl Disk {
             }
             let batch = entry.remove();
             (self.last, self.expected) = (batch.lsn, batch.end);
+            self.proven = self.proven.max(batch.durable);
+            self.places.push(Place {
+                epoch: batch.epoch,
+                lsn: batch.lsn,
+                end: batch.end,
+                footer: batch.footer,
+                derived: batch.records.iter().any(|r| kind::is_derived(r.kind)),
+            });
             let mut copies = 0;
             for record in batch.records {
                 let moved = copies > 0 && record.kind < kind::ENTRIES;
@@ -327,10 +367,12 @@ impl Disk {
             // The opening before this one did not come to its end: it does not count.
             let discarded = self.epoch;
             self.written.retain(|w| w.epoch != discarded);
+            self.places.retain(|place| place.epoch != discarded);
         }
         self.epoch = epoch;
         self.early.clear();
         (self.last, self.expected) = (NONE, lsn);
+        self.proven = 0;
         let kept = |w: &&Written| w.lsn < prev_epoch_end && !kind::is_derived(w.record.kind);
         for w in self.written.iter().filter(kept) {
             let log = self.logs.entry(w.record.partition).or_default();
@@ -350,6 +392,7 @@ impl Disk {
     fn opened(&mut self) -> Verdict {
         let (epoch, end) = (self.epoch, self.retain_before);
         self.written.retain(|w| w.epoch == epoch || w.lsn < end);
+        self.places.retain(|place| place.epoch == epoch || place.lsn < end);
         self.openings += 1;
         let Some(before) = self.before.take() else { return Ok(()) };
         for (partition, old) in &before {
@@ -417,6 +460,8 @@ mod tests {
                 lsn: self.at,
                 prev: self.last,
                 end: self.at + 4096,
+                durable: self.at,
+                footer: 512,
                 done,
                 in_use: true,
                 records,

@@ -23,7 +23,7 @@ use crate::machine::Step;
 use crate::platter::{self, Item, Segment};
 use crate::profile::Profile;
 use commit::Commits;
-use disk::Disk;
+pub(crate) use disk::{Disk, Place};
 use election::Elections;
 use std::collections::BTreeMap;
 use tidelog_sim::World;
@@ -279,6 +279,16 @@ impl Checkers {
     pub(crate) fn finish(&self) -> Verdict {
         self.history.all_there(&self.commits)?;
         self.disks.iter().try_for_each(|(id, disk)| reread::compare(&self.world, *id, disk, self.partitions))
+    }
+
+    /// The model of a node's disk.
+    pub(crate) fn disk(&self, id: u64) -> Option<&Disk> {
+        self.disks.get(&id)
+    }
+
+    /// The models of all disks.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = (u64, &Disk)> {
+        self.disks.iter().map(|(id, disk)| (*id, disk))
     }
 }
 

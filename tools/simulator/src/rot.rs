@@ -1,0 +1,208 @@
+//! Damage to disks behind everyone's back, under an atlas: of every entry one good copy is left on some node, and of
+//! every batch one copy of its spans on its own disk. So both can be demanded: that nothing damaged is ever taken for
+//! right or for absent, and that everything heals.
+//!
+//! Only what is proven durable is struck: a damaged tail cannot be told from a torn one on one disk, and what follows from
+//! that is the log's own tests' business.
+
+use crate::checkers::{Checkers, Disk, Place};
+use crate::platter;
+use std::collections::{BTreeMap, BTreeSet};
+use tidelog_sim::{Random, World};
+
+const PAGE: u64 = 4096;
+const BATCH_HEAD: u64 = 128;
+/// Batches at the end of a log that are left alone: they prove what lies before them.
+const TAIL: usize = 4;
+/// Batches looked at for one strike.
+const TRIES: usize = 24;
+
+/// A way in which bytes go bad.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Rot {
+    /// One byte of a batch's header.
+    Header,
+    /// One byte of its records.
+    Record,
+    /// One byte of its footer.
+    Footer,
+    /// A page of it cannot be read.
+    Unreadable,
+    /// Its write never reached the disk, and nobody was told.
+    LostWrite,
+    /// Another batch's write landed on it.
+    Misdirected,
+    /// One copy of a segment's header.
+    SegmentHeader,
+}
+
+const ROTS: [(Rot, &str); 7] = [
+    (Rot::Header, "damage: batch header"),
+    (Rot::Record, "damage: records"),
+    (Rot::Footer, "damage: footer"),
+    (Rot::Unreadable, "damage: unreadable page"),
+    (Rot::LostWrite, "damage: lost write"),
+    (Rot::Misdirected, "damage: misdirected write"),
+    (Rot::SegmentHeader, "damage: segment header copy"),
+];
+
+/// Names of all ways, for reports.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    ROTS.iter().map(|(_, name)| *name)
+}
+
+/// What is damaged where.
+#[derive(Debug, Default)]
+pub(crate) struct Atlas {
+    /// Batches that are not whole any more, by node and LSN.
+    bad: BTreeMap<u64, BTreeSet<u64>>,
+    /// Batches with a bad footer only.
+    footers: BTreeMap<u64, BTreeSet<u64>>,
+    /// Segments whose header has lost a copy.
+    headers: BTreeSet<(u64, u64)>,
+}
+
+impl Atlas {
+    /// Strikes a disk once, if the atlas finds a place where it may. Says in which way.
+    pub(crate) fn strike(
+        &mut self,
+        world: &World,
+        checkers: &Checkers,
+        random: &mut Random,
+        node: u64,
+    ) -> Option<&'static str> {
+        self.forget(checkers);
+        let disk = checkers.disk(node)?;
+        let (rot, name) = *random.pick(&ROTS)?;
+        for _ in 0..TRIES {
+            let places = disk.places();
+            let at = usize::try_from(random.below(places.len().max(1) as u64)).ok()?;
+            if self.may_strike(checkers, disk, node, at)
+                && self.hit(world, disk, node, rot, at, random).is_some()
+            {
+                return Some(name);
+            }
+        }
+        None
+    }
+
+    /// Entries that are wanted and whose newest copy on a disk is bad: (node, partition, index).
+    pub(crate) fn unhealed(&self, checkers: &Checkers) -> Vec<(u64, u64, u64)> {
+        let mut out = Vec::new();
+        for (node, disk) in checkers.disks() {
+            for (partition, log) in disk.logs() {
+                let bad = log.live().filter(|(_, entry)| self.is_bad(node, entry.batch));
+                out.extend(bad.map(|(index, _)| (node, partition, index)));
+            }
+        }
+        out
+    }
+
+    fn is_bad(&self, node: u64, batch: u64) -> bool {
+        self.bad.get(&node).is_some_and(|bad| bad.contains(&batch))
+    }
+
+    /// What lies in a segment that is given up is no concern any more.
+    fn forget(&mut self, checkers: &Checkers) {
+        for (node, disk) in checkers.disks() {
+            let there: BTreeSet<u64> = disk.places().iter().map(|place| place.lsn).collect();
+            for of in [&mut self.bad, &mut self.footers] {
+                if let Some(lsns) = of.get_mut(&node) {
+                    lsns.retain(|lsn| there.contains(lsn));
+                }
+            }
+        }
+    }
+
+    /// Whether the batch may be lost: it is proven, its neighbours keep its spans, and others have its entries.
+    fn may_strike(&self, checkers: &Checkers, disk: &Disk, node: u64, at: usize) -> bool {
+        let places = disk.places();
+        let (Some(place), Some(next)) = (places.get(at), places.get(at + 1)) else { return false };
+        let before = at.checked_sub(1).and_then(|at| places.get(at));
+        let touched = |place: &Place| {
+            self.is_bad(node, place.lsn) || self.footers.get(&node).is_some_and(|f| f.contains(&place.lsn))
+        };
+        at + TAIL < places.len()
+            && !place.derived
+            && disk.is_proven(place)
+            && next.epoch == place.epoch
+            && !touched(place)
+            && !touched(next)
+            && !before.is_some_and(touched)
+            && disk.logs().all(|(partition, log)| {
+                log.live().filter(|(_, entry)| entry.batch == place.lsn).all(|(index, entry)| {
+                    checkers.disks().filter(|(other, _)| *other != node).any(|(other, disk)| {
+                        disk.log(partition).entry(index).is_some_and(|copy| {
+                            (copy.generation, copy.hash) == (entry.generation, entry.hash)
+                                && !self.is_bad(other, copy.batch)
+                        })
+                    })
+                })
+            })
+    }
+
+    fn hit(
+        &mut self,
+        world: &World,
+        disk: &Disk,
+        node: u64,
+        rot: Rot,
+        at: usize,
+        random: &mut Random,
+    ) -> Option<()> {
+        let place = *disk.places().get(at)?;
+        let (path, base) = file(world, node, place.lsn)?;
+        let offset = place.lsn - base;
+        let len = place.end - place.lsn;
+        let done = match rot {
+            Rot::SegmentHeader => {
+                // The other copy stays.
+                if !self.headers.insert((node, base)) {
+                    return None;
+                }
+                let copy = random.below(2) * PAGE;
+                return world.flip(node, &path, copy + random.below(72)).then_some(());
+            }
+            Rot::Footer => {
+                self.footers.entry(node).or_default().insert(place.lsn);
+                return world.flip(node, &path, offset + place.footer + random.below(64)).then_some(());
+            }
+            Rot::Header => world.flip(node, &path, offset + random.below(BATCH_HEAD)),
+            Rot::Record => {
+                let records = place.footer.saturating_sub(BATCH_HEAD).max(1);
+                world.flip(node, &path, offset + BATCH_HEAD + random.below(records))
+            }
+            Rot::Unreadable => {
+                world.make_unreadable(node, &path, offset + random.below(len / PAGE) * PAGE, PAGE)
+            }
+            Rot::LostWrite => {
+                let zeros = vec![0; usize::try_from(len).ok()?];
+                world.write_raw(node, &path, offset, &zeros)
+            }
+            Rot::Misdirected => {
+                let other = *random.pick(disk.places())?;
+                if other.lsn == place.lsn {
+                    return None;
+                }
+                let (from, from_base) = file(world, node, other.lsn)?;
+                let bytes = usize::try_from((other.end - other.lsn).min(len)).ok()?;
+                let landed = world.durable_range(node, from, other.lsn - from_base, bytes)?;
+                world.write_raw(node, &path, offset, &landed)
+            }
+        };
+        self.bad.entry(node).or_default().insert(place.lsn);
+        done.then_some(())
+    }
+}
+
+/// The segment's file that holds a position, and its base.
+fn file(world: &World, node: u64, lsn: u64) -> Option<(String, u64)> {
+    world
+        .files(node)
+        .into_iter()
+        .filter_map(|(path, bytes)| {
+            let base = platter::segment_base(&path)?;
+            (base <= lsn && lsn < base + bytes).then_some((path, base))
+        })
+        .next_back()
+}
