@@ -102,6 +102,7 @@ impl Checkers {
     pub(crate) fn after_turn(&mut self, node: &mut Node) -> Verdict {
         let id = node.id;
         self.read_disk(id)?;
+        let segment_bytes = self.segment_bytes;
         let Checkers { disks, commits, elections, kept, world, .. } = self;
         let Some(disk) = disks.get_mut(&id) else { return Ok(()) };
         for cut in std::mem::take(&mut disk.removed) {
@@ -110,10 +111,10 @@ impl Checkers {
         for base in node.take_released() {
             // What an opening left that did not end is removed by the next one, which begins at the same position again.
             let begun_again = |(path, _): &(String, u64)| crate::platter::segment_base(path) == Some(base);
-            if self.world.files(id).iter().any(begun_again) {
+            if world.files(id).iter().any(begun_again) {
                 continue;
             }
-            disk.released(base, self.segment_bytes)?;
+            disk.released(base, segment_bytes)?;
         }
         let life = node.life();
         if let Some(process) = &node.process {
