@@ -54,7 +54,7 @@ impl core::fmt::Display for Role {
 pub struct Marks {
     /// First index kept.
     pub low_water: Index,
-    /// Last index durable here.
+    /// Last index durable here, up to damage above the high-water mark.
     pub durable: Index,
     /// Last index appended here.
     pub last: Index,
@@ -351,7 +351,7 @@ impl Replica {
     pub fn marks(&self) -> Marks {
         Marks {
             low_water: self.log.base().index.next(),
-            durable: self.tickets.index(),
+            durable: self.counted(),
             last: self.log.last().index,
             high_water: self.high_water,
             whole: self.damage.first_from(Index(1)).map_or(self.log.last().index, Index::prev),

@@ -9,10 +9,11 @@ use std::time::Duration;
 use tidelog::Commands;
 use tidelog::shard::{Shard, Turn};
 use tidelog::transport::PeerMessage;
+use tidelog_consensus::Replica;
 use tidelog_io::Wait;
 use tidelog_net::{NetOptions, NetTransport};
 use tidelog_sim::{Moment, World};
-use tidelog_types::NodeId;
+use tidelog_types::{NodeId, PartitionId};
 
 /// How a node's process came to its end by itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -145,6 +146,19 @@ impl Cluster {
     /// Nodes whose process runs.
     pub(crate) fn up(&self) -> Vec<u64> {
         self.nodes.values().filter(|n| n.process.is_some()).map(|n| n.id).collect()
+    }
+
+    /// Replicas that know of damage: node, partition, and how many entries.
+    pub(crate) fn damaged(&self, partitions: u64) -> Vec<(u64, u64, u64)> {
+        let mut out = Vec::new();
+        for (id, process) in self.nodes.values().filter_map(|node| Some((node.id, node.process.as_ref()?))) {
+            for partition in 0..partitions {
+                let replica = process.shard.replica(PartitionId(partition));
+                let count = replica.map_or(0, Replica::damaged_entries);
+                out.extend((count > 0).then_some((id, partition, count)));
+            }
+        }
+        out
     }
 
     /// Every node and replica, a line each.

@@ -1,6 +1,7 @@
 //! What befalls a run: the world's own plan (drawn per seed, swarm testing), and blows to the whole cluster that
 //! the world does not know of, so that every seed has a few recoveries.
 
+use crate::{SimOptions, rot};
 use std::time::Duration;
 use tidelog_sim::{FaultPlan, Moment, Random, Rate, World};
 
@@ -59,9 +60,10 @@ impl Blow {
         BLOWS.iter().find(|(blow, _)| *blow == self).map_or("", |(_, name)| name)
     }
 
-    /// All of them.
-    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-        BLOWS.iter().map(|(_, name)| *name)
+    /// All that may be dealt.
+    pub(crate) fn names(damage: bool) -> impl Iterator<Item = &'static str> {
+        let blows = BLOWS.iter().filter(move |(blow, _)| damage || *blow != Blow::Damage);
+        blows.map(|(_, name)| *name).chain(rot::names().filter(move |_| damage))
     }
 }
 
@@ -80,14 +82,18 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// Draws one for a run of `seconds`.
-    pub(crate) fn draw(seed: u64, seconds: u64, nodes: &[u64], random: &mut Random) -> Schedule {
+    /// Draws one.
+    pub(crate) fn draw(options: &SimOptions, nodes: &[u64], random: &mut Random) -> Schedule {
+        let SimOptions { seed, seconds, damage, .. } = *options;
         let mut blows = Vec::new();
         let count = random.between((3, 3 + seconds / 10));
         // A subset of the kinds: what is absent lets others go further.
         let mut kinds: Vec<Blow> = BLOWS.iter().map(|(blow, _)| *blow).filter(|_| random.coin()).collect();
         let crashes_in_opening = kinds.contains(&Blow::CrashInOpening);
-        kinds.retain(|blow| *blow != Blow::CrashInOpening);
+        kinds.retain(|blow| !matches!(blow, Blow::CrashInOpening | Blow::Damage));
+        if damage {
+            kinds.push(Blow::Damage);
+        }
         for n in 0..count {
             let at = random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND)));
             let drawn = random.pick(&kinds).copied();

@@ -42,12 +42,22 @@ pub struct SimOptions {
     pub seed: u64,
     /// Simulated seconds under faults; healing and checking come after them.
     pub seconds: u64,
+    /// Whether bytes of disks go bad.
+    pub damage: bool,
     /// Lines of the trace to report with a failure.
     pub trace_lines: usize,
 }
 
 impl Default for SimOptions {
     fn default() -> SimOptions {
-        SimOptions { seed: 0, seconds: 60, trace_lines: 0 }
+        SimOptions { seed: 0, seconds: 60, damage: false, trace_lines: 0 }
+    }
+}
+
+impl SimOptions {
+    /// The command that runs this again.
+    fn replay(&self) -> String {
+        let damage = if self.damage { " --damage" } else { "" };
+        format!("tidelog sim --seed {} --seconds {}{damage}", self.seed, self.seconds)
     }
 }

@@ -24,6 +24,8 @@ pub(crate) mod kind {
     /// The next `index` records are copies of entries.
     pub(crate) const MOVED: u8 = 71;
     const SUMMARY: u8 = 72;
+    /// `count` entries from `index` on are in the log, and their bytes are lost.
+    pub(crate) const LOST: u8 = 74;
     /// Entries are below.
     pub(crate) const ENTRIES: u8 = 64;
 
@@ -43,6 +45,8 @@ pub(crate) struct Record {
     pub(crate) prev_generation: u64,
     /// (session, sequence) of a data entry.
     pub(crate) session: Option<(u64, u64)>,
+    /// How many entries it tells of, if it tells of lost ones.
+    pub(crate) count: u64,
     /// Stands for all bytes of the record.
     pub(crate) hash: u64,
     /// Who wrote the payload, if it is one of the simulated clients'.
@@ -192,6 +196,7 @@ pub(crate) fn record(bytes: &[u8]) -> Result<(Record, usize), String> {
         generation: u64_at(head, 32),
         prev_generation: u64_at(head, 40),
         session,
+        count: u64_at(head, 48),
         hash: u64::from(crc32c::crc32c(head)) << 32 | u64::from(payload_crc),
         ident: if kind == kind::DATA { Ident::of(payload) } else { None },
     };

@@ -7,7 +7,7 @@ use crate::faults::{Blow, STALL_NS, Schedule};
 use crate::panics;
 use crate::profile::Profile;
 use crate::report::{COMMITS_MIN, Failure, NoticedBy, Outcome, RECOVERIES_MIN, SeedReport};
-use crate::rot::{self, Atlas};
+use crate::rot::Atlas;
 use crate::wire;
 use crate::workload::Workload;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ const PLAN: u64 = 4 << 20;
 const STOP_MAX: Duration = Duration::from_secs(8);
 /// Longest that a node may still be opening its log when faults end.
 const OPENING_MAX_NS: u64 = 600 * SECOND;
-/// Longest that damage may go unrepaired once everything works: a few rounds of the scrubber.
+/// Longest that known damage may go unrepaired once everything works.
 const HEAL_MAX_NS: u64 = 120 * SECOND;
 /// Faults that explain that a process gives up.
 const DISK_TROUBLE: [&str; 8] = [
@@ -64,7 +64,7 @@ pub fn run_seed(options: &SimOptions) -> SeedReport {
     world.keep_log(options.trace_lines);
     let mut random = Random::new(options.seed ^ 0x5EED_0F7E_5713_0001);
     let profile = Profile::draw(&mut random);
-    let schedule = Schedule::draw(options.seed, options.seconds, &profile.nodes, &mut random);
+    let schedule = Schedule::draw(options, &profile.nodes, &mut random);
     world.frames(&profile.nodes, wire::frame_length);
     let cluster = Cluster::new(&world, &profile);
     let checkers = Checkers::new(&world, &profile);
@@ -78,7 +78,7 @@ pub fn run_seed(options: &SimOptions) -> SeedReport {
         workload,
         checkers,
         atlas: Atlas::default(),
-        dealt: Blow::names().chain(rot::names()).map(|name| (name, 0)).collect(),
+        dealt: Blow::names(options.damage).map(|name| (name, 0)).collect(),
         crashes: 0,
         turned: BTreeSet::new(),
         calm: false,
@@ -94,7 +94,7 @@ pub fn run_seed(options: &SimOptions) -> SeedReport {
         event: run.world.events(),
         at_ms: run.world.now() / 1_000_000,
         message,
-        replay: format!("tidelog sim --seed {} --seconds {}", options.seed, options.seconds),
+        replay: options.replay(),
         state: panics::catch(|| run.cluster.describe()).unwrap_or_default(),
         trace: run.world.log(),
     });
@@ -150,7 +150,7 @@ impl Run {
         self.heal()?;
         self.converge()?;
         self.stop_all()?;
-        self.checkers.finish()
+        self.checkers.finish(&self.atlas.unhealed(&self.checkers))
     }
 
     /// Runs the world to `limit`, or until `done`. Whether `done` was the reason.
@@ -381,14 +381,16 @@ impl Run {
         })
     }
 
-    /// Every entry that is still wanted has a whole copy on each disk again.
+    /// What is known to be damaged is whole again. Nobody looks for damage in what is not read.
     fn heal(&mut self) -> Verdict {
         let limit = self.world.now() + HEAL_MAX_NS;
-        let healed = self.until(limit, |run| run.atlas.unhealed(&run.checkers).is_empty())?;
+        let damaged = |run: &Run| run.cluster.damaged(run.profile.partitions);
+        if damaged(self).is_empty() {
+            return Ok(());
+        }
+        let healed = self.until(limit, |run| damaged(run).is_empty())?;
         ensure(18, healed, || {
-            let left = self.atlas.unhealed(&self.checkers);
-            let some: Vec<_> = left.iter().take(8).collect();
-            format!("{} damaged entries are not repaired: (node, partition, index) {some:?}", left.len())
+            format!("(node, partition, damaged entries) {:?} are not repaired", damaged(self))
         })
     }
 

@@ -34,6 +34,9 @@ pub(crate) struct Args {
     /// Simulated seconds under faults, for each seed
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) seconds: u64,
+    /// Bytes of disks go bad, too, as far as a good copy of each entry is left on some node
+    #[arg(long)]
+    pub(crate) damage: bool,
     /// Seeds at a time; as many as there are cores without it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) threads: Option<u16>,
@@ -59,7 +62,8 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         (None, None) => 0..=0,
     };
     let trace_lines = if args.seed.is_some() { TRACE_LINES } else { 0 };
-    let options = SimOptions { seconds: args.seconds, trace_lines, ..SimOptions::default() };
+    let options =
+        SimOptions { seconds: args.seconds, damage: args.damage, trace_lines, ..SimOptions::default() };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = args.threads.map_or(cores, usize::from);
     let mut out = Printer::new();

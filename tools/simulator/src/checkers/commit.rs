@@ -298,6 +298,7 @@ mod tests {
             generation,
             prev_generation,
             session,
+            count: 0,
             hash: generation << 32 | index,
             ident: Some(Ident { client, number: index, random: 0 }),
         }

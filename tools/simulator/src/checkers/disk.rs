@@ -13,6 +13,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// No batch: `prev` of none.
 const NONE: u64 = u64::MAX;
 
+/// Hash of an entry whose bytes are lost and were never known to be durable here.
+const LOST: u64 = 0;
+
 /// A promise: generation, vote (0: none).
 pub(crate) type Promise = (u64, u64);
 
@@ -39,6 +42,13 @@ pub(crate) struct DurableLog {
 impl DurableLog {
     pub(crate) fn last(&self) -> u64 {
         self.entries.len() as u64
+    }
+
+    /// The last entry before any behind `from` that is there without its bytes.
+    pub(crate) fn whole(&self, from: u64) -> u64 {
+        let skip = usize::try_from(from).unwrap_or(usize::MAX);
+        let lost = (from + 1..).zip(self.entries.iter().skip(skip)).find(|(_, entry)| entry.hash == LOST);
+        lost.map_or(self.last(), |(index, _)| index - 1)
     }
 
     /// The generation of an entry; 0 for index 0.
@@ -74,20 +84,38 @@ impl DurableLog {
         let at = record.index.checked_sub(1).and_then(|at| usize::try_from(at).ok());
         let entry = at.and_then(|at| self.entries.get_mut(at));
         let same = entry.as_ref().map(|e| (e.generation, e.hash));
-        ensure(3, same == Some((record.generation, record.hash)), || {
+        let lost = entry.as_ref().is_some_and(|e| e.hash == LOST && e.generation == record.generation);
+        ensure(3, lost || same == Some((record.generation, record.hash)), || {
             format!(
                 "node {node} partition {}: entry {} of generation {} was moved; the log holds {same:?} there",
                 record.partition, record.index, record.generation
             )
         })?;
         if let Some(entry) = entry {
-            entry.batch = batch;
+            (entry.hash, entry.batch) = (record.hash, batch);
         }
         Ok(())
     }
 
+    /// Entries without their bytes: those of a write that cannot be told from a durable one. `before`: what was durable
+    /// before the opening that says so; that is still what they are.
+    fn lose(&mut self, record: &Record, batch: u64, before: Option<&DurableLog>) {
+        for index in record.index..record.index.saturating_add(record.count) {
+            if index == self.last() + 1 {
+                let known = before.and_then(|log| log.entry(index));
+                let known = known.filter(|entry| entry.generation == record.generation);
+                let hash = known.map_or(LOST, |entry| entry.hash);
+                self.entries.push(Stored { generation: record.generation, hash, batch });
+            }
+        }
+    }
+
     fn apply(&mut self, node: u64, record: &Record, batch: u64) -> Verdict {
         match record.kind {
+            kind::LOST => {
+                self.lose(record, batch, None);
+                Ok(())
+            }
             kind::LOW_WATER => {
                 ensure(2, record.index >= self.low_water, || {
                     format!(
@@ -327,6 +355,10 @@ impl Disk {
         if moved {
             return log.relocate(self.node, record, batch);
         }
+        if record.kind == kind::LOST {
+            log.lose(record, batch, self.before.as_ref().and_then(|before| before.get(&partition)));
+            return Ok(());
+        }
         if record.kind == kind::CUT {
             // A cut that was under way at a crash shows only when the log is opened again.
             let found = self.before.as_ref().filter(|_| !self.known_cuts.contains(&record.hash));
@@ -430,7 +462,17 @@ mod tests {
 
     fn record(kind: u8, index: u64, generation: u64, prev_generation: u64) -> Record {
         let hash = u64::from(kind) << 48 | generation << 32 | index;
-        Record { kind, partition: 0, index, generation, prev_generation, session: None, hash, ident: None }
+        Record {
+            kind,
+            partition: 0,
+            index,
+            generation,
+            prev_generation,
+            session: None,
+            count: 0,
+            hash,
+            ident: None,
+        }
     }
 
     fn entry(index: u64, generation: u64, prev: u64) -> Record {

@@ -132,8 +132,13 @@ impl Elections {
                 format!("{}: high-water mark went from {} to {}", here(), before.high_water, marks.high_water)
             })?;
         }
-        ensure(9, marks.durable.0 <= durable.last(), || {
-            format!("{} believes {} entries durable, its disk has {}", here(), marks.durable, durable.last())
+        ensure(9, marks.durable.0 <= durable.whole(marks.high_water.0), || {
+            format!(
+                "{} believes {} entries durable, its disk has {}",
+                here(),
+                marks.durable,
+                durable.whole(marks.high_water.0)
+            )
         })?;
         let (believed, stored) =
             (replica.generation_at(marks.durable).map(|g| g.0), durable.generation_at(marks.durable.0));
@@ -184,8 +189,16 @@ impl Elections {
         Ok(())
     }
 
-    /// A message left `node` for `to`; `disk` is what is durable at the node now.
-    pub(crate) fn sent(&mut self, node: u64, to: u64, message: &PeerMessage, disk: &Disk) -> Verdict {
+    /// A message left `node` for `to`; `disk` is what is durable at the node now; what is `committed`
+    /// may be lost there.
+    pub(crate) fn sent(
+        &mut self,
+        node: u64,
+        to: u64,
+        message: &PeerMessage,
+        disk: &Disk,
+        committed: u64,
+    ) -> Verdict {
         let partition = message.partition.0;
         let promised = |generation: Generation, what: &str| {
             ensure(9, disk.log(partition).promise.0 >= generation.0, || {
@@ -228,11 +241,11 @@ impl Elections {
             }
             Message::Asserting(Asserting::AppendReply { generation, matched, .. }) => {
                 promised(*generation, "an acknowledgement")?;
-                self.matched(node, partition, *generation, *matched, disk)
+                self.matched(node, partition, *generation, *matched, disk, committed)
             }
             Message::Asserting(Asserting::HeartbeatReply { generation, matched, .. }) => {
                 promised(*generation, "a heartbeat's answer")?;
-                self.matched(node, partition, *generation, *matched, disk)
+                self.matched(node, partition, *generation, *matched, disk, committed)
             }
             Message::Asserting(Asserting::AppendRefused { generation, .. }) => {
                 promised(*generation, "a refusal")
@@ -252,14 +265,16 @@ impl Elections {
         generation: Generation,
         matched: Index,
         disk: &Disk,
+        committed: u64,
     ) -> Verdict {
         let log = disk.log(partition);
-        let Some(own) = log.generation_at(matched.0) else {
+        let there = log.generation_at(matched.0).filter(|_| matched.0 <= log.whole(committed));
+        let Some(own) = there else {
             return broken(
                 9,
                 format!(
                     "node {node} acknowledged partition {partition} up to {matched}, its disk has {}",
-                    log.last()
+                    log.whole(committed)
                 ),
             );
         };

@@ -131,7 +131,8 @@ impl Checkers {
             }
         }
         for (to, message) in node.take_sent() {
-            elections.sent(id, to.0, &message, disk)?;
+            let committed = commits.len(message.partition.0);
+            elections.sent(id, to.0, &message, disk, committed)?;
         }
         self.failures(node, life)?;
         self.applied(node, life)?;
@@ -277,9 +278,12 @@ impl Checkers {
 
     /// The end of a run: everything acknowledged is there, and a reader that begins from nothing finds on each disk what
     /// the checkers followed as it was written.
-    pub(crate) fn finish(&self) -> Verdict {
+    /// `unhealed`: entries by node, partition and index whose bytes went bad without anybody having noticed.
+    pub(crate) fn finish(&self, unhealed: &[(u64, u64, u64)]) -> Verdict {
         self.history.all_there(&self.commits)?;
-        self.disks.iter().try_for_each(|(id, disk)| reread::compare(&self.world, *id, disk, self.partitions))
+        self.disks
+            .iter()
+            .try_for_each(|(id, disk)| reread::compare(&self.world, *id, disk, self.partitions, unhealed))
     }
 
     /// The model of a node's disk.

@@ -11,7 +11,13 @@ use tidelog_sim::World;
 
 /// Compares a disk's files with its model: every entry that is still wanted has a whole copy, and no promise is newer
 /// than the last one followed.
-pub(crate) fn compare(world: &World, id: u64, disk: &Disk, partitions: u64) -> Verdict {
+pub(crate) fn compare(
+    world: &World,
+    id: u64,
+    disk: &Disk,
+    partitions: u64,
+    unhealed: &[(u64, u64, u64)],
+) -> Verdict {
     let mut entries: BTreeMap<(u64, u64), (u64, u64)> = BTreeMap::new();
     let mut promises = BTreeMap::new();
     for batch in batches(world, id) {
@@ -38,7 +44,8 @@ pub(crate) fn compare(world: &World, id: u64, disk: &Disk, partitions: u64) -> V
     }
     for partition in 0..partitions {
         let log = disk.log(partition);
-        for (index, followed) in log.live() {
+        for (index, followed) in log.live().filter(|(index, _)| !unhealed.contains(&(id, partition, *index)))
+        {
             let found = entries.get(&(partition, index)).copied();
             ensure(8, found == Some((followed.generation, followed.hash)), || {
                 format!(
