@@ -315,9 +315,11 @@ impl PartitionLog {
         let mut ranges: Vec<(Index, Index)> = Vec::new();
         for span in self.spans.iter().filter(|s| inside(s)) {
             holds.let_go(span.lsn);
+            // A ref that began below what is kept would outlive the entries above it, and hold its segment for nothing.
+            let first = span.first.max(self.low_water);
             match ranges.last_mut() {
-                Some(range) if range.1.next() == span.first => range.1 = span.last(),
-                _ => ranges.push((span.first, span.last())),
+                Some(range) if range.1.next() == first => range.1 = span.last(),
+                _ => ranges.push((first, span.last())),
             }
         }
         self.spans.retain(|s| !inside(s));
@@ -472,6 +474,22 @@ mod tests {
         assert!(holds.0.is_empty(), "nothing is held for a log that is trimmed to its end");
         log.note(position(5, 5), Lsn(90_000), 64, Lsn(89_000), &mut holds);
         assert_eq!(log.find(Index(5)), Some(Place::Span(0)));
+    }
+
+    #[test]
+    fn a_segment_is_let_go_with_the_last_entry_above_the_low_water_mark() {
+        let mut log = PartitionLog::default();
+        let mut holds = Counts::default();
+        for i in 0..4u64 {
+            log.note(position(i + 1, 1), Lsn(8320 + i * 64), 64, Lsn(8192), &mut holds);
+        }
+        log.trim(Index(3), &mut holds);
+        log.demote(Lsn(0), Lsn(1 << 20), &mut holds);
+        assert_eq!(log.refs, [Ref { first: Index(3), segment: Lsn(0) }]);
+        for i in 3..=4u64 {
+            log.relocate(position(i, 1), Lsn((2 << 20) + i * 64), 64, Lsn(2 << 20), &mut holds);
+        }
+        assert!(log.refs.is_empty(), "{:?}", log.refs);
     }
 
     #[test]

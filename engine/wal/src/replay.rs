@@ -88,9 +88,10 @@ impl State {
                 file.summary = segment.summary;
             }
         }
-        for (id, log, state) in content.partitions {
+        for (id, mut log, state) in content.partitions {
             log.spans.iter().for_each(|s| self.files.hold(s.lsn));
             log.refs.iter().for_each(|r| self.files.hold(r.segment));
+            log.trim(log.low_water, &mut self.files);
             replay.checkpoint(id, &state);
             self.partitions.insert(id, log);
         }
