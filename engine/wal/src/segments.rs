@@ -28,7 +28,7 @@ const FILL_BYTES: u64 = 1 << 20;
 /// life after that, which then gives the segment of the one before it back.
 pub(crate) const RESERVED_SEGMENTS: usize = 2;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 /// A file that batches are written to.
 #[derive(Clone, Debug)]

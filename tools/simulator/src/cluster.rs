@@ -9,11 +9,10 @@ use std::time::Duration;
 use tidelog::Commands;
 use tidelog::shard::{Shard, Turn};
 use tidelog::transport::PeerMessage;
-use tidelog_consensus::Replica;
 use tidelog_io::Wait;
 use tidelog_net::{NetOptions, NetTransport};
 use tidelog_sim::{Moment, World};
-use tidelog_types::{NodeId, PartitionId};
+use tidelog_types::{Index, NodeId, PartitionId};
 
 /// How a node's process came to its end by itself.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -148,14 +147,21 @@ impl Cluster {
         self.nodes.values().filter(|n| n.process.is_some()).map(|n| n.id).collect()
     }
 
-    /// Replicas that know of damage: node, partition, and how many entries.
+    /// Replicas that know of damage which others can repair: node, partition, and how many entries.
     pub(crate) fn damaged(&self, partitions: u64) -> Vec<(u64, u64, u64)> {
         let mut out = Vec::new();
         for (id, process) in self.nodes.values().filter_map(|node| Some((node.id, node.process.as_ref()?))) {
             for partition in 0..partitions {
-                let replica = process.shard.replica(PartitionId(partition));
-                let count = replica.map_or(0, Replica::damaged_entries);
-                out.extend((count > 0).then_some((id, partition, count)));
+                let partition_id = PartitionId(partition);
+                let Some(replica) = process.shard.replica(partition_id) else { continue };
+                let Some(first) = replica.damaged_from(Index(1)) else { continue };
+                // What no other replica keeps any more only a snapshot brings back.
+                let others = self.nodes.values().filter(|node| node.id != id);
+                let kept = others
+                    .filter_map(|node| node.process.as_ref()?.shard.replica(partition_id))
+                    .any(|other| other.marks().low_water <= first);
+                let count = replica.damaged_entries();
+                out.extend(kept.then_some((id, partition, count)));
             }
         }
         out

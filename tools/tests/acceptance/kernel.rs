@@ -118,11 +118,11 @@ fn a_leader_whose_disk_dies() {
     }
 }
 
-/// A disk of 256 MiB filled and freed under load, ten times: each time appends are turned away with the reason, a vote is still
+/// A disk filled and freed under load, ten times, with room for what the log grows by meanwhile: each time appends are turned away with the reason, a vote is still
 /// possible, and writing goes on by itself.
 #[test]
 fn a_disk_filled_and_freed_ten_times() {
-    let rig = match Rig::new(FileSystem::Ext4, 256 << 20) {
+    let rig = match Rig::new(FileSystem::Ext4, 320 << 20) {
         Ok(rig) => rig,
         Err(why) => return skipped("a_disk_filled_and_freed_ten_times", &why),
     };
