@@ -171,11 +171,12 @@ impl Replica {
     /// the snapshot counts once that is durable.
     ///
     /// # Panics
-    /// If it covers less than the last one or more than may be applied, or another mark is under way.
+    /// If it covers less than the last one or more than is committed, or another mark is under way.
     pub fn snapshot_taken(&mut self, covered: Position, effects: &mut Effects) {
         assert!(self.ordered.snapshot.is_none(), "one snapshot mark at a time");
         assert!(covered.index > self.snapshot.index, "a snapshot covers more than the one before");
-        assert!(covered.index <= self.marks().applicable(), "a snapshot covers what may be applied");
+        // It was taken of what had been applied; entries of it whose bytes were lost since are of no concern.
+        assert!(covered.index <= self.high_water, "a snapshot covers what is committed");
         let generation = self.log.generation_at(covered.index);
         assert!(generation == Some(covered.generation), "a snapshot is of this log: {covered:?}");
         let ticket = self.order(LogOpKind::SnapshotMark { covered }, effects);
@@ -194,7 +195,7 @@ impl Replica {
         assert!(first > marks.low_water, "a low-water mark never goes back (invariant 2)");
         let covered = self.snapshot.index.next().max(self.starts.committed());
         assert!(first <= covered, "entries below {first} are not covered: {covered} (invariant 10)");
-        assert!(first.prev() <= marks.applicable(), "what may still be applied is kept");
+        assert!(first.prev() <= marks.high_water, "what is not committed is kept");
         let ticket = self.order(LogOpKind::LowWater { first }, effects);
         self.ordered.low_water = Some((ticket, first));
     }
