@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
+pub mod scripts;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tidelog_io::{Completion, Io, Wait};
