@@ -1,5 +1,7 @@
 //! Snapshots of a single node over the simulated disk: taken, restored, lost at every boundary, damaged; and log starts.
 
+mod faults;
+
 use super::files;
 use crate::config::Config;
 use crate::error::Error;
