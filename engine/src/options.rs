@@ -97,6 +97,8 @@ impl From<&Config> for Options {
                 },
                 follower_bytes: retention.follower_bytes,
                 follower_age: retention.follower_age,
+                pin_bytes: retention.pin_bytes,
+                pin_age: retention.pin_age,
             },
         }
     }

@@ -217,6 +217,10 @@ pub struct RetentionSection {
     pub follower_bytes: u64,
     /// Longest time that they are held back.
     pub follower_age: Duration,
+    /// Most bytes that a pin holds.
+    pub pin_bytes: u64,
+    /// Longest time that a pin holds without moving.
+    pub pin_age: Duration,
 }
 
 /// Administration.
@@ -403,6 +407,8 @@ impl Config {
                 bytes: 0,
                 follower_bytes: 0,
                 follower_age: Duration::ZERO,
+                pin_bytes: 0,
+                pin_age: Duration::ZERO,
             },
             admin: AdminSection { listen: None },
             origins: BTreeMap::new(),

@@ -410,6 +410,22 @@ static KEYS: &[Key] = &[
         later: None,
     },
     Key {
+        name: "retention.pin_bytes",
+        scope: Scope::Node,
+        kind: Kind::Size { field: number!(retention.pin_bytes), min: 0, max: 1 << 50, step: 1 },
+        default: Default::Given("1GiB"),
+        effect: "Log bytes of a partition that a reader's or a backup's pin holds back on this node. One that would hold more ends.",
+        later: None,
+    },
+    Key {
+        name: "retention.pin_age",
+        scope: Scope::Node,
+        kind: Kind::Time { field: field!(retention.pin_age), min: ms(0), max: YEARS },
+        default: Default::Given("10min"),
+        effect: "Time for which a pin holds without being moved on. One that stands still for longer ends.",
+        later: None,
+    },
+    Key {
         name: "admin.listen",
         scope: Scope::Node,
         kind: Kind::Address(field!(admin.listen)),

@@ -93,6 +93,8 @@ impl Profile {
             retention: Retention { age: None, bytes: None },
             follower_bytes: u64::MAX,
             follower_age: Duration::MAX,
+            pin_bytes: u64::MAX,
+            pin_age: Duration::MAX,
         }
     }
 
