@@ -426,6 +426,22 @@ static KEYS: &[Key] = &[
         later: None,
     },
     Key {
+        name: "scrub.rate",
+        scope: Scope::Node,
+        kind: Kind::Size { field: number!(scrub.rate), min: 0, max: 64 * GIB, step: 1 },
+        default: Default::Given("16MiB"),
+        effect: "Bytes of its log that a shard reads in a second to look for damage, which is then repaired from the other replicas while they still have what was lost. Reads wait for moments without a write; on a log that has none they are fewer. 0B: damage to what nobody reads is not found.",
+        later: None,
+    },
+    Key {
+        name: "scrub.every",
+        scope: Scope::Node,
+        kind: Kind::Time { field: field!(scrub.every), min: ms(100), max: YEARS },
+        default: Default::Given("24h"),
+        effect: "Least time from the beginning of one pass over the log to that of the next. The first one begins when the log is opened.",
+        later: None,
+    },
+    Key {
         name: "admin.listen",
         scope: Scope::Node,
         kind: Kind::Address(field!(admin.listen)),
