@@ -155,9 +155,10 @@ impl Schedule {
         drawn.max(if dealt { STALL_NS.1 } else { 0 })
     }
 
-    /// How long a leader is paused.
+    /// How long a leader is out of touch: for some, long enough that clients gave it up and another one has committed for them.
     pub(crate) fn pause(random: &mut Random, election_timeout: Duration) -> Duration {
         let timeout = u64::try_from(election_timeout.as_nanos()).unwrap_or(SECOND);
-        Duration::from_nanos(random.between((timeout, 6 * timeout)))
+        let most = if random.coin() { 6 } else { 24 };
+        Duration::from_nanos(random.between((timeout, most * timeout)))
     }
 }

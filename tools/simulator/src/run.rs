@@ -286,6 +286,7 @@ impl Run {
             Blow::PauseLeader => {
                 let pause = Schedule::pause(&mut self.random, self.profile.election_timeout);
                 self.world.pause(leader, pause);
+                self.leader_lost(leader, pause);
             }
             Blow::IsolateLeader => {
                 for other in self.profile.nodes.iter().filter(|other| **other != leader) {
@@ -294,6 +295,7 @@ impl Run {
                 let pause = Schedule::pause(&mut self.random, self.profile.election_timeout);
                 let until = self.world.now() + u64::try_from(pause.as_nanos()).unwrap_or(SECOND);
                 self.world.alarm(until, HEAL + leader);
+                self.leader_lost(leader, pause);
             }
             Blow::StallAndDepose => self.stall_and_depose(leader, &up),
             Blow::Stop => self.cluster.stop(any),
@@ -305,6 +307,13 @@ impl Run {
             Blow::CrashInOpening => {}
         }
         Ok(())
+    }
+
+    /// Clients go on to ask a leader that fell out of touch, and for a moment after that.
+    fn leader_lost(&mut self, leader: u64, pause: Duration) {
+        let time = pause + self.profile.election_timeout;
+        self.workload
+            .leader_lost(leader, self.world.now() + u64::try_from(time.as_nanos()).unwrap_or(SECOND));
     }
 
     /// A few places on all disks go bad at once.

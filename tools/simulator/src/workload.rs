@@ -79,6 +79,9 @@ pub(crate) struct Workload {
     clients: BTreeMap<u64, Client>,
     acked: Vec<u64>,
     stopping: bool,
+    /// A node that led when it fell out of touch, and until when clients read from it in particular: whoever leads meanwhile
+    /// commits what it does not know of.
+    stale: Option<(u64, u64)>,
 }
 
 impl Workload {
@@ -122,7 +125,13 @@ impl Workload {
             clients,
             acked: vec![0; usize::try_from(profile.partitions).unwrap_or(0)],
             stopping: false,
+            stale: None,
         }
+    }
+
+    /// A leader falls out of touch for so long: clients go on to ask it.
+    pub(crate) fn leader_lost(&mut self, node: u64, until_ns: u64) {
+        self.stale = Some((node, until_ns));
     }
 
     /// Gives every client its first turn.
@@ -153,7 +162,7 @@ impl Workload {
 
     /// A client's turn.
     pub(crate) fn turn(&mut self, id: u64, checkers: &mut Checkers) -> Verdict {
-        let Workload { world, partitions, nodes, payload_max, clients, acked, stopping } = self;
+        let Workload { world, partitions, nodes, payload_max, clients, acked, stopping, stale } = self;
         let Some(client) = clients.get_mut(&id) else { return Ok(()) };
         client.io.poll(Wait::No, &mut client.completions);
         for completion in std::mem::take(&mut client.completions) {
@@ -179,7 +188,11 @@ impl Workload {
                 .max(now)
                 .after(Duration::from_nanos(client.random.between((0, 2 * client.interval_ns))));
             if client.core.in_flight() < client.in_flight_max {
-                client.ask(*partitions, nodes, *payload_max, checkers);
+                match stale.filter(|(_, until)| world.now() < *until && client.random.coin()) {
+                    Some((node, _)) if client.random.coin() => client.read_at(*partitions, node, checkers),
+                    Some((node, _)) => client.append_beside(*partitions, nodes, node, checkers),
+                    None => client.ask(*partitions, nodes, *payload_max, checkers),
+                }
             }
         }
         client.core.flush(&mut client.io);
@@ -248,6 +261,27 @@ impl Client {
                 self.submit(request, Asked::Read(Reading { partition, from, linearizable, floor }));
             }
         }
+    }
+
+    /// A linearizable read of the newest records, asked of one node whatever it says of itself.
+    fn read_at(&mut self, partitions: u64, node: u64, checkers: &Checkers) {
+        let partition = self.random.below(partitions);
+        let floor = checkers.history.floor(partition);
+        let from = floor.saturating_sub(10).max(1);
+        let request = ClientRequest::read(PartitionId(partition), Index(from), None, Level::Linearizable);
+        let read = Reading { partition, from, linearizable: true, floor };
+        self.submit(request.at(Target::Node(NodeId(node))), Asked::Read(read));
+    }
+
+    /// An append, asked of any node but one: whoever leads now, or will soon.
+    fn append_beside(&mut self, partitions: u64, nodes: &[u64], not: u64, checkers: &Checkers) {
+        let others: Vec<u64> = nodes.iter().copied().filter(|node| *node != not).collect();
+        let Some(node) = self.random.pick(&others).copied() else { return };
+        let partition = self.random.below(partitions);
+        let (ident, len) = (self.ident(), self.payload_len(4096));
+        let append = Appending { partition, ident, session: None, floor: checkers.history.floor(partition) };
+        let request = ClientRequest::append(PartitionId(partition), ident.payload(len));
+        self.submit(request.at(Target::Node(NodeId(node))), Asked::Append(append));
     }
 
     /// The next append of a session, or the session itself.
