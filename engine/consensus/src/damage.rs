@@ -257,6 +257,18 @@ impl Replica {
         self.damage.suspect.count()
     }
 
+    /// Whether it is known what the entry did, with or without its bytes: it was read when it was whole, or has come back.
+    pub fn knows(&self, index: Index) -> bool {
+        !self.sessions.is_hole(index)
+    }
+
+    /// The last entry that may be applied to a state machine that has all up to `applied`: committed, durable here, and
+    /// nothing between damaged. What was applied before its bytes were lost is of no concern.
+    pub fn applicable_behind(&self, applied: Index) -> Index {
+        let end = self.high_water.min(self.counted());
+        self.damage.first_from(applied.next()).map_or(end, |lost| end.min(lost.prev()))
+    }
+
     /// The first damaged entry at or behind `from`.
     pub fn damaged_from(&self, from: Index) -> Option<Index> {
         self.damage.first_from(from)

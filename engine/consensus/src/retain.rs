@@ -155,7 +155,8 @@ impl Replica {
     /// # Panics
     /// If `covered` is not an entry that may be applied here.
     pub fn base_at(&self, covered: Index) -> Option<Base> {
-        assert!(covered <= self.marks().applicable(), "a snapshot covers what may be applied: {covered}");
+        let applicable = self.high_water.min(self.counted());
+        assert!(covered <= applicable, "a snapshot covers what may be applied: {covered}");
         let generation = self.log.generation_at(covered).expect("what may be applied is in the log");
         Some(Base {
             position: Position::new(covered, generation),

@@ -49,9 +49,9 @@ impl Partition {
 
     /// Begins a snapshot of what is applied now.
     pub(crate) fn begin_snapshot(&mut self, now: Monotonic) -> Beginning {
-        let applicable = self.replica.marks().applicable();
         let Some(machine) = &mut self.machine else { return Beginning::Never };
         let (covered, last) = (machine.applied, self.replica.snapshot());
+        let applicable = self.replica.applicable_behind(covered);
         if covered <= last.index {
             return Beginning::Same(last);
         }
@@ -111,7 +111,9 @@ impl Partition {
         if expired > 0 {
             tracing::warn!(partition = %self.id, expired, "pins held more of the log, or longer, than they may: let go");
         }
-        let (first, _) = self.needed(cx.clock, cx.reads.first_for_clients(self.id));
+        let reader = cx.reads.first_for_clients(self.id);
+        let (needed, _) = self.needed(cx.clock, reader);
+        let first = needed.max(self.given_up(may, reader));
         let whole = first == may;
         if first > low && (whole || now.since(self.done.raise) >= RAISE_EVERY) {
             self.done.raise = now;
@@ -122,6 +124,16 @@ impl Partition {
             self.replica.raise_low_water(first, &mut self.effects);
             self.settle(cx, Source::None);
         }
+    }
+
+    /// What is damaged here, and may go, and no replica has any more, is let go, with what lies before it: nobody can be
+    /// brought on over it from this log anyway.
+    fn given_up(&self, may: Index, reader: Option<Index>) -> Index {
+        let Some(lost) = self.hopeless().filter(|lost| *lost < may && self.replica.knows(*lost)) else {
+            return Index::ZERO;
+        };
+        let applied = self.marks().applied.next();
+        lost.next().min(applied).min(reader.unwrap_or(applied))
     }
 
     /// What the durable snapshot covers or the committed log start says: everything below this may go.
@@ -161,6 +173,11 @@ impl Partition {
             return first;
         }
         let keep = &self.keep;
+        for (peer, at) in self.lacking(clock.now) {
+            if self.replica.bytes_from(at) <= keep.follower_bytes {
+                hold(at, HeldBy::Follower(peer));
+            }
+        }
         let unknown = || {
             let young = self.replica.first_younger_than(keep.follower_age);
             self.replica.first_within_bytes(keep.follower_bytes).max(young)

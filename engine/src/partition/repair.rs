@@ -15,6 +15,7 @@ use crate::request::RequestError;
 use crate::transport::PeerMessage;
 use bytes::Bytes;
 use core::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 use tidelog_consensus::{DamagedRange, Message, Repair};
 use tidelog_types::limits::APPEND_BYTES_MAX;
 use tidelog_types::{Clock, EntryMeta, Generation, Index, Monotonic, NodeId};
@@ -24,6 +25,9 @@ use tidelog_wal::{ReadError, Run};
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Between a denial, or a request that could not leave, and the next one.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// For so long what a peer lost is kept for it after it has asked.
+const LACKING_FOR: Duration = Duration::from_secs(10);
 
 /// What a partition does about its damage.
 #[derive(Debug, Default)]
@@ -37,6 +41,10 @@ pub(super) struct Repairs {
     place: String,
     /// Entries damaged when last looked at.
     known: u64,
+    /// Who said that they cannot give the entry at this index.
+    denied: (Index, BTreeSet<NodeId>),
+    /// What peers asked for that lost it: from which entry on, and when.
+    lacking: BTreeMap<NodeId, (Index, Monotonic)>,
 }
 
 impl Partition {
@@ -145,6 +153,19 @@ impl Partition {
         }
     }
 
+    /// The first damaged entry, if every peer has said that it cannot give it.
+    pub(super) fn hopeless(&self) -> Option<Index> {
+        let (first, by) = &self.repairs.denied;
+        let lost = self.replica.repair_wanted()?.first;
+        (lost == *first && self.replica.peers().iter().all(|peer| by.contains(peer))).then_some(lost)
+    }
+
+    /// Peers that lost something a moment ago, and from which entry on.
+    pub(super) fn lacking(&self, now: Monotonic) -> impl Iterator<Item = (NodeId, Index)> {
+        let fresh = self.repairs.lacking.iter().filter(move |(_, (_, at))| now.since(*at) <= LACKING_FOR);
+        fresh.map(|(peer, (first, _))| (*peer, *first))
+    }
+
     fn stop_asking(&mut self, cx: &mut Context<'_>, not_before: Monotonic) {
         if self.repairs.asked.take().is_some() {
             cx.reads.end_fetch();
@@ -172,6 +193,10 @@ impl Partition {
             Repair::Fetch { generation, first, last } => self.give(cx, from, first, last, generation),
             Repair::Missing { first, damaged, .. } => {
                 if self.repairs.asked.is_some_and(|(peer, asked, _)| peer == from && asked == first) {
+                    if self.repairs.denied.0 != first {
+                        self.repairs.denied = (first, BTreeSet::new());
+                    }
+                    self.repairs.denied.1.insert(from);
                     tracing::debug!(partition = %self.id, %from, %first, damaged, "a peer cannot give a damaged entry back");
                     self.stop_asking(cx, cx.clock.now.after(PAUSE));
                 }
@@ -204,12 +229,15 @@ impl Partition {
     /// Gives a peer what it lost, as far as it is whole here.
     fn give(&mut self, cx: &mut Context<'_>, to: NodeId, first: Index, last: Index, generation: Generation) {
         let Some(last) = self.replica.can_give(first, last, generation) else {
+            self.repairs.lacking.remove(&to);
             let damaged = self.replica.generation_at(first) == Some(generation)
                 && self.replica.damaged_from(first) == Some(first);
             let promised = self.replica.generation_promised();
             self.say(cx, to, Repair::Missing { generation, first, damaged, promised }, Vec::new());
             return;
         };
+        // It may not have taken all of it in yet, nor may this be all of it.
+        self.repairs.lacking.insert(to, (first, cx.clock.now));
         // What finds no room now is asked for again, here or elsewhere.
         let bytes_max = APPEND_BYTES_MAX.min(cx.transport.room(to));
         if bytes_max == 0 {

@@ -129,8 +129,8 @@ impl Partition {
     }
 
     pub(super) fn apply(&mut self, cx: &mut Context<'_>) {
-        let marks = self.replica.marks();
-        let limit = marks.applicable();
+        let applied = self.machine.as_ref().map_or(self.applied, |machine| machine.applied);
+        let limit = self.replica.applicable_behind(applied);
         if self.machine.is_none() {
             self.applied = self.applied.max(limit);
             return;

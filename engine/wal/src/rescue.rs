@@ -21,7 +21,7 @@ use tidelog_types::{Generation, Index, Lsn, Position, RecordHeader, RecordKind, 
 /// Most ranges of entries to be read at once; what is left is found by the next pass.
 const RANGES_MAX: usize = 1 << 16;
 /// Partitions whose control records are written again in one batch.
-const RESTATED_MAX: usize = 256;
+const RESTATED_MAX: usize = 64;
 
 impl Wal {
     /// Lists what the lookup has there.

@@ -144,7 +144,9 @@ impl Wal {
     /// When the scrubber wants a turn.
     pub(crate) fn scrub_at(&self) -> Option<Monotonic> {
         let scrub = &self.scrub;
-        if self.options.scrub_rate == 0 || self.fenced || scrub.reading || scrub.waits_for_room() {
+        // With so many reads under way, one of them ends first.
+        let crowded = self.reads >= READS_MAX / 2;
+        if self.options.scrub_rate == 0 || self.fenced || scrub.reading || scrub.waits_for_room() || crowded {
             return None;
         }
         Some(if self.is_idle() { scrub.next_at } else { scrub.next_at.after(PATIENCE) })
@@ -153,7 +155,7 @@ impl Wal {
     /// Begins the next read, if one is due.
     pub(crate) fn advance_scrub(&mut self, io: &mut dyn Io) {
         for _ in 0..STEPS_MAX {
-            if self.scrub_at().is_none_or(|at| self.clock.now < at) || self.reads >= READS_MAX / 2 {
+            if self.scrub_at().is_none_or(|at| self.clock.now < at) {
                 return;
             }
             self.scrub_step(io);

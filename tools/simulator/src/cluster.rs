@@ -169,16 +169,43 @@ impl Cluster {
                 let partition_id = PartitionId(partition);
                 let Some(replica) = process.shard.replica(partition_id) else { continue };
                 let Some(first) = replica.damaged_from(Index(1)) else { continue };
-                // What no other replica keeps any more only a snapshot brings back.
-                let others = self.nodes.values().filter(|node| node.id != id);
-                let kept = others
-                    .filter_map(|node| node.process.as_ref()?.shard.replica(partition_id))
-                    .any(|other| other.marks().low_water <= first);
-                let count = replica.damaged_entries();
-                out.extend(kept.then_some((id, partition, count)));
+                if self.can_be_whole(id, partition, first.0) {
+                    out.push((id, partition, replica.damaged_entries()));
+                }
             }
         }
         out
+    }
+
+    /// Whether a replica can come to be without the damage at this entry: another one keeps it, or it may be let go here. What
+    /// no other replica keeps any more only a snapshot brings back.
+    pub(crate) fn can_be_whole(&self, id: u64, partition: u64, index: u64) -> bool {
+        let (partition, index) = (PartitionId(partition), Index(index));
+        let replica = |node: &Node| {
+            let replica = node.process.as_ref()?.shard.replica(partition)?;
+            let covered = replica.snapshot().index.next().max(replica.log_start());
+            let gone = covered > index && replica.knows(index);
+            Some((replica.marks().low_water <= index && replica.damaged_from(index) != Some(index), gone))
+        };
+        self.nodes
+            .values()
+            .any(|node| replica(node).is_some_and(|(keeps, gone)| if node.id == id { gone } else { keeps }))
+    }
+
+    /// What a node's scrubbing came to, and the marks of a replica there.
+    pub(crate) fn describe_scrub(&self, id: u64, partition: u64) -> String {
+        let shard = self.nodes.get(&id).and_then(|node| Some(&node.process.as_ref()?.shard));
+        let marks =
+            shard.and_then(|shard| shard.replica(PartitionId(partition))).map(|r| (r.marks(), r.snapshot()));
+        format!("{:?}, {marks:?}", shard.and_then(|shard| shard.wal()).map(|wal| wal.scrubbed()))
+    }
+
+    /// The last bad place that scrubbing found, by node.
+    pub(crate) fn scrub_findings(&self) -> Vec<(u64, String)> {
+        let logs =
+            self.nodes.values().filter_map(|node| Some((node.id, node.process.as_ref()?.shard.wal()?)));
+        let last = logs.map(|(id, wal)| (id, wal.scrubbed().last.clone()));
+        last.filter(|(_, place)| !place.is_empty()).collect()
     }
 
     /// Every node and replica, a line each.

@@ -61,9 +61,8 @@ impl Blow {
     }
 
     /// All that may be dealt.
-    pub(crate) fn names(damage: bool) -> impl Iterator<Item = &'static str> {
-        let blows = BLOWS.iter().filter(move |(blow, _)| damage || *blow != Blow::Damage);
-        blows.map(|(_, name)| *name).chain(rot::names().filter(move |_| damage))
+    pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+        BLOWS.iter().map(|(_, name)| *name).chain(rot::names())
     }
 }
 
@@ -90,8 +89,8 @@ impl Schedule {
         // A subset of the kinds: what is absent lets others go further.
         let mut kinds: Vec<Blow> = BLOWS.iter().map(|(blow, _)| *blow).filter(|_| random.coin()).collect();
         let crashes_in_opening = kinds.contains(&Blow::CrashInOpening);
-        kinds.retain(|blow| !matches!(blow, Blow::CrashInOpening | Blow::Damage));
-        if damage {
+        kinds.retain(|blow| *blow != Blow::CrashInOpening);
+        if damage && !kinds.contains(&Blow::Damage) {
             kinds.push(Blow::Damage);
         }
         for n in 0..count {
@@ -111,6 +110,11 @@ impl Schedule {
                 _ => *random.pick(&[Blow::Crash, Blow::Kill]).unwrap_or(&Blow::Crash),
             };
             blows.push((at, blow));
+        }
+        if kinds.contains(&Blow::Damage) {
+            for _ in 0..random.between((1, 4)) {
+                blows.push((random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND))), Blow::Damage));
+            }
         }
         if nodes.len() >= 5 {
             // Only there can a leader and one follower be on their own while the rest is a quorum.

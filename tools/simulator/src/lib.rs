@@ -42,7 +42,7 @@ pub struct SimOptions {
     pub seed: u64,
     /// Simulated seconds under faults; healing and checking come after them.
     pub seconds: u64,
-    /// Whether bytes of disks go bad.
+    /// Whether bytes of disks go bad in any case; otherwise the seed decides, as for other faults.
     pub damage: bool,
     /// Lines of the trace to report with a failure.
     pub trace_lines: usize,

@@ -62,8 +62,9 @@ pub(crate) struct Batch {
     pub(crate) end: u64,
     /// What was durable of its epoch when it was submitted.
     pub(crate) durable: u64,
-    /// Offset of the footer in it.
+    /// Offset of the footer in it, and of the zeros between the records and it.
     pub(crate) footer: u64,
+    pub(crate) records_end: u64,
     /// The last one of an opening.
     pub(crate) done: bool,
     /// Its epoch is in use: it is that last one, or was written later.
@@ -165,6 +166,7 @@ fn batch(bytes: &[u8]) -> Result<Batch, String> {
         end: lsn + total as u64,
         durable: u64_at(bytes, 64),
         footer: footer as u64,
+        records_end: at as u64,
         done: flags & 2 != 0,
         in_use: flags & 2 != 0 || flags & 1 == 0,
         records,

@@ -63,7 +63,7 @@ impl Profile {
             in_flight_bytes: random.between((32 << 10, 256 << 10)),
             uncommitted_entries: random.between((64, 1024)),
             clients: random.between((2, 4)),
-            scrub_rate: random.between((1 << 20, 16 << 20)),
+            scrub_rate: random.between((16 << 20, 128 << 20)),
             scrub_every: Duration::from_millis(random.between((1_000, 8_000))),
             nodes,
         }

@@ -60,6 +60,8 @@ pub(crate) struct Atlas {
     footers: BTreeMap<u64, BTreeSet<u64>>,
     /// Segments whose header has lost a copy.
     headers: BTreeSet<(u64, u64)>,
+    /// Something was, at some time.
+    struck: bool,
 }
 
 impl Atlas {
@@ -80,15 +82,24 @@ impl Atlas {
             if self.may_strike(checkers, disk, node, at)
                 && self.hit(world, disk, node, rot, at, random).is_some()
             {
+                self.struck = true;
                 return Some(name);
             }
         }
         None
     }
 
+    /// Whether nothing was ever struck.
+    pub(crate) const fn is_untouched(&self) -> bool {
+        !self.struck
+    }
+
     /// Entries that are wanted and whose newest copy on a disk is bad: (node, partition, index).
     pub(crate) fn unhealed(&self, checkers: &Checkers) -> Vec<(u64, u64, u64)> {
         let mut out = Vec::new();
+        if self.bad.is_empty() {
+            return out;
+        }
         for (node, disk) in checkers.disks() {
             for (partition, log) in disk.logs() {
                 let bad = log.live().filter(|(_, entry)| self.is_bad(node, entry.batch));
@@ -98,7 +109,7 @@ impl Atlas {
         out
     }
 
-    fn is_bad(&self, node: u64, batch: u64) -> bool {
+    pub(crate) fn is_bad(&self, node: u64, batch: u64) -> bool {
         self.bad.get(&node).is_some_and(|bad| bad.contains(&batch))
     }
 
@@ -169,7 +180,8 @@ impl Atlas {
             }
             Rot::Header => world.flip(node, &path, offset + random.below(BATCH_HEAD)),
             Rot::Record => {
-                let records = place.footer.saturating_sub(BATCH_HEAD).max(1);
+                // An empty batch has none to hit.
+                let records = place.records_end.checked_sub(BATCH_HEAD).filter(|bytes| *bytes > 0)?;
                 world.flip(node, &path, offset + BATCH_HEAD + random.below(records))
             }
             Rot::Unreadable => {

@@ -24,8 +24,10 @@ const PLAN: u64 = 4 << 20;
 const STOP_MAX: Duration = Duration::from_secs(8);
 /// Longest that a node may still be opening its log when faults end.
 const OPENING_MAX_NS: u64 = 600 * SECOND;
-/// Longest that known damage may go unrepaired once everything works.
+/// Longest that damage may go unrepaired once everything works, known or not: time to look for it, and to fetch it.
 const HEAL_MAX_NS: u64 = 120 * SECOND;
+/// How often it is looked whether everything is whole.
+const HEAL_LOOK_NS: u64 = SECOND / 4;
 /// Faults that explain that a process gives up.
 const DISK_TROUBLE: [&str; 8] = [
     "write error",
@@ -48,6 +50,8 @@ struct Run {
     workload: Workload,
     checkers: Checkers,
     atlas: Atlas,
+    /// Entries that went bad, and that no other replica keeps any more: by node, partition and index.
+    lost: Vec<(u64, u64, u64)>,
     /// Blows dealt, by name.
     dealt: BTreeMap<&'static str, u64>,
     /// Ends of processes that nobody asked for.
@@ -78,7 +82,8 @@ pub fn run_seed(options: &SimOptions) -> SeedReport {
         workload,
         checkers,
         atlas: Atlas::default(),
-        dealt: Blow::names(options.damage).map(|name| (name, 0)).collect(),
+        lost: Vec::new(),
+        dealt: Blow::names().map(|name| (name, 0)).collect(),
         crashes: 0,
         turned: BTreeSet::new(),
         calm: false,
@@ -150,7 +155,7 @@ impl Run {
         self.heal()?;
         self.converge()?;
         self.stop_all()?;
-        self.checkers.finish(&self.atlas.unhealed(&self.checkers))
+        self.checkers.finish(&self.lost)
     }
 
     /// Runs the world to `limit`, or until `done`. Whether `done` was the reason.
@@ -390,17 +395,55 @@ impl Run {
         })
     }
 
-    /// What is known to be damaged is whole again. Nobody looks for damage in what is not read.
+    /// Everything that is damaged is found and whole again, whether anybody reads it or not. And nothing is taken for
+    /// damaged that is not.
     fn heal(&mut self) -> Verdict {
         let limit = self.world.now() + HEAL_MAX_NS;
-        let damaged = |run: &Run| run.cluster.damaged(run.profile.partitions);
-        if damaged(self).is_empty() {
-            return Ok(());
+        loop {
+            let known = self.cluster.damaged(self.profile.partitions);
+            let unhealed = self.atlas.unhealed(&self.checkers);
+            let can_be_whole = |at: &(u64, u64, u64)| self.cluster.can_be_whole(at.0, at.1, at.2);
+            let (hidden, lost): (Vec<_>, Vec<_>) = unhealed.into_iter().partition(can_be_whole);
+            if known.is_empty() && hidden.is_empty() {
+                self.lost = lost;
+                break;
+            }
+            if self.world.now() >= limit {
+                let lacking: Vec<_> = hidden.iter().take(8).map(|lack| self.describe_lack(*lack)).collect();
+                return broken(
+                    18,
+                    format!(
+                        "(node, partition, damaged entries) {known:?} are known and not repaired; {} entries lie in bad places: {lacking:?}",
+                        hidden.len()
+                    ),
+                );
+            }
+            self.until(self.world.now() + HEAL_LOOK_NS, |_| false)?;
         }
-        let healed = self.until(limit, |run| damaged(run).is_empty())?;
-        ensure(18, healed, || {
-            format!("(node, partition, damaged entries) {:?} are not repaired", damaged(self))
-        })
+        let read_errors = self.world.fault_counts().get("read error").copied().unwrap_or(0);
+        if self.atlas.is_untouched() && read_errors == 0 {
+            let found = self.cluster.scrub_findings();
+            ensure(8, found.is_empty(), || format!("damage was found where none was done: {found:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// An entry in a bad place, and who else has it.
+    fn describe_lack(&self, (node, partition, index): (u64, u64, u64)) -> String {
+        let wanted = self.checkers.disk(node).and_then(|disk| disk.log(partition).entry(index).copied());
+        let others: Vec<_> = self
+            .checkers
+            .disks()
+            .filter(|(other, _)| *other != node)
+            .map(|(other, disk)| {
+                let log = disk.log(partition);
+                let same = log.entry(index).map(|e| e.generation) == wanted.map(|e| e.generation);
+                let bad = log.entry(index).is_some_and(|e| self.atlas.is_bad(other, e.batch));
+                format!("node {other}: low-water {}, same {same}, bad {bad}", log.low_water)
+            })
+            .collect();
+        let own = self.cluster.describe_scrub(node, partition);
+        format!("node {node} ({own}) partition {partition} index {index} at {wanted:?}, {others:?}")
     }
 
     /// Without new requests, all replicas become the same.

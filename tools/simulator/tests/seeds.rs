@@ -59,7 +59,7 @@ fn a_campaign_that_never_sees_a_fault_fails() {
         let mut report = report.clone();
         report.faults.values_mut().for_each(|count| *count += 1);
         report.faults.insert(never.into(), 0);
-        report.faults.insert("damage".into(), 0);
+        report.faults.insert("misdirected write".into(), 0);
         summary.add(&report);
     }
     summary.close();

@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// Simulated seconds under faults, for each seed
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub(crate) seconds: u64,
-    /// Bytes of disks go bad, too, as far as a good copy of each entry is left on some node
+    /// Bytes of disks go bad in each seed, not only in some, as far as a good copy of each entry is left on some node
     #[arg(long)]
     pub(crate) damage: bool,
     /// Seeds at a time; as many as there are cores without it

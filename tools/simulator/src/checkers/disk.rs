@@ -203,8 +203,9 @@ pub(crate) struct Place {
     pub(crate) epoch: u64,
     pub(crate) lsn: u64,
     pub(crate) end: u64,
-    /// Offset of its footer.
+    /// Offset of its footer, and of what nobody looks at in front of it.
     pub(crate) footer: u64,
+    pub(crate) records_end: u64,
     /// It holds part of a checkpoint, a segment's summary or moved entries.
     pub(crate) derived: bool,
 }
@@ -356,6 +357,7 @@ impl Disk {
                 lsn: batch.lsn,
                 end: batch.end,
                 footer: batch.footer,
+                records_end: batch.records_end,
                 derived: batch.records.iter().any(|r| kind::is_derived(r.kind)),
             });
             let mut copies = 0;
@@ -539,6 +541,7 @@ mod tests {
                 end: self.at + 4096,
                 durable: self.at,
                 footer: 512,
+                records_end: 512,
                 done,
                 in_use: true,
                 records,

@@ -272,12 +272,12 @@ impl Checkers {
 
     /// The end of a run: everything acknowledged is there, and a reader that begins from nothing finds on each disk what
     /// the checkers followed as it was written.
-    /// `unhealed`: entries by node, partition and index whose bytes went bad without anybody having noticed.
-    pub(crate) fn finish(&self, unhealed: &[(u64, u64, u64)]) -> Verdict {
+    /// `lost`: what went bad and no other replica keeps: by node, partition and index.
+    pub(crate) fn finish(&self, lost: &[(u64, u64, u64)]) -> Verdict {
         self.history.all_there(&self.commits)?;
         self.disks
             .iter()
-            .try_for_each(|(id, disk)| reread::compare(&self.world, *id, disk, self.partitions, unhealed))
+            .try_for_each(|(id, disk)| reread::compare(&self.world, *id, disk, self.partitions, lost))
     }
 
     /// The model of a node's disk.

@@ -16,7 +16,7 @@ pub(crate) fn compare(
     id: u64,
     disk: &Disk,
     partitions: u64,
-    unhealed: &[(u64, u64, u64)],
+    lost: &[(u64, u64, u64)],
 ) -> Verdict {
     let mut entries: BTreeMap<(u64, u64), (u64, u64)> = BTreeMap::new();
     let mut promises = BTreeMap::new();
@@ -44,8 +44,7 @@ pub(crate) fn compare(
     }
     for partition in 0..partitions {
         let log = disk.log(partition);
-        for (index, followed) in log.live().filter(|(index, _)| !unhealed.contains(&(id, partition, *index)))
-        {
+        for (index, followed) in log.live().filter(|(index, _)| !lost.contains(&(id, partition, *index))) {
             let found = entries.get(&(partition, index)).copied();
             ensure(8, found == Some((followed.generation, followed.hash)), || {
                 format!(
