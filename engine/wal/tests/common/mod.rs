@@ -1,20 +1,26 @@
 //! A log on the simulated disk beside a model of what it was told and what it acknowledged.
 
-#![allow(dead_code, unreachable_pub)] // each test file uses its part
+#![allow(dead_code, unreachable_pub, unused_imports)] // each test file uses its part
 
+mod model;
+mod random;
+mod reading;
 pub mod scripts;
+mod told;
 
+pub use model::{Act, Part, State, brief, kept};
+pub use told::Told;
+
+use model::apply;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tidelog_io::{Completion, Io, Wait};
-use tidelog_sim::{Random, SimIo, World};
+use tidelog_sim::{SimIo, World};
 use tidelog_types::{
-    EntryMeta, Generation, Incarnation, Index, NodeId, PartitionId, Position, RecordHeader, RecordKind,
-    ReplicatedMs, ShardId, Ticket, record,
+    Generation, Incarnation, Index, NodeId, PartitionId, RecordHeader, RecordKind, ReplicatedMs, ShardId,
+    Ticket,
 };
-use tidelog_wal::{
-    Busy, Lost, OpenError, Options, ReadError, ReadId, RecoveryReport, Replay, Run, Wal, WalError, WalEvent,
-};
+use tidelog_wal::{Busy, OpenError, Options, RecoveryReport, Run, Wal, WalError, WalEvent};
 
 pub const NODE: u64 = 1;
 pub const DIR: &str = "/data/wal";
@@ -36,175 +42,6 @@ pub fn tiny() -> Options {
 /// The same without checkpoints: an opening reads everything.
 pub fn whole() -> Options {
     Options { checkpoint_every: 1 << 50, ..tiny() }
-}
-
-/// One partition as the model has it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Part {
-    pub entries: Vec<(u64, Vec<u8>)>,
-    pub promise: (u64, u64),
-    /// First index kept; 0: all.
-    pub low: u64,
-}
-
-impl Part {
-    /// What a shard would save of it.
-    fn save(&self, mark: u64, out: &mut Vec<u8>) {
-        for number in [self.promise.0, self.promise.1, self.low, mark, self.entries.len() as u64] {
-            out.extend_from_slice(&number.to_le_bytes());
-        }
-        for (at, (generation, payload)) in self.entries.iter().enumerate() {
-            let payload = if (at as u64) + 1 < self.low { &[] } else { payload.as_slice() };
-            out.extend_from_slice(&generation.to_le_bytes());
-            out.extend_from_slice(&(payload.len() as u64).to_le_bytes());
-            out.extend_from_slice(payload);
-        }
-    }
-    /// Without the payloads of what is not kept any more.
-    pub fn kept(&self) -> Part {
-        let mut kept = self.clone();
-        for entry in kept.entries.iter_mut().take(self.low.saturating_sub(1) as usize) {
-            entry.1.clear();
-        }
-        kept
-    }
-    fn load(mut bytes: &[u8]) -> (Part, u64) {
-        let number = |bytes: &mut &[u8]| {
-            let (head, rest) = bytes.split_first_chunk().expect("saved whole");
-            *bytes = rest;
-            u64::from_le_bytes(*head)
-        };
-        let promise = (number(&mut bytes), number(&mut bytes));
-        let (low, mark, count) = (number(&mut bytes), number(&mut bytes), number(&mut bytes));
-        let mut part = Part { promise, low, entries: Vec::new() };
-        for _ in 0..count {
-            let (generation, len) = (number(&mut bytes), number(&mut bytes));
-            let (payload, rest) = bytes.split_at(len as usize);
-            part.entries.push((generation, payload.to_vec()));
-            bytes = rest;
-        }
-        assert!(bytes.is_empty());
-        (part, mark)
-    }
-    pub fn last(&self) -> Position {
-        let index = self.entries.len() as u64;
-        Position::new(Index(index), Generation(self.entries.last().map_or(0, |e| e.0)))
-    }
-    pub fn position(&self, index: u64) -> Position {
-        let at = (index as usize).checked_sub(1);
-        Position::new(Index(index), Generation(at.map_or(0, |at| self.entries[at].0)))
-    }
-}
-
-pub type State = BTreeMap<u64, Part>;
-
-/// What the log was told.
-#[derive(Clone, Debug)]
-pub enum Act {
-    Entry {
-        partition: u64,
-        generation: u64,
-        payload: Vec<u8>,
-    },
-    Promise {
-        partition: u64,
-        generation: u64,
-        vote: u64,
-    },
-    Cut {
-        partition: u64,
-        keep: u64,
-    },
-    LowWater {
-        partition: u64,
-        first: u64,
-    },
-    /// Lost entries were written again.
-    Moved,
-}
-
-fn apply(state: &mut State, act: &Act) {
-    match act {
-        Act::Entry { partition, generation, payload } => {
-            state.entry(*partition).or_default().entries.push((*generation, payload.clone()));
-        }
-        Act::Promise { partition, generation, vote } => {
-            state.entry(*partition).or_default().promise = (*generation, *vote);
-        }
-        Act::Cut { partition, keep } => {
-            state.entry(*partition).or_default().entries.truncate(*keep as usize);
-        }
-        Act::Moved => {}
-        Act::LowWater { partition, first } => state.entry(*partition).or_default().low = *first,
-    }
-}
-
-/// What a replay told.
-#[derive(Default)]
-pub struct Told {
-    pub state: State,
-    /// Entries whose bytes are lost: (partition, index), and whether that is only suspected.
-    pub lost: BTreeMap<(u64, u64), bool>,
-    pub marks: BTreeMap<u64, u64>,
-    pub entries: u64,
-    pub checkpoints: u64,
-}
-
-impl Replay for Told {
-    fn entry(&mut self, partition: PartitionId, meta: &EntryMeta, payload: &[u8]) {
-        self.entries += 1;
-        let part = self.state.entry(partition.0).or_default();
-        assert_eq!(meta.position.index, part.last().index.next(), "replay is dense");
-        assert_eq!(meta.prev_generation, part.last().generation);
-        part.entries.push((meta.position.generation.0, payload.to_vec()));
-    }
-    fn cut(&mut self, partition: PartitionId, keep: Position) {
-        let part = self.state.entry(partition.0).or_default();
-        assert_eq!(part.position(keep.index.0), keep, "a cut keeps an entry");
-        part.entries.truncate(keep.index.0 as usize);
-        self.lost.retain(|at, _| at.0 != partition.0 || at.1 <= keep.index.0);
-    }
-    fn damaged(&mut self, partition: PartitionId, lost: Lost) {
-        let part = self.state.entry(partition.0).or_default();
-        for index in lost.first.0..=lost.last.0 {
-            if index > part.last().index.0 {
-                assert_eq!(index, part.last().index.0 + 1, "replay is dense");
-                part.entries.push((lost.generation.0, Vec::new()));
-            }
-            assert_eq!(part.position(index).generation, lost.generation);
-            self.lost.insert((partition.0, index), lost.suspect);
-        }
-    }
-    fn moved(&mut self, partition: PartitionId, meta: &EntryMeta, payload: &[u8]) {
-        let part = self.state.entry(partition.0).or_default();
-        assert_eq!(part.position(meta.position.index.0), meta.position, "a copy is of an entry of the log");
-        let at = (partition.0, meta.position.index.0);
-        let entry = &mut part.entries[meta.position.index.0 as usize - 1];
-        if self.lost.remove(&at).is_some() {
-            entry.1 = payload.to_vec();
-        }
-        assert_eq!(entry.1, payload, "a copy has the same bytes");
-    }
-    fn promise(&mut self, partition: PartitionId, generation: Generation, vote: Option<NodeId>) {
-        self.state.entry(partition.0).or_default().promise = (generation.0, vote.map_or(0, |v| v.0));
-    }
-    fn low_water(&mut self, partition: PartitionId, first: Index) {
-        let part = self.state.entry(partition.0).or_default();
-        assert!(first.0 >= part.low, "a low-water mark never goes back");
-        part.low = first.0;
-    }
-    fn checkpoint(&mut self, partition: PartitionId, state: &[u8]) {
-        self.checkpoints += 1;
-        let (part, mark) = Part::load(state);
-        assert!(self.state.insert(partition.0, part).is_none(), "a checkpoint comes first");
-        if mark > 0 {
-            self.marks.insert(partition.0, mark);
-        }
-    }
-    fn high_water(&mut self, partition: PartitionId, mark: Index) {
-        self.marks.insert(partition.0, mark.0);
-        assert!(mark <= self.state[&partition.0].last().index, "a mark follows its entries");
-    }
 }
 
 /// The log and the model.
@@ -599,164 +436,4 @@ impl Rig {
         self.take(closed.events);
         self.wal = None;
     }
-
-    /// Starts a read; the result is in `reads` under the number returned.
-    pub fn start_read(&mut self, partition: u64, first: u64, last: u64, bytes_max: usize) -> u64 {
-        self.next_read += 1;
-        let (wal, io) = (self.wal.as_mut().unwrap(), self.io.as_mut().unwrap());
-        wal.read(io, ReadId(self.next_read), PartitionId(partition), Index(first), Index(last), bytes_max);
-        self.next_read
-    }
-
-    /// Reads and waits.
-    pub fn read(
-        &mut self,
-        partition: u64,
-        first: u64,
-        last: u64,
-        bytes_max: usize,
-    ) -> Result<Run, tidelog_wal::ReadError> {
-        let read = self.start_read(partition, first, last, bytes_max);
-        loop {
-            self.tick();
-            if let Some(result) = self.reads.remove(&read) {
-                return result;
-            }
-            self.poll(Wait::Forever);
-        }
-    }
-
-    /// Compares a run with the model.
-    pub fn check_run(&mut self, partition: u64, run: &Run) {
-        let part = self.now[&partition].clone();
-        assert_eq!(run.prev_generation, part.position(run.first.0 - 1).generation);
-        let mut index = run.first.0;
-        for piece in &run.pieces {
-            for item in record::records(piece) {
-                let (_, header, payload) = item.expect("pieces hold whole records");
-                let (generation, expected) = &part.entries[index as usize - 1];
-                assert_eq!(
-                    (header.partition.0, header.index.0, header.generation.0),
-                    (partition, index, *generation)
-                );
-                assert!(payload == expected, "partition {partition} index {index}: payload");
-                index += 1;
-            }
-        }
-        assert_eq!(index, run.last.0 + 1);
-        assert_eq!(run.bytes, run.pieces.iter().map(bytes::Bytes::len).sum::<usize>());
-    }
-
-    /// Reads every entry back. False: the node went down meanwhile.
-    pub fn check_all(&mut self) -> bool {
-        for (partition, part) in self.now.clone() {
-            let sequenced = self.wal().sequenced(PartitionId(partition)).0;
-            assert!(sequenced <= part.entries.len() as u64);
-            let mut next = part.low.max(1);
-            while next <= sequenced {
-                if self.lost.contains_key(&(partition, next)) {
-                    match self.read(partition, next, sequenced, 20 << 10) {
-                        Err(ReadError::Damaged { index, .. }) => assert_eq!(index, Index(next)),
-                        other => panic!("partition {partition} index {next} is lost, and read: {other:?}"),
-                    }
-                    next += 1;
-                    continue;
-                }
-                let run = match self.read(partition, next, sequenced, 20 << 10) {
-                    Ok(run) => run,
-                    Err(_) if !self.alive() => return false,
-                    Err(e) => panic!("partition {partition} index {next}: {e}"),
-                };
-                assert_eq!(run.first.0, next);
-                assert!(run.last.0 <= sequenced);
-                self.check_run(partition, &run);
-                next = run.last.0 + 1;
-            }
-        }
-        true
-    }
-
-    /// One random act or wait.
-    pub fn random_step(&mut self, random: &mut Random, partitions: u64, payload_max: u64) {
-        let partition = random.below(partitions);
-        let (last, promise) = {
-            let part = self.part(partition);
-            (part.last(), part.promise)
-        };
-        let mark = self.marks.get(&partition).copied().unwrap_or(0);
-        let payload = |random: &mut Random| {
-            let len = random.below(payload_max + 1);
-            let fill = random.bits() as u8;
-            (0..len).map(|i| fill.wrapping_add(i as u8)).collect::<Vec<u8>>()
-        };
-        let low = self.part(partition).low;
-        let kept = self.marked.get(&partition).copied().unwrap_or(0);
-        let result = match random.below(21) {
-            0..=7 => self.entry(partition, &payload(random)),
-            8..=9 if promise.0 > 0 => {
-                let mut generation = last.generation.0.max(1);
-                let mut entries = Vec::new();
-                for _ in 0..=random.below(5) {
-                    generation += random.below(promise.0 - generation + 1);
-                    entries.push((generation, payload(random)));
-                }
-                self.records(partition, &entries)
-            }
-            10 => self.promise(partition, promise.0 + 1 + random.below(2), random.below(4)),
-            11 if promise.0 > 0 && promise.1 == 0 => self.promise(partition, promise.0, 1 + random.below(3)),
-            12 => self.cut(partition, random.between((kept.min(last.index.0), last.index.0))),
-            13 => {
-                self.mark(partition, random.between((mark, last.index.0)));
-                Ok(())
-            }
-            14..=16 => {
-                self.flush();
-                Ok(())
-            }
-            19 if mark > low => self.low_water(partition, random.between((low, mark))),
-            17 => {
-                self.rest(Duration::from_millis(random.below(12)));
-                Ok(())
-            }
-            18 if last.index.0 > 0 => {
-                let sequenced = self.wal().sequenced(PartitionId(partition)).0;
-                if sequenced > 0 {
-                    let first = random.between((low.max(1).min(sequenced), sequenced));
-                    self.start_read(
-                        partition,
-                        first,
-                        first + random.below(20),
-                        random.below(30_000) as usize,
-                    );
-                }
-                Ok(())
-            }
-            _ => {
-                self.poll(Wait::No);
-                Ok(())
-            }
-        };
-        if result.is_err() && self.fenced.is_none() && self.alive() {
-            self.flush();
-            if self.wal().stats().in_flight > 0 {
-                self.poll(Wait::Forever);
-            }
-        }
-    }
-}
-
-/// A state without the payloads of what is not kept any more.
-pub fn kept(state: &State) -> State {
-    state.iter().map(|(id, part)| (*id, part.kept())).collect()
-}
-
-/// A state in few words.
-pub fn brief(state: &State) -> BTreeMap<u64, String> {
-    state
-        .iter()
-        .map(|(p, part)| {
-            let runs: Vec<_> = part.entries.iter().map(|e| format!("{}:{}", e.0, e.1.len())).collect();
-            (*p, format!("promise {:?} entries {}", part.promise, runs.join(" ")))
-        })
-        .collect()
 }
