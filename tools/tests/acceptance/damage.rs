@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 const HIT: u64 = 128 + 64 + 5;
 
 /// A batch in a file.
-struct Batch {
-    file: PathBuf,
-    offset: u64,
+pub(crate) struct Batch {
+    pub(crate) file: PathBuf,
+    pub(crate) offset: u64,
     bytes: u64,
 }
 
@@ -26,7 +26,7 @@ fn dump(dir: &Path) -> Vec<Value> {
 }
 
 /// The batch in which an entry of partition 0 lies.
-fn batch_of(dir: &Path, index: u64) -> Batch {
+pub(crate) fn batch_of(dir: &Path, index: u64) -> Batch {
     let mut batch = None;
     for line in dump(dir) {
         let number = |field: &str| line[field].as_u64().expect("a number");

@@ -13,13 +13,13 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// A small ext4 of its own, in a file.
-struct Disk {
-    at: PathBuf,
+pub(crate) struct Disk {
+    pub(crate) at: PathBuf,
     _dir: TempDir,
 }
 
 impl Disk {
-    fn new(bytes: u64) -> Result<Disk, String> {
+    pub(crate) fn new(bytes: u64) -> Result<Disk, String> {
         let dir = TempDir::new().map_err(|e| e.to_string())?;
         let (image, at) = (dir.path().join("image"), dir.path().join("disk"));
         std::fs::create_dir(&at).map_err(|e| e.to_string())?;

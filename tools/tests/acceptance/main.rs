@@ -3,6 +3,7 @@
 //! Every test runs processes of this very binary and judges what they print and how they end. Nothing in here sleeps for a
 //! guessed time: a test waits for what it needs, and gives up after a deadline that a busy machine keeps too.
 
+mod aim;
 mod clock;
 mod cluster;
 mod command;
@@ -10,6 +11,8 @@ mod crash;
 mod damage;
 mod directory;
 mod disk;
+mod flips;
+mod full;
 mod history;
 mod host;
 mod hostile;

@@ -68,6 +68,26 @@ impl Process {
         serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?} is not JSON: {e}"))
     }
 
+    /// Its ready line; or, if it ends before it is ready, its exit code and its log.
+    pub(crate) fn ready_or_ended(&mut self) -> Result<Value, (Option<i32>, String)> {
+        let ended = wait_for("the ready line or the end", || {
+            if self.stdout.text().contains('\n') {
+                return Some(None);
+            }
+            self.child.try_wait().expect("a child").map(Some)
+        });
+        match ended {
+            None => Ok(self.wait_ready()),
+            Some(status) => {
+                // Its last words may still be on their way.
+                wait_for("its last words", || {
+                    self.log().lines().any(|l| l.starts_with("error: ")).then_some(())
+                });
+                Err((status.code(), self.log()))
+            }
+        }
+    }
+
     /// What it has logged so far.
     pub(crate) fn log(&self) -> String {
         self.stderr.text()
