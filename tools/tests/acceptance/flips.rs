@@ -9,8 +9,9 @@ use crate::cluster::{Cluster, Shape};
 use crate::command::tidelog;
 use crate::history::{Told, judge_all};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 /// The node that is hit.
 const HIT: u64 = 2;
@@ -41,13 +42,21 @@ struct Aimed {
     cluster: Cluster,
     told: Vec<Told>,
     random: Random,
+    /// Segments whose header has lost a copy.
+    headers: BTreeSet<PathBuf>,
     table: BTreeMap<(Kind, &'static str), BTreeMap<String, usize>>,
 }
 
 impl Aimed {
     fn new() -> Aimed {
         let cluster = Cluster::start(&Shape { extra: EXTRA, ..Shape::default() });
-        Aimed { cluster, told: Vec::new(), random: Random(11), table: BTreeMap::new() }
+        Aimed {
+            cluster,
+            told: Vec::new(),
+            random: Random(11),
+            headers: BTreeSet::new(),
+            table: BTreeMap::new(),
+        }
     }
 
     /// Appends so many records of a size; all are acknowledged.
@@ -93,11 +102,19 @@ impl Aimed {
     /// A structure of this kind, and in it a byte and a bit.
     fn choose(&mut self, kind: Kind) -> Option<(Target, u64, u32)> {
         let mut targets = targets(&self.cluster.place(HIT).data);
-        let of_kind = targets.remove(&kind)?;
+        let mut of_kind = targets.remove(&kind)?;
+        let header = matches!(kind, Kind::SegmentHeader | Kind::SegmentHeaderCopy);
+        if header {
+            // A copy is not written again (decision 31): the other one is all that tells of the segment until it is given back.
+            of_kind.retain(|target| !self.headers.contains(&target.file));
+        }
         // Every other time one of the newest, which an opening reads and the node lives by.
         let from = if self.random.below(2) == 0 { of_kind.len().saturating_sub(3) } else { 0 };
         let at = from + usize::try_from(self.random.below((of_kind.len() - from) as u64)).expect("small");
-        let target = of_kind[at].clone();
+        let target = of_kind.get(at)?.clone();
+        if header {
+            self.headers.insert(target.file.clone());
+        }
         let byte = target.bytes.start + self.random.below(target.bytes.end - target.bytes.start);
         let bit = u32::try_from(self.random.below(8)).expect("small");
         Some((target, byte, bit))

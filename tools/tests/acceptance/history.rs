@@ -118,7 +118,15 @@ pub(crate) struct Record {
 
 /// Everything that a node has of partition 0 in its own log.
 pub(crate) fn read_local(cluster: &Cluster, node: u64) -> Vec<Record> {
-    let said = cluster.tidelog("read", &["--node", &node.to_string()]);
+    read_local_from(cluster, node, None)
+}
+
+/// The same of a log whose beginning was let go: from the index that it is said to begin at.
+pub(crate) fn read_local_from(cluster: &Cluster, node: u64, from: Option<u64>) -> Vec<Record> {
+    let (node_name, from) = (node.to_string(), from.map(|from| from.to_string()));
+    let mut args = vec!["--node", &node_name];
+    args.extend(from.iter().flat_map(|from| ["--from", from.as_str()]));
+    let said = cluster.tidelog("read", &args);
     assert_eq!((said.code, said.stderr.as_str()), (0, ""), "node {node}");
     let mut lines = said.json();
     let end = lines.pop().expect("a closing line");
