@@ -192,6 +192,18 @@ impl Aimed {
         let what = format!("{kind:?} stopped {}@{byte} bit {bit} (at {})", target.file.display(), target.at);
         eprintln!("{what}");
         let verdict = tidelog(&["wal", "verify", self.cluster.place(HIT).data_name()]);
+        let named = match kind {
+            Kind::IdentityFirst | Kind::IdentitySecond => "identity: ",
+            // They are counted: the batch itself is good.
+            Kind::FooterOwn | Kind::FooterEcho => "a damaged footer",
+            _ => target.file.to_str().expect("UTF-8"),
+        };
+        assert!(verdict.stdout.contains(named), "{what}: it is named, damage or not: {verdict:?}");
+        if matches!(kind, Kind::Payload | Kind::RecordHeader | Kind::NoOp) && verdict.code == 1 {
+            for part in [&format!("byte {}", target.at), "partition 0", "index"] {
+                assert!(verdict.stdout.contains(part), "{what}: {part}: {verdict:?}");
+            }
+        }
         let outcome = self.start(&what, &target, &|| flip(&target.file, byte, bit));
         self.nothing_changed_is_served();
         self.settle(&what);
