@@ -64,7 +64,7 @@ pub(crate) fn targets(data: &Path) -> Targets {
         let file = || PathBuf::from(line["file"].as_str().expect("a path"));
         let number = |field: &str| line[field].as_u64().expect("a number");
         let mut add = |kind, file: PathBuf, bytes: Range<u64>, at| {
-            targets.entry(kind).or_insert_with(Vec::new).push(Target { file, bytes, at });
+            targets.entry(kind).or_default().push(Target { file, bytes, at });
         };
         match line["event"].as_str().expect("an event") {
             "segment" => {
