@@ -1,7 +1,7 @@
 //! The data directory: `identity`, `LOCK`, `shard-0000/` with the WAL of shard 0.
 
 use crate::error::Error;
-use crate::identity::Identity;
+use crate::identity::{Flaw, Found, Identity};
 use crate::options::Options;
 use std::path::{Path, PathBuf};
 use tidelog_io::{Foreground, Io, IoErrorKind, LockError, Op, Output};
@@ -17,7 +17,7 @@ pub fn wal_dir(data_dir: &Path, shard: ShardId) -> PathBuf {
 }
 
 /// Reads the identity of the configured data directory and checks that it is this node's; an empty directory gets
-/// a new one.
+/// a new one. A file with one good copy has two again before this returns.
 ///
 /// # Errors
 /// If the directory belongs to another node or cluster, is not empty but has no identity, or cannot be used.
@@ -25,8 +25,11 @@ pub(crate) fn open(io: &mut dyn Io, options: &Options) -> Result<Identity, Error
     let incarnation = Incarnation(io.random().max(1));
     let mut fg = Foreground::new(io);
     let identity = match Identity::load(&mut fg, &options.data_dir)? {
-        Some(identity) => {
+        Some(Found { identity, flaw }) => {
             check(&identity, options)?;
+            if let Some(flaw) = flaw {
+                mend(&mut fg, &options.data_dir, &identity, &flaw)?;
+            }
             identity
         }
         None => create(&mut fg, options, incarnation)?,
@@ -38,6 +41,25 @@ pub(crate) fn open(io: &mut dyn Io, options: &Options) -> Result<Identity, Error
 
 fn refuse<T>(options: &Options, why: String) -> Result<T, Error> {
     Err(Error::Directory { path: options.data_dir.clone(), why })
+}
+
+/// Gives the file its second copy back, by the path that every change of it takes.
+fn mend(fg: &mut Foreground<'_>, dir: &Path, identity: &Identity, flaw: &Flaw) -> Result<(), Error> {
+    let file = dir.join("identity");
+    match flaw {
+        Flaw::OneCopy => tracing::info!(file = %file.display(), "{flaw}: it is written again with two"),
+        Flaw::Damaged { .. } => {
+            tracing::warn!(file = %file.display(), "{flaw}. The other says who this directory is, and the file is written again; check the disk");
+        }
+    }
+    match identity.store(fg, dir) {
+        // A full disk must still vote, and the good copy is in its place.
+        Err(Error::Io(error)) if error.kind == IoErrorKind::NoSpace => {
+            tracing::warn!(%error, "the file keeps its one good copy; the next start tries again");
+            Ok(())
+        }
+        stored => stored,
+    }
 }
 
 fn check(identity: &Identity, options: &Options) -> Result<(), Error> {

@@ -7,6 +7,7 @@ use crate::inbox::{Inbox, inbox};
 use crate::marks::{Marks, SharedMarks};
 use crate::options::Options;
 use crate::pending::Pending;
+use crate::pins::{Pin, PinFor};
 use crate::request::{Level, NodeStatus, Record, Records, Reply, Request, RequestError, Response};
 use crate::shard::{MachineFactory, Shard, Turn};
 use crate::state_machine::StateMachine;
@@ -325,6 +326,26 @@ impl Partition {
             Reply::Snapshot { covered, .. } => Ok(covered),
             _ => Err(mismatched()),
         })
+    }
+
+    /// Holds this node's log from `first` on, for a reader or a backup that takes more than one call: the low-water mark does not rise
+    /// above it. Move it on with [`Pin::advance`]; drop it to let go. It is bounded by `retention.pin_bytes` and
+    /// `retention.pin_age`, and does not keep readers above the log's start that the replicas agreed on.
+    ///
+    /// # Errors
+    /// [`RequestError::Truncated`] if entries from `first` on are gone or about to go, [`RequestError::Ahead`] if it is more
+    /// than one beyond the high-water mark, [`RequestError::Busy`] if there are 64 already.
+    pub fn pin(&self, first: Index, purpose: PinFor) -> Result<Pin, RequestError> {
+        let (first, marks) = (first.max(Index(1)), self.marks());
+        if first > marks.high_water.next() {
+            return Err(RequestError::Ahead { asked: first, high_water: marks.high_water });
+        }
+        let pin = self.marks.pins.take(first, purpose)?;
+        // What an earlier process had given up.
+        match self.marks().low_water {
+            low if first < low => Err(RequestError::Truncated { first: low }),
+            _ => Ok(pin),
+        }
     }
 
     /// The partition's marks on this node.

@@ -1,13 +1,13 @@
-//! The identity file of a data directory: `docs/formats/identity.md`.
+//! Who a data directory is, and the page that says so: `docs/formats/identity.md`.
 //!
-//! One page, written whole to `identity.tmp`, made durable, renamed to `identity`, directory synced: a reader
-//! sees the old one or the new one. It is one of the three things that are not in the log (the others are the
-//! lock and snapshots). A damaged one stops the node: an identity is never guessed.
+//! Any flipped bit of a page is noticed. That the file holds two of them is its own business ([`Found`]); what a page says is
+//! never guessed.
 
-use crate::error::Error;
+mod file;
+
+pub use file::{Copy, FileError, Flaw, Found};
+
 use crate::formation::{Formed, Member};
-use std::path::Path;
-use tidelog_io::{Foreground, IoError, IoErrorKind, Op, OpenMode, Output};
 use tidelog_types::limits::{PAGE_BYTES, PAYLOAD_BYTES_MAX};
 use tidelog_types::{ClusterId, Incarnation, NodeId};
 
@@ -60,12 +60,28 @@ pub enum IdentityError {
         /// Over the bytes.
         computed: u32,
     },
+    /// The disk did not give it.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
     /// From another version.
     #[error("it has version {0}, which this program does not know")]
     Version(u32),
     /// A field out of its bounds.
     #[error("its {0} is out of bounds")]
     Field(&'static str),
+}
+
+impl IdentityError {
+    /// Whether the page is not what was written. Any other is whole, and this program does not know what it says.
+    fn is_damage(&self) -> bool {
+        match self {
+            IdentityError::Size(_)
+            | IdentityError::Magic
+            | IdentityError::Checksum { .. }
+            | IdentityError::Unreadable(_) => true,
+            IdentityError::Version(_) | IdentityError::Field(_) => false,
+        }
+    }
 }
 
 fn u32_at(page: &[u8; PAGE_BYTES], at: usize) -> u32 {
@@ -173,81 +189,13 @@ impl Identity {
         }
         Ok(identity)
     }
-
-    /// Reads the identity of `directory`; none if it has no identity file.
-    ///
-    /// # Errors
-    /// If the file cannot be read or is not a valid identity.
-    pub fn load(fg: &mut Foreground<'_>, directory: &Path) -> Result<Option<Identity>, Error> {
-        let path = directory.join("identity");
-        let (file, bytes) = match fg.run(Op::Open { path: path.clone(), mode: OpenMode::Read }) {
-            Ok(Output::Opened { file, bytes }) => (file, bytes),
-            Err(e) if e.kind == IoErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e.into()),
-            Ok(_) => return Err(unexpected("open", &path)),
-        };
-        let refuse = |why: IdentityError| Error::Directory {
-            path: directory.to_owned(),
-            why: format!(
-                "the file `identity` is not valid: {why}. Restore it from a backup of this directory; do not create a new one, the node would no longer be the member that it was"
-            ),
-        };
-        if bytes != PAGE_BYTES as u64 {
-            return Err(refuse(IdentityError::Size(usize::try_from(bytes).unwrap_or(usize::MAX))));
-        }
-        let buffer = fg.io().buffers().take(PAGE_BYTES);
-        let read = fg.run(Op::Read { file, offset: 0, buffer });
-        fg.run(Op::CloseFile { file })?;
-        match read? {
-            Output::Read { buffer, bytes } if bytes == PAGE_BYTES => {
-                Identity::decode(&buffer).map(Some).map_err(refuse)
-            }
-            Output::Read { bytes, .. } => Err(refuse(IdentityError::Size(bytes))),
-            _ => Err(unexpected("read", &path)),
-        }
-    }
-
-    /// Makes it the identity of `directory`, durably.
-    ///
-    /// # Errors
-    /// If any step fails; the old identity, or none, is then still in place.
-    pub fn store(&self, fg: &mut Foreground<'_>, directory: &Path) -> Result<(), Error> {
-        let (tmp, path) = (directory.join("identity.tmp"), directory.join("identity"));
-        match fg.run(Op::Remove { path: tmp.clone() }) {
-            Err(e) if e.kind != IoErrorKind::NotFound => return Err(e.into()),
-            _ => {}
-        }
-        let Output::Opened { file, .. } = fg.run(Op::Open { path: tmp.clone(), mode: OpenMode::Create })?
-        else {
-            return Err(unexpected("open", &tmp));
-        };
-        let mut page = fg.io().buffers().take(PAGE_BYTES);
-        page.copy_from_slice(&self.encode());
-        let written = fg
-            .run(Op::WriteDurable { file, offset: 0, data: vec![page.freeze()] })
-            .and_then(|_| fg.run(Op::Sync { file }));
-        fg.run(Op::CloseFile { file })?;
-        written?;
-        fg.run(Op::Rename { from: tmp, to: path })?;
-        fg.run(Op::SyncDir { path: directory.to_owned() })?;
-        Ok(())
-    }
-}
-
-fn unexpected(operation: &'static str, path: &Path) -> Error {
-    Error::Io(IoError {
-        kind: IoErrorKind::Other,
-        operation,
-        subject: path.display().to_string(),
-        message: "unexpected result".into(),
-    })
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn sample() -> Identity {
+    pub(super) fn sample() -> Identity {
         Identity {
             cluster_name: "demo".into(),
             node: NodeId(2),

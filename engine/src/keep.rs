@@ -1,5 +1,5 @@
 //! What a node keeps of its partitions' logs: when it takes snapshots, how old and long a log may be, and how much is
-//! held back for replicas that are behind. From the configuration's `[snapshot]` and `[retention]`.
+//! held back for replicas that are behind and for pins. From the configuration's `[snapshot]` and `[retention]`.
 
 use std::fmt;
 use std::time::Duration;
@@ -19,6 +19,10 @@ pub struct Keep {
     pub follower_bytes: u64,
     /// Longest time that they are held back.
     pub follower_age: Duration,
+    /// Most bytes that a pin holds.
+    pub pin_bytes: u64,
+    /// Longest time that a pin holds without moving.
+    pub pin_age: Duration,
 }
 
 /// Why a log does not begin later than it does.
@@ -32,8 +36,10 @@ pub(crate) enum HeldBy {
     LogStart,
     /// What is not applied here yet.
     Apply,
-    /// A read that is under way.
+    /// A read that is under way, or a reader's pin.
     Reader,
+    /// A backup's pin.
+    Backup,
     /// A replica that is behind.
     Follower(NodeId),
     /// This node does not lead, and so does not know how far the others are: if it is elected, it must be able to bring
@@ -49,6 +55,7 @@ impl fmt::Display for HeldBy {
             HeldBy::LogStart => f.write_str("log_start"),
             HeldBy::Apply => f.write_str("apply"),
             HeldBy::Reader => f.write_str("reader"),
+            HeldBy::Backup => f.write_str("backup"),
             HeldBy::Follower(node) => write!(f, "follower {node}"),
             HeldBy::Followers => f.write_str("followers"),
         }

@@ -1,5 +1,6 @@
 //! A partition's marks, readable from any thread.
 
+use crate::pins::Pins;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tidelog_types::Index;
 
@@ -24,6 +25,8 @@ pub(crate) struct SharedMarks {
     applied: AtomicU64,
     durable: AtomicU64,
     high_water: AtomicU64,
+    /// What handles hold.
+    pub(crate) pins: Pins,
 }
 
 impl SharedMarks {

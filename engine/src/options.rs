@@ -35,6 +35,10 @@ pub struct Options {
     pub checkpoint_every: u64,
     /// Bytes that a log is kept at, as far as what is live in it lets it.
     pub log_bytes_target: u64,
+    /// Bytes that scrubbing reads in a second; 0: nothing is scrubbed.
+    pub scrub_rate: u64,
+    /// Least time from the beginning of one pass over the log to that of the next.
+    pub scrub_every: Duration,
     /// Idle time after which the log is sealed.
     pub seal_after: Duration,
     /// Bytes of recent entries kept in memory.
@@ -79,6 +83,8 @@ impl From<&Config> for Options {
             spares: wal.spare_segments,
             checkpoint_every: wal.checkpoint_every,
             log_bytes_target: wal.budget,
+            scrub_rate: config.scrub.rate,
+            scrub_every: config.scrub.every,
             seal_after: wal.seal_after,
             cache_bytes_max: wal.cache,
             heartbeat: replication.heartbeat,
@@ -97,6 +103,8 @@ impl From<&Config> for Options {
                 },
                 follower_bytes: retention.follower_bytes,
                 follower_age: retention.follower_age,
+                pin_bytes: retention.pin_bytes,
+                pin_age: retention.pin_age,
             },
         }
     }

@@ -126,6 +126,26 @@ pub struct NodeStatus {
     pub connected: Vec<u64>,
     /// Its replicas.
     pub partitions: Vec<PartitionStatus>,
+    /// What looking for damage came to, by shard, since its log was opened.
+    #[serde(default)]
+    pub scrub: Vec<ScrubStatus>,
+}
+
+/// What a shard's scrubbing came to.
+#[derive(Clone, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct ScrubStatus {
+    /// Which shard.
+    pub shard: u32,
+    /// Passes that came to the log's end.
+    pub passes: u64,
+    /// Bytes read in the pass under way, or in the last one.
+    pub bytes: u64,
+    /// Entries found damaged and given to repair, or found in a bad place and written again.
+    pub repaired: u64,
+    /// Bad places in which nothing lay that counts.
+    pub superseded: u64,
+    /// The last bad place, in words; empty if there was none.
+    pub last: String,
 }
 
 /// State of one replica.
@@ -149,7 +169,7 @@ pub struct PartitionStatus {
     /// Highest index that this node's newest snapshot covers; 0: none.
     #[serde(default)]
     pub snapshot: u64,
-    /// Why the log does not begin later: `snapshot`, `log_start` (a newer one would let more go), `apply`, `reader`,
+    /// Why the log does not begin later: `snapshot`, `log_start` (a newer one would let more go), `apply`, `reader`, `backup` (a pin),
     /// `follower N` (it is behind), `followers` (this node does not lead, and must be able to), `no snapshot and no log start`.
     #[serde(default)]
     pub low_water_held_by: String,

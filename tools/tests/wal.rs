@@ -459,7 +459,7 @@ fn with_identity(data_dir: &Path, replication: u64) {
         formed: Some(Formed { cluster: tidelog_types::ClusterId(5), members: members.collect() }),
         has_log: true,
     };
-    std::fs::write(data_dir.join("identity"), identity.encode()).expect("a file");
+    std::fs::write(data_dir.join("identity"), identity.encode_file()).expect("a file");
 }
 
 /// Every file below a directory, with its bytes.

@@ -214,7 +214,8 @@ impl Replica {
 
     fn is_wanted_as(&self, entry: &EntryMeta) -> bool {
         let Position { index, generation } = entry.position;
-        self.damage.is_wanted(index)
+        index >= self.kept_from()
+            && self.damage.is_wanted(index)
             && self.log.generation_at(index) == Some(generation)
             && self.log.generation_at(index.prev()) == Some(entry.prev_generation)
     }
@@ -231,9 +232,15 @@ impl Replica {
         fits
     }
 
+    /// The first entry that the log will hold when all that was ordered is in it: what a low-water mark on its way lets go is gone when a
+    /// repair that is ordered behind it gets there.
+    fn kept_from(&self) -> Index {
+        self.ordered.marks().1.unwrap_or(Index(1))
+    }
+
     /// What is to be fetched next: damage that nothing is on the way for.
     pub fn repair_wanted(&self) -> Option<DamagedRange> {
-        let (first, last) = self.damage.wanted_from(Index(1))?;
+        let (first, last) = self.damage.wanted_from(self.kept_from())?;
         let generation = self.log.generation_at(first)?;
         // One generation at a time: a request names one.
         let last = self.log.last_within(Position::new(last, generation))?.index;

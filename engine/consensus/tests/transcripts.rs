@@ -339,6 +339,7 @@ transcripts! {
     low_water_order
     pre_vote
     read_index
+    repair_below_a_mark_on_its_way
     replicated_time
     restarted_voter_is_silent
     session_below_the_base

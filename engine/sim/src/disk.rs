@@ -321,6 +321,14 @@ impl Disk {
         }
     }
 
+    /// A write that was under way when the power failed; exactly these of its sectors arrived.
+    pub(crate) fn write_sectors(&mut self, inode: Inode, offset: u64, data: &[Bytes], mask: u64) {
+        self.next_seq();
+        if let Some(file) = self.file_mut(inode) {
+            file.write_sectors(offset, data, mask);
+        }
+    }
+
     /// A completed write that is durable.
     pub(crate) fn write_durable(&mut self, inode: Inode, offset: u64, data: &[Bytes]) -> Vec<PageRun> {
         self.next_seq();

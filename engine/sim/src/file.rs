@@ -179,6 +179,12 @@ fn each_page(offset: u64, data: &[Bytes], mut f: impl FnMut(u64, &[u8; PAGE_BYTE
     }
 }
 
+/// What a write's mask says of its `page`-th page.
+fn sectors_of(mask: u64, page: u64) -> u8 {
+    let at = u32::try_from(page * SECTORS as u64).ok();
+    at.and_then(|at| mask.checked_shr(at)).map_or(0, |mask| (mask & 0xFF) as u8)
+}
+
 pub(crate) fn total(data: &[Bytes]) -> u64 {
     data.iter().map(|piece| piece.len() as u64).sum()
 }
@@ -243,6 +249,48 @@ impl File {
         self.durable_size = self.durable_size.max(end);
         self.growth.retain(|(_, bytes)| *bytes > end);
         vec![PageRun { first: offset / PAGE, count: total(data) / PAGE }]
+    }
+
+    /// A write of which exactly these sectors are safe, and nothing else happened: bit n stands for its n-th.
+    pub(crate) fn write_sectors(&mut self, offset: u64, data: &[Bytes], mask: u64) {
+        let (first, mut end) = (offset / PAGE, 0);
+        each_page(offset, data, |number, bytes| {
+            let mask = sectors_of(mask, number - first);
+            if mask == 0 {
+                return;
+            }
+            end = (number + 1) * PAGE;
+            let page = self.pages.entry(number).or_insert_with(Page::new);
+            for older in &mut page.versions {
+                older.mask &= !mask;
+            }
+            page.versions.retain(|version| version.mask != 0);
+            page.base.overlay(&Content::of(bytes), mask);
+            self.unreadable.remove(&number);
+        });
+        self.size = self.size.max(end);
+        self.durable_size = self.durable_size.max(end);
+    }
+
+    /// The sectors of a write that are not surely on the disk already, as in [`File::write_sectors`].
+    pub(crate) fn changed(&self, offset: u64, data: &[Bytes]) -> u64 {
+        let (first, mut changed) = (offset / PAGE, 0u64);
+        each_page(offset, data, |number, bytes| {
+            let new = Content::of(bytes);
+            let differs = |sector: usize| match self.pages.get(&number) {
+                None => new.sector(sector).iter().any(|b| *b != 0),
+                Some(page) => {
+                    let open = page.versions.iter().any(|version| version.mask & (1 << sector) != 0);
+                    open || page.base.sector(sector) != new.sector(sector)
+                }
+            };
+            let bits = (0..SECTORS).fold(0u64, |bits, sector| bits | (u64::from(differs(sector)) << sector));
+            changed |= u32::try_from((number - first) * SECTORS as u64)
+                .ok()
+                .and_then(|at| bits.checked_shl(at))
+                .unwrap_or(0);
+        });
+        changed
     }
 
     /// A sync that saves the writes up to `upto`.

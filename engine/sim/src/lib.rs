@@ -62,7 +62,7 @@ mod world;
 pub use config::WorldConfig;
 pub use fault::{DiskFault, DiskFaults, FAULT_NAMES, FaultPlan, Nemesis, NetFaults, Rate};
 pub use file::{SECTOR_BYTES, UNCERTAIN};
-pub use node::Moment;
+pub use node::{Moment, WriteShape};
 pub use random::Random;
 pub use sim_io::SimIo;
 pub use state::FrameLength;

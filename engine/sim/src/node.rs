@@ -21,6 +21,20 @@ pub enum Moment {
     Inside,
     /// It is on the disk, and the process never heard.
     After,
+    /// A write was under way, and of its sectors exactly these are on the disk: bit n stands for the n-th, and none
+    /// behind the 64th. Any other operation: [`Moment::Inside`].
+    Sectors(u64),
+}
+
+/// A write, as far as it can be torn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WriteShape {
+    /// Its number, as [`crate::World::crash_at`] counts.
+    pub number: u64,
+    /// How many sectors it has.
+    pub sectors: u64,
+    /// Those that were not surely on the disk before, as in [`Moment::Sectors`]: the others make no difference.
+    pub changed: u64,
 }
 
 /// What happens on a node, at its time, by itself.
@@ -204,6 +218,8 @@ pub(crate) struct Node {
     pub(crate) next_port: u16,
     /// Ranges that became durable, for whoever watches.
     pub(crate) durable_log: Option<Vec<(Inode, PageRun)>>,
+    /// The writes, for whoever watches.
+    pub(crate) write_log: Option<Vec<WriteShape>>,
     /// Counts changes of what is durable.
     pub(crate) durable_version: u64,
 }
@@ -232,6 +248,7 @@ impl Node {
             stalled: BTreeMap::new(),
             next_port: 40_000,
             durable_log: None,
+            write_log: None,
             durable_version: 0,
         }
     }

@@ -2,9 +2,12 @@
 
 use crate::config::WorldConfig;
 use crate::fault::{self, FaultCounts, FaultPlan};
+use crate::file::{SECTOR_BYTES, total};
 use crate::nemesis::WorldEvent;
 use crate::network::Body;
-use crate::node::{DiskOp, DiskWork, Event, InFlight, Life, Moment, Node, OpenFile, cancelled, failed};
+use crate::node::{
+    DiskOp, DiskWork, Event, InFlight, Life, Moment, Node, OpenFile, WriteShape, cancelled, failed,
+};
 use crate::random::Random;
 use crate::trace::Trace;
 use crate::world::Step;
@@ -342,11 +345,25 @@ impl State {
         match what {
             InFlight::Done(completion) => current.ready.push_back(completion),
             InFlight::Disk(op) => {
+                if let (Some(log), Some(number), DiskWork::Write { inode, offset, data, .. }) =
+                    (&mut node.write_log, op.number, &op.work)
+                {
+                    let changed = node.disk.file(*inode).map_or(u64::MAX, |file| file.changed(*offset, data));
+                    let sectors = total(data) / SECTOR_BYTES as u64;
+                    log.push(WriteShape { number, sectors, changed });
+                }
                 let moment = crash_at.filter(|(n, _)| op.number == Some(*n)).map(|(_, moment)| moment);
                 match moment {
                     None => self.finish_disk(at, id, op),
                     Some(Moment::After) => self.finish_disk(at, id, op),
-                    Some(Moment::Inside) => {
+                    Some(Moment::Sectors(mask))
+                        if let DiskWork::Write { inode, offset, data, .. } = &op.work =>
+                    {
+                        node.disk.write_sectors(*inode, *offset, data, mask);
+                        let token = op.token;
+                        current.slots.insert(slot, InFlight::Done(cancelled(token, "the process is gone")));
+                    }
+                    Some(Moment::Inside | Moment::Sectors(_)) => {
                         current.slots.insert(slot, InFlight::Disk(op));
                     }
                     Some(Moment::Before) => {

@@ -6,7 +6,7 @@ use crate::fault::{self, DiskFault, DiskFaults, FaultPlan, NetFaults};
 use crate::file::PageRun;
 use crate::nemesis::WorldEvent;
 use crate::network::ip;
-use crate::node::Moment;
+use crate::node::{Moment, WriteShape};
 use crate::sim_io::SimIo;
 use crate::state::{FrameLength, State};
 use std::cell::RefCell;
@@ -451,6 +451,18 @@ impl World {
             };
             log.into_iter().filter_map(range).collect()
         })
+    }
+
+    /// From now on, the shapes of completed writes are collected for [`World::take_writes`].
+    pub fn watch_writes(&self, id: u64) {
+        self.with_state(|s| {
+            s.node_mut(id).write_log.get_or_insert_default();
+        });
+    }
+
+    /// The writes since the last call, in the order of their completion.
+    pub fn take_writes(&self, id: u64) -> Vec<WriteShape> {
+        self.with_state(|s| s.node_mut(id).write_log.as_mut().map(std::mem::take).unwrap_or_default())
     }
 
     // The trace.

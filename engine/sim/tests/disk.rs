@@ -4,7 +4,9 @@ use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tidelog_io::{FileId, Foreground, Io, IoError, IoErrorKind, Op, OpenMode, Output, Token, Wait};
-use tidelog_sim::{DiskFault, DiskFaults, Moment, Rate, SimIo, Step, UNCERTAIN, World};
+use tidelog_sim::{
+    DiskFault, DiskFaults, Moment, Rate, SECTOR_BYTES, SimIo, Step, UNCERTAIN, World, WriteShape,
+};
 use tidelog_types::limits::PAGE_BYTES;
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -168,6 +170,32 @@ fn a_crash_at_every_boundary() {
         "an unsynced rename survives sometimes"
     );
     assert!(outcomes.contains(&(2, Moment::After, None)), "and sometimes does not");
+}
+
+/// Every subset of a page's sectors can be ordered, and is what is there after the power loss; the shape says which matter.
+#[test]
+fn a_write_is_torn_as_ordered() {
+    for mask in 0..=0xFFu64 {
+        let world = World::new(mask);
+        let mut io = world.node(1);
+        let file = prepared(&mut io, "/data/f", 1);
+        world.watch_writes(1);
+        let number = world.disk_ops(1);
+        // The third sector is what it was.
+        let mut buffer = io.buffers().take(PAGE_BYTES);
+        buffer.fill(2);
+        buffer[2 * SECTOR_BYTES..3 * SECTOR_BYTES].fill(1);
+        world.crash_at(1, number, Moment::Sectors(mask));
+        let data = vec![buffer.freeze()];
+        run(&mut io, Op::WriteDurable { file, offset: 0, data }).unwrap_err();
+        assert!(world.is_crashed(1));
+        assert_eq!(world.take_writes(1), [WriteShape { number, sectors: 8, changed: 0b1111_1011 }]);
+        let after = world.read_raw(1, "/data/f").unwrap();
+        for (sector, bytes) in after[..PAGE_BYTES].chunks(SECTOR_BYTES).enumerate() {
+            let arrived = mask & (1 << sector) != 0 && sector != 2;
+            assert!(bytes.iter().all(|b| *b == 1 + u8::from(arrived)), "mask {mask:#b} sector {sector}");
+        }
+    }
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub struct Config {
     pub snapshot: SnapshotSection,
     /// `[retention]`.
     pub retention: RetentionSection,
+    /// `[scrub]`.
+    pub scrub: ScrubSection,
     /// `[admin]`.
     pub admin: AdminSection,
     /// Where each key's value comes from.
@@ -217,6 +219,19 @@ pub struct RetentionSection {
     pub follower_bytes: u64,
     /// Longest time that they are held back.
     pub follower_age: Duration,
+    /// Most bytes that a pin holds.
+    pub pin_bytes: u64,
+    /// Longest time that a pin holds without moving.
+    pub pin_age: Duration,
+}
+
+/// Looking for damage.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ScrubSection {
+    /// Bytes read in a second; 0: nothing is scrubbed.
+    pub rate: u64,
+    /// Least time from the beginning of one pass to that of the next.
+    pub every: Duration,
 }
 
 /// Administration.
@@ -403,7 +418,10 @@ impl Config {
                 bytes: 0,
                 follower_bytes: 0,
                 follower_age: Duration::ZERO,
+                pin_bytes: 0,
+                pin_age: Duration::ZERO,
             },
+            scrub: ScrubSection { rate: 0, every: Duration::ZERO },
             admin: AdminSection { listen: None },
             origins: BTreeMap::new(),
             warnings: Vec::new(),

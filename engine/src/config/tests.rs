@@ -351,7 +351,8 @@ fn assert_same(a: &Config, b: &Config) {
     }
     assert_eq!((&a.profile, &a.node, &a.cluster, &a.io), (&b.profile, &b.node, &b.cluster, &b.io));
     assert_eq!((&a.wal, &a.replication, &a.limits), (&b.wal, &b.replication, &b.limits));
-    assert_eq!((&a.snapshot, &a.retention, &a.admin), (&b.snapshot, &b.retention, &b.admin));
+    assert_eq!((&a.snapshot, &a.retention), (&b.snapshot, &b.retention));
+    assert_eq!((&a.scrub, &a.admin), (&b.scrub, &b.admin));
 }
 
 #[test]

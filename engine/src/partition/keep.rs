@@ -1,13 +1,14 @@
 //! What a replica keeps: when a snapshot is due, from what it is made, and how far the low-water mark may rise.
 //!
 //! The mark rises to what the durable snapshot covers, or a committed log start says, less what is still needed: by the
-//! state machine, by reads under way, by replicas that are behind. The last is bounded in bytes and in time, so that a
+//! state machine, by reads under way, by pins, by replicas that are behind. The last two are bounded in bytes and in time, so that a
 //! replica which never comes back holds nothing for ever; it needs a snapshot then. Readers see the log start at once,
 //! whatever is still held.
 
 use super::writes::Source;
 use super::{Context, Partition};
 use crate::keep::HeldBy;
+use crate::pins::PinFor;
 use crate::snapshot::{Beginning, Begun};
 use std::time::Duration;
 use tidelog_types::{Clock, Index, Monotonic, Position};
@@ -103,10 +104,21 @@ impl Partition {
         if may <= low {
             return;
         }
+        let expired = self
+            .marks
+            .pins
+            .expire(now, self.keep.pin_age, |at| self.replica.bytes_from(at) > self.keep.pin_bytes);
+        if expired > 0 {
+            tracing::warn!(partition = %self.id, expired, "pins held more of the log, or longer, than they may: let go");
+        }
         let (first, _) = self.needed(cx.clock, cx.reads.first_for_clients(self.id));
         let whole = first == may;
         if first > low && (whole || now.since(self.done.raise) >= RAISE_EVERY) {
             self.done.raise = now;
+            let first = self.marks.pins.give_up(first);
+            if first <= low {
+                return; // pinned in this very moment
+            }
             self.replica.raise_low_water(first, &mut self.effects);
             self.settle(cx, Source::None);
         }
@@ -141,6 +153,9 @@ impl Partition {
         hold(self.marks().applied.next(), HeldBy::Apply);
         if let Some(at) = reader {
             hold(at, HeldBy::Reader);
+        }
+        if let Some((at, purpose)) = self.marks.pins.first() {
+            hold(at, if purpose == PinFor::Backup { HeldBy::Backup } else { HeldBy::Reader });
         }
         if self.replica.peers().is_empty() {
             return first;

@@ -4,6 +4,7 @@ use super::life::split;
 use super::{DISK_FULL, Shard};
 use crate::reads::ReadFor;
 use crate::request::RequestError;
+use tidelog_consensus::DamagedRange;
 use tidelog_io::Io;
 use tidelog_wal::WalEvent;
 
@@ -80,6 +81,13 @@ impl Shard {
                     replicas.full = true;
                     for (origin, _, _) in replicas.requests.drain(..) {
                         cx.respond(origin, Err(DISK_FULL));
+                    }
+                }
+                WalEvent::Damaged { partition, first, last, generation, error } => {
+                    replicas.touched.insert(partition);
+                    if let Some(p) = replicas.partitions.get_mut(&partition) {
+                        p.note_damage(&error.to_string());
+                        p.found_damaged(&mut cx, DamagedRange { first, last, generation });
                     }
                 }
                 WalEvent::SnapshotWanted { partition } => {

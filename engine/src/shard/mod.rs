@@ -158,6 +158,11 @@ impl Shard {
         self.life.is_some()
     }
 
+    /// How often its log has failed within the time in which failures are counted.
+    pub fn failures(&self) -> usize {
+        self.failures.len()
+    }
+
     /// Whether every replica here leads, with its whole log committed and applied: what a single node waits for
     /// before it is given to its embedder. On a full disk nothing can be committed, and there is no point in waiting.
     pub fn is_settled(&self) -> bool {

@@ -1,8 +1,9 @@
 //! What a shard says of itself.
 
 use super::Shard;
-use crate::request::{NodeStatus, PartitionStatus};
+use crate::request::{NodeStatus, PartitionStatus, ScrubStatus};
 use tidelog_types::NodeId;
+use tidelog_wal::ScrubStats;
 
 impl Shard {
     /// State of this node and its replicas.
@@ -52,6 +53,19 @@ impl Shard {
             incarnation: format!("{:016x}", self.identity.incarnation.get()),
             connected: self.connected.iter().map(|n| n.get()).collect(),
             partitions,
+            scrub: self.life.iter().map(|life| scrub(life.wal.scrubbed())).collect(),
         }
+    }
+}
+
+/// Shard 0's: there is no other yet.
+fn scrub(stats: &ScrubStats) -> ScrubStatus {
+    ScrubStatus {
+        shard: 0,
+        passes: stats.passes,
+        bytes: stats.bytes,
+        repaired: stats.lost + stats.moved,
+        superseded: stats.superseded,
+        last: stats.last.clone(),
     }
 }

@@ -1,11 +1,14 @@
 //! Snapshots of a single node over the simulated disk: taken, restored, lost at every boundary, damaged; and log starts.
 
+mod faults;
+
 use super::files;
 use crate::config::Config;
 use crate::error::Error;
 use crate::inbox::{Inbox, inbox};
 use crate::keep::Keep;
 use crate::options::Options;
+use crate::pins::PinFor;
 use crate::request::{Level, Reply, Request, RequestError, Response};
 use crate::shard::{Shard, Turn};
 use crate::state_machine::{Applied, SnapshotView, StateMachine};
@@ -68,7 +71,8 @@ impl StateMachine for Machine {
 }
 
 fn options(keep: Keep) -> Options {
-    Options { segment_bytes: 8192 + (10 << 20), keep, ..Options::from(&Config::single(DIR)) }
+    // Without scrubbing: tests count the log's operations, and a fault at one of them is to be a write's.
+    Options { segment_bytes: 8192 + (10 << 20), scrub_rate: 0, keep, ..Options::from(&Config::single(DIR)) }
 }
 
 fn keep() -> Keep {
@@ -78,6 +82,8 @@ fn keep() -> Keep {
         retention: Retention::default(),
         follower_bytes: 0,
         follower_age: Duration::ZERO,
+        pin_bytes: u64::MAX,
+        pin_age: Duration::from_secs(60),
     }
 }
 
@@ -452,4 +458,28 @@ fn a_state_machine_keeps_what_no_snapshot_covers() {
     world.crash(1);
     drop(life);
     whole(&opened(&world, keep), &acked);
+}
+
+#[test]
+fn a_pin_holds_the_log_that_a_snapshot_lets_go() {
+    let world = World::new(8);
+    let mut life = opened(&world, keep());
+    let mut acked = Vec::new();
+    append_all(&mut life, &mut acked, 20).unwrap();
+    let marks = life.shard.shared_marks();
+    let pins = &marks[&P].pins;
+    let pin = pins.take(Index(5), PinFor::Backup).unwrap();
+    life.snapshot(&mut acked).unwrap();
+    life.run_for(Duration::from_secs(3)).unwrap();
+    assert_eq!(life.low_water(), 5, "the snapshot lets more go");
+    assert_eq!(life.shard.status().partitions[0].low_water_held_by, "backup");
+    assert!(life.read(5).unwrap().is_ok());
+    assert!(pin.advance(Index(9)));
+    life.run_for(Duration::from_secs(3)).unwrap();
+    assert_eq!((life.low_water(), pin.first()), (9, Some(Index(9))));
+    assert!(matches!(pins.take(Index(8), PinFor::Reader), Err(RequestError::Truncated { first: Index(9) })));
+    life.run_for(Duration::from_secs(70)).unwrap();
+    assert_eq!(pin.first(), None, "it stood still for longer than it may");
+    assert_eq!(life.low_water(), life.covered() + 1);
+    assert_eq!(life.shard.status().partitions[0].low_water_held_by, "snapshot");
 }

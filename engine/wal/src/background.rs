@@ -89,7 +89,8 @@ impl Wal {
         if std::mem::take(&mut self.background.crowded) {
             return;
         }
-        self.background.in_batch = self.put_checkpoint() || self.put_summary() || self.put_move();
+        self.background.in_batch =
+            self.put_checkpoint() || self.put_summary() || self.put_rescue() || self.put_move();
     }
 
     /// Notes what the batches that became durable complete.
@@ -106,5 +107,6 @@ impl Wal {
         (b.saving.as_ref().is_some_and(Saving::has_more) && place(Class::Control))
             || (!self.full && b.summing.as_ref().is_some_and(|s| !s.left.is_empty()) && place(Class::Bulk))
             || (self.has_move() && place(moves))
+            || (self.has_rescue() && !self.full && place(Class::Bulk))
     }
 }

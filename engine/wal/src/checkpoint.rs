@@ -245,3 +245,136 @@ impl Fields<'_> {
         u32::try_from(self.varint()?).map_err(|_| FormatError::Field("number"))
     }
 }
+
+#[cfg(test)]
+#[path = "../tests/worked/mod.rs"]
+mod worked;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::SegmentHeader;
+    use tidelog_types::{Incarnation, ShardId};
+
+    const DOCUMENT: &str = include_str!("../../../docs/formats/checkpoint.md");
+
+    /// A log of two segments, the older one with a summary, and two partitions: one busy, one that was only promised.
+    fn content() -> Vec<u8> {
+        let mut files = Files::default();
+        for seq in [1, 2, 3] {
+            let header = SegmentHeader {
+                shard: ShardId(0),
+                store: Incarnation(0x1122_3344_5566_7788),
+                node: NodeId(1),
+                segment_seq: seq,
+                base: Lsn((seq - 1) * 0x40_0000),
+                bytes: 0x40_0000,
+                epoch: 2,
+                prev_epoch_end: Lsn(0),
+                recycled: false,
+            };
+            files.insert(&header, "a.wal".into(), None);
+        }
+        let piece = Piece { first: PartitionId(3), lsn: Lsn(0x3f_f080), len: 89 };
+        files.get(Lsn(0)).unwrap().summary = Some(vec![piece]);
+        let link = Link { lsn: Lsn(0x40_3000), crc: 0xdead_beef, seq: 6 };
+        let older = Kept { at: Lsn(0x2000), batch: Lsn(0x4000), bytes: 300 };
+        let busy = PartitionLog {
+            last: Position::new(Index(9), Generation(2)),
+            high_water: Index(7),
+            low_water: Index(3),
+            generation: Generation(4),
+            vote: Some(NodeId(1)),
+            snapshot: Position::new(Index(5), Generation(1)),
+            runs: vec![
+                GenerationRun { first: Index(2), generation: Generation(1) },
+                GenerationRun { first: Index(6), generation: Generation(2) },
+            ],
+            spans: [
+                (Index(7), Lsn(0x40_2080), 2, 192, 192, true),
+                (Index(9), Lsn(0x40_2200), 1, 128, 64, false),
+            ]
+            .map(|(first, lsn, count, bytes, held, pure)| LookupSpan {
+                first,
+                generation: Generation(2),
+                lsn,
+                count,
+                bytes,
+                held,
+                pure,
+            })
+            .into(),
+            refs: vec![Ref { first: Index(3), segment: Lsn(0) }],
+            ..PartitionLog::default()
+        };
+        let promised = PartitionLog { generation: Generation(1), ..PartitionLog::default() };
+        let mut out = Vec::new();
+        begin(&mut out, link, Some(older), &files, Lsn(0x40_4000), 2);
+        partition(&mut out, PartitionId(3), &busy, b"busy");
+        partition(&mut out, PartitionId(200), &promised, b"");
+        out
+    }
+
+    /// Numbers as the document has them, by a decoder of its own.
+    fn numbers(bytes: &[u8], at: &mut usize, count: usize) -> Vec<u64> {
+        let number = |at: &mut usize| {
+            let (mut value, mut shift) = (0, 0);
+            loop {
+                let byte = bytes[*at];
+                *at += 1;
+                value |= u64::from(byte & 127) << shift;
+                shift += 7;
+                if byte < 128 {
+                    return value;
+                }
+            }
+        };
+        (0..count).map(|_| number(at)).collect()
+    }
+
+    #[test]
+    fn the_worked_example() {
+        worked::pinned(DOCUMENT, 1, &content());
+
+        let bytes = worked::example(DOCUMENT, 1);
+        let mut at = 0;
+        let mut take = |count| numbers(&bytes, &mut at, count);
+        assert_eq!(take(4), [1, 0x40_3000, 0xdead_beef, 6], "version, last batch");
+        assert_eq!(take(3), [0x2000, 0x4000, 300], "older checkpoint");
+        assert_eq!(take(1), [2], "segments: the third begins behind the position");
+        assert_eq!(take(5), [0, 0x40_0000, 1, 2, 2], "one piece of a summary");
+        assert_eq!(take(3), [3, 0x3f_f080, 89], "its place");
+        assert_eq!(take(5), [0x40_0000, 0x40_0000, 2, 2, 0], "no summary yet");
+        assert_eq!(take(1), [2], "partitions");
+        assert_eq!(take(9), [3, 4, 1, 9, 2, 7, 3, 5, 1], "promise, last, marks, snapshot");
+        assert_eq!(take(5), [2, 2, 1, 4, 2], "generations: from 2 on, and from 6");
+        assert_eq!(take(3), [1, 3, 0], "refs: from 3 on, in the first segment");
+        assert_eq!(take(1), [2], "spans");
+        let folded = |delta: u64| delta * 2;
+        assert_eq!(take(6), [7, 2, 2, folded(0x40_2080 / 64), 3 * 2 + 1, 192]);
+        assert_eq!(take(6), [0, 1, 2, folded((0x2200 - 0x2080) / 64), 2 * 2, 64]);
+        assert_eq!(take(1), [4]);
+        assert_eq!(&bytes[at..at + 4], b"busy");
+        at += 4;
+        assert_eq!(
+            numbers(&bytes, &mut at, 12),
+            [200, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            "promised, and no more"
+        );
+        assert_eq!(numbers(&bytes, &mut at, 1), [0], "no state");
+        assert_eq!(at, bytes.len());
+
+        // The crate reads the same, and refuses it at every other length.
+        let read = decode(&bytes).expect("it is a content");
+        assert_eq!((read.link.seq, read.segments.len(), read.partitions.len()), (6, 2, 2));
+        let (id, log, state) = &read.partitions[0];
+        assert_eq!(
+            (*id, log.spans.len(), log.refs.len(), state.as_slice()),
+            (PartitionId(3), 2, 1, &b"busy"[..])
+        );
+        assert_eq!(log.spans[1].lsn, Lsn(0x40_2200));
+        for len in 0..bytes.len() {
+            assert!(decode(&bytes[..len]).is_err(), "{len}");
+        }
+    }
+}

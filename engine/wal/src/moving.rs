@@ -356,7 +356,7 @@ impl Wal {
         moved > 0
     }
 
-    fn put_moves(&mut self, records: &[(RecordHeader, Bytes)], roll: Class) -> bool {
+    pub(crate) fn put_moves(&mut self, records: &[(RecordHeader, Bytes)], roll: Class) -> bool {
         let marker = self.moved_marker(records.len());
         let shapes = std::iter::once(Shape::of(&marker)).chain(records.iter().map(|(h, _)| Shape::of(h)));
         let Ok(plan) = self.place_rolling(shapes, 1 + records.len(), Class::Bulk, roll) else { return false };

@@ -47,6 +47,10 @@ pub struct Options {
     /// Bytes of segments that the log is kept at: above it live records of the oldest ones are moved, and snapshots asked
     /// for. A soft bound: nothing is refused because of it.
     pub log_bytes_target: u64,
+    /// Bytes that scrubbing reads in a second; 0: nothing is scrubbed.
+    pub scrub_rate: u64,
+    /// Least time from the beginning of one pass over the log to that of the next.
+    pub scrub_every: Duration,
     /// Whether this node's partitions have no other voter: a verdict then has no peers to ask.
     pub single_voter: bool,
     /// Whether this shard has had a log: a directory without one has lost it, and is refused rather than given a new one.
@@ -70,6 +74,8 @@ impl Options {
             cache_bytes_max: 32 << 20,
             checkpoint_every: 64 << 20,
             log_bytes_target: 4 << 30,
+            scrub_rate: 0,
+            scrub_every: Duration::from_secs(24 * 3600),
             single_voter: false,
             must_exist: false,
         }

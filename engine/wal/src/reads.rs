@@ -45,6 +45,8 @@ pub(crate) enum Stage {
     Summary(Piece),
     /// All of a segment whose summary does not.
     Segment(Box<Rescan>),
+    /// Whatever lies there.
+    Raw,
 }
 
 /// Who wants to know.
@@ -57,6 +59,8 @@ pub(crate) enum Purpose {
     Move,
     /// The log: what is live in a segment.
     Measure,
+    /// The log: whether it is as it was written.
+    Scrub,
 }
 
 /// A read under way.
@@ -68,6 +72,8 @@ pub(crate) struct ReadJob {
     pub(crate) partition: PartitionId,
     pub(crate) first: Index,
     pub(crate) last: Index,
+    /// The last one that was asked for.
+    pub(crate) wanted: Index,
     pub(crate) bytes_max: usize,
     pub(crate) tries: u8,
     /// Base of the segment read from.
@@ -93,6 +99,7 @@ impl ReadJob {
             partition,
             first,
             last,
+            wanted: last,
             bytes_max: bytes_max.min(BATCH_BYTES_MAX),
             tries: 0,
             base: Lsn(0),
@@ -100,6 +107,56 @@ impl ReadJob {
             extent_bytes: 0,
             spans: Vec::new(),
         }
+    }
+
+    /// Of bytes of the segment at `base`, whatever they are.
+    pub(crate) fn raw(base: Lsn, extent: Lsn, bytes: usize) -> ReadJob {
+        ReadJob {
+            stage: Stage::Raw,
+            purpose: Purpose::Scrub,
+            base,
+            extent,
+            extent_bytes: bytes,
+            ..ReadJob::new(ReadId(0), PartitionId(0), Index::ZERO, Index::ZERO, 0)
+        }
+    }
+
+    pub(crate) const fn is_raw(&self) -> bool {
+        matches!(self.stage, Stage::Raw)
+    }
+
+    /// The first of its spans, and those behind it of which `overlaps` says the same: only they are read. What it says, and the
+    /// last of them.
+    pub(crate) fn keep_alike(&mut self, overlaps: impl Fn(Lsn, Lsn) -> bool) -> (bool, Index) {
+        let says = |span: &LookupSpan| overlaps(span.lsn, span.end());
+        let first = self.spans.first().is_some_and(says);
+        let alike = self.spans.iter().take_while(|span| says(span) == first).count();
+        self.spans.truncate(alike);
+        let (_, stop) = self.range();
+        let bytes = stop.0.saturating_sub(self.extent.0).next_multiple_of(PAGE_BYTES as u64);
+        self.extent_bytes = self.extent_bytes.min(bytes as usize); // not more than it was
+        (first, self.reaches())
+    }
+
+    /// From the first of its spans to the last one's end.
+    pub(crate) fn range(&self) -> (Lsn, Lsn) {
+        let from = self.spans.first().map_or(Lsn(0), |span| span.lsn);
+        (from, self.spans.iter().map(LookupSpan::end).max().unwrap_or(from))
+    }
+
+    /// The last entry of its spans.
+    pub(crate) fn reaches(&self) -> Index {
+        self.spans.last().map_or(self.first, LookupSpan::last)
+    }
+
+    /// Whether what it reads only says where entries are.
+    pub(crate) const fn is_looking_up(&self) -> bool {
+        matches!(self.stage, Stage::Summary(_) | Stage::Segment(_))
+    }
+
+    /// Whether it is of more than one span.
+    pub(crate) fn is_of_many(&self) -> bool {
+        self.spans.len() > 1
     }
 
     /// Chooses what to read of `spans`, which begin with the one that has the first entry, in the segment at
@@ -179,7 +236,9 @@ impl ReadJob {
             let end = at + span.bytes as usize;
             let mut expected = span.first;
             while expected <= span.last() && expected <= self.last {
-                let flaw = |why: String| Flaw { lsn: Lsn(self.extent.0 + at as u64), index: expected, why };
+                let lsn = Lsn(self.extent.0 + at as u64);
+                // What lies behind a header that is bad cannot be come by.
+                let flaw = |why: String| Flaw { lsn, index: expected, through: span.last(), why };
                 if at >= end {
                     return Err(flaw("the record is not there".into()));
                 }
@@ -192,7 +251,8 @@ impl ReadJob {
                     && header.generation == span.generation
                 {
                     if expected == next {
-                        RecordHeader::decode_record(rest).map_err(|e| flaw(e.to_string()))?;
+                        RecordHeader::decode_record(rest)
+                            .map_err(|e| Flaw { through: expected, ..flaw(e.to_string()) })?;
                         if run.bytes + len > self.bytes_max && run.bytes > 0 {
                             break 'spans;
                         }
@@ -229,5 +289,7 @@ impl ReadJob {
 pub(crate) struct Flaw {
     pub(crate) lsn: Lsn,
     pub(crate) index: Index,
+    /// The last entry that is not to be had because of it.
+    pub(crate) through: Index,
     pub(crate) why: String,
 }

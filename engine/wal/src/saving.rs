@@ -63,6 +63,9 @@ impl Wal {
         if self.checkpoint_releases() {
             return true;
         }
+        if !self.full && self.scrub_wants_checkpoint() {
+            return true;
+        }
         let size = b.newest.map_or(0, |k| k.bytes);
         let every = self.options.checkpoint_every.max(size * CHECKPOINT_SHARE);
         // An opening looks at the first batch of the newest segment first: it is to name one of the two that are kept.
@@ -107,6 +110,7 @@ impl Wal {
             }
         }
         self.background.saved_at = at;
+        self.scrub.saved = self.clock.now;
         if content.len() as u64 > checkpoint::CHECKPOINT_BYTES_MAX {
             tracing::warn!(
                 bytes = content.len(),

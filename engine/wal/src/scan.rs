@@ -229,14 +229,15 @@ impl<'a> Scanner<'a> {
             let start = next.header.start();
             let follower = self.header(disk, self.at + 1, start)?;
             let rolled = follower.as_ref().is_ok_and(|header| self.link.is_some() && self.follows(header));
-            // A whole batch there that does not follow says that one is missing here. Anything else there, and
-            // nothing here: the log had gone on there.
+            // A whole batch there that does not follow says that one is missing here. Anything else there, or a batch behind
+            // it that names it, and nothing here: the log had gone on there.
             let there = rolled
                 || full
                 || (follower.is_err()
                     && why != BadWhy::Unreadable
-                    && !self.is_vacant(disk, self.at + 1, start)?
-                    && self.is_vacant(disk, self.at, self.lsn)?);
+                    && self.is_vacant(disk, self.at, self.lsn)?
+                    && (!self.is_vacant(disk, self.at + 1, start)?
+                        || self.is_named(disk, self.at + 1, start)?));
             if !there {
                 return Ok(self.bad(why, None));
             }
@@ -273,6 +274,20 @@ impl<'a> Scanner<'a> {
             behind = behind.plus(PAGE);
         }
         Ok(true)
+    }
+
+    /// Whether the next batch in segment `at` says that one lay at `lsn`.
+    fn is_named(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
+        let Some(source) = self.source(at) else { return Ok(false) };
+        let end = source.header.end().0.min(lsn.0 + BATCH_BYTES_MAX as u64 + PAGE);
+        let mut behind = lsn.plus(PAGE);
+        while behind.0 + PAGE <= end {
+            if let Ok(header) = self.header(disk, at, behind)? {
+                return Ok(header.prev == lsn);
+            }
+            behind = behind.plus(PAGE);
+        }
+        Ok(false)
     }
 
     /// The footer of the batch at `lsn` of segment `at`, whose header is not known, within `len` bytes; and its end.

@@ -88,6 +88,10 @@ impl Wal {
     fn answer(&mut self, job: &ReadJob, result: Result<Run, ReadError>) {
         match job.purpose {
             Purpose::Caller => self.tell(job.read, result),
+            Purpose::Scrub => match result {
+                Ok(run) => self.scrub_rescued(job, run),
+                Err(error) => self.scrub_failed(job, error),
+            },
             purpose => self.read_for_move(purpose, job.partition, job.last, result),
         }
     }
@@ -98,7 +102,7 @@ impl Wal {
     }
 
     /// Takes the next step of a read, from the lookup as it is now.
-    fn plan_read(&mut self, io: &mut dyn Io, mut job: ReadJob) {
+    pub(crate) fn plan_read(&mut self, io: &mut dyn Io, mut job: ReadJob) {
         let Some(log) = self.partitions.get(&job.partition) else {
             return self.answer(&job, Err(ReadError::NotHere { first: job.first, last: Position::ZERO }));
         };
@@ -223,7 +227,11 @@ impl Wal {
         self.begin_read(io, job);
     }
 
-    fn begin_read(&mut self, io: &mut dyn Io, job: ReadJob) {
+    pub(crate) fn begin_read(&mut self, io: &mut dyn Io, mut job: ReadJob) {
+        let scrubbed = job.purpose == Purpose::Scrub && matches!(job.stage, Stage::Entries);
+        if scrubbed && !self.scrub_concerns(&mut job) {
+            return;
+        }
         let Some(entry) = self.files.get(job.base) else {
             return self.answer(&job, Err(ReadError::Closed));
         };
@@ -275,7 +283,7 @@ impl Wal {
         self.answer(&job, result);
     }
 
-    fn release(&mut self, job: &ReadJob) {
+    pub(crate) fn release(&mut self, job: &ReadJob) {
         self.reads -= 1;
         if matches!(job.stage, Stage::Segment(_)) {
             self.rescanning = false;
@@ -285,7 +293,18 @@ impl Wal {
         }
     }
 
-    pub(crate) fn read_done(&mut self, io: &mut dyn Io, mut job: ReadJob, result: Result<Output, IoError>) {
+    pub(crate) fn read_done(
+        &mut self,
+        io: &mut dyn Io,
+        mut job: ReadJob,
+        mut result: Result<Output, IoError>,
+    ) {
+        if job.purpose == Purpose::Scrub {
+            match self.scrub_done(io, job, result) {
+                Some((going_on, same)) => (job, result) = (going_on, same),
+                None => return,
+            }
+        }
         let looked_up = !matches!(job.stage, Stage::Entries);
         let (buffer, bytes) = match result {
             Ok(Output::Read { buffer, bytes }) => (buffer, bytes),
@@ -293,6 +312,12 @@ impl Wal {
             // A summary that cannot be read is no worse than one that is bad.
             Err(e) if looked_up && e.kind == tidelog_io::IoErrorKind::Device => {
                 return self.looked_up(io, job, &Bytes::new());
+            }
+            // What lies between the spans need not be theirs, nor all of them be in the page that is not to be had.
+            Err(e) if e.kind == tidelog_io::IoErrorKind::Device && !self.fenced && job.is_of_many() => {
+                self.release(&job);
+                job.bytes_max = 1;
+                return self.plan_read(io, job);
             }
             Err(e) if e.kind == tidelog_io::IoErrorKind::Device && !self.fenced => {
                 // The device does not give the bytes: that is damage like any other.
@@ -343,7 +368,7 @@ impl Wal {
     /// What was read says where the entries are: goes on with that.
     fn looked_up(&mut self, io: &mut dyn Io, mut job: ReadJob, data: &Bytes) {
         match std::mem::take(&mut job.stage) {
-            Stage::Entries => {}
+            Stage::Entries | Stage::Raw => {}
             Stage::Summary(piece) => {
                 self.release(&job);
                 let measuring = job.purpose == Purpose::Measure;

@@ -15,6 +15,7 @@ use crate::growing::{Frozen, Growing, Identity, Link};
 use crate::lookup::PartitionLog;
 use crate::options::Options;
 use crate::reads::{ReadId, ReadJob, Run};
+use crate::scrub::Scrub;
 use crate::segments::{RESERVED_SEGMENTS, Segment, Segments, Step};
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
@@ -58,6 +59,19 @@ pub enum WalEvent {
     Full,
     /// There is space again.
     SpaceBack,
+    /// Scrubbing found entries whose bytes are bad: they are in the log, and cannot be read.
+    Damaged {
+        /// The partition.
+        partition: PartitionId,
+        /// First index.
+        first: Index,
+        /// Last index.
+        last: Index,
+        /// Their generation.
+        generation: Generation,
+        /// File, place, and in which way.
+        error: ReadError,
+    },
     /// The log is over its budget, and a snapshot of this partition (or a higher low-water mark) would let go of its
     /// oldest segment. After the third time its live entries are moved instead.
     SnapshotWanted {
@@ -157,6 +171,7 @@ pub struct Wal {
     /// Span blocks of old segments.
     pub(crate) blocks: Blocks,
     pub(crate) background: Background,
+    pub(crate) scrub: Scrub,
     in_flight: VecDeque<InFlight>,
     /// What the last batch's write took.
     last_write: Duration,
@@ -205,6 +220,7 @@ impl Wal {
             cache,
             blocks: Blocks::default(),
             background: Background::default(),
+            scrub: Scrub::default(),
             in_flight: VecDeque::new(),
             last_write: Duration::ZERO,
             ops: BTreeMap::new(),
@@ -267,6 +283,7 @@ impl Wal {
         self.advance_moves(io);
         self.reclaim();
         self.make_segments(io);
+        self.advance_scrub(io);
     }
 
     fn may_submit(&self) -> bool {
@@ -384,7 +401,7 @@ impl Wal {
         let moves = if idle { self.move_at() } else { None };
         let seal = (idle && !self.sealed).then_some(self.seal_at);
         let hints = (idle && !self.dirty.is_empty()).then_some(self.hints_at.max(self.seal_at));
-        [seal, hints, moves, self.segments.retry_at()].into_iter().flatten().min()
+        [seal, hints, moves, self.segments.retry_at(), self.scrub_at()].into_iter().flatten().min()
     }
 
     /// Writes what is left, seals, and waits for everything in flight; a fenced log only waits.
@@ -442,7 +459,7 @@ impl Wal {
     }
 
     /// Nothing waits for the disk.
-    fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.growing.is_empty() && self.in_flight.is_empty()
     }
 

@@ -262,6 +262,32 @@ fn unreadable_pages_are_damage_and_never_an_end() {
     }
 }
 
+/// Only the batch behind it says that the log had gone on to another segment.
+#[test]
+fn the_first_batch_of_a_segment_that_is_not_there_at_all() {
+    let make = || {
+        let mut rig = Rig::new(5, whole());
+        rig.open().unwrap();
+        for i in 0..60u8 {
+            rig.entry(u64::from(i) % 2, &vec![i; 9000]).unwrap();
+            rig.drain();
+        }
+        rig.close();
+        rig
+    };
+    let list = batches(&mut make());
+    let firsts: Vec<_> = list.iter().filter(|b| b.1 == 8192).skip(1).cloned().collect();
+    assert!(firsts.len() > 2, "{list:?}");
+    for (file, offset, len, _) in firsts {
+        let mut rig = make();
+        rig.world.write_raw(NODE, &file, offset, &vec![0; len as usize]);
+        assert_eq!(outcome(&mut rig, &format!("{file}, zeros")), Outcome::Healed);
+        let mut rig = make();
+        rig.world.make_unreadable(NODE, &file, offset, 4096);
+        assert_eq!(outcome(&mut rig, &format!("{file}, unreadable")), Outcome::Healed);
+    }
+}
+
 #[test]
 fn one_copy_of_a_segment_header_is_enough() {
     let mut rig = closed_log(7);

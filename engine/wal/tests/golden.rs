@@ -1,6 +1,8 @@
 //! The worked examples of `docs/formats`: encoders give exactly these bytes, and a small decoder, written from the
 //! documents and sharing no code with the crate, reads from them what the documents say.
 
+mod worked;
+
 use tidelog_types::{
     Generation, Incarnation, Index, Lsn, NodeId, PartitionId, RecordHeader, RecordKind, ReplicatedMs,
     Sequence, SessionId, SessionRef, ShardId, record::Extension,
@@ -10,54 +12,13 @@ use tidelog_wal::format::{
     visit_summary,
 };
 
+use worked::{crc, example, number, pinned};
+
 const RECORD: &str = include_str!("../../../docs/formats/record.md");
 const BATCH: &str = include_str!("../../../docs/formats/batch.md");
 const SEGMENT: &str = include_str!("../../../docs/formats/segment.md");
 const CHECKPOINT: &str = include_str!("../../../docs/formats/checkpoint.md");
 const SUMMARY: &str = include_str!("../../../docs/formats/summary.md");
-
-/// The bytes of a document's example: lines of offset and bytes, zeros left out, the length last.
-fn example(document: &str) -> Vec<u8> {
-    let block = document.split("```hex\n").nth(1).expect("an example").split("```").next().unwrap();
-    let mut bytes = Vec::new();
-    for line in block.lines() {
-        let mut words = line.split_whitespace();
-        let offset = usize::from_str_radix(words.next().unwrap(), 16).unwrap();
-        bytes.resize(offset, 0);
-        bytes.extend(words.map(|w| u8::from_str_radix(w, 16).unwrap()));
-    }
-    bytes
-}
-
-/// The same, for a person to paste into the document.
-fn dump(bytes: &[u8]) -> String {
-    let mut out = String::new();
-    for (line, chunk) in bytes.chunks(16).enumerate() {
-        if chunk.iter().any(|b| *b != 0) {
-            let hex: Vec<_> = chunk.iter().map(|b| format!("{b:02x}")).collect();
-            out += &format!("{:04x}  {}\n", line * 16, hex.join(" "));
-        }
-    }
-    out + &format!("{:04x}\n", bytes.len())
-}
-
-fn pinned(document: &str, encoded: &[u8]) {
-    assert!(example(document) == encoded, "the encoder now gives:\n{}", dump(encoded));
-}
-
-/// CRC32C, bit by bit.
-fn crc(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, byte| {
-        (0..8).fold(
-            crc ^ u32::from(*byte),
-            |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 },
-        )
-    })
-}
-
-fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
-    bytes[at..at + len].iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
-}
 
 fn session_entry() -> (RecordHeader, Vec<u8>) {
     let payload = b"hello".to_vec();
@@ -118,9 +79,9 @@ fn decode_record(b: &[u8]) -> (Vec<(&'static str, u64)>, Vec<u8>, usize) {
 #[test]
 fn record() {
     let (header, payload) = session_entry();
-    pinned(RECORD, &encode(&header, &payload));
+    pinned(RECORD, 0, &encode(&header, &payload));
 
-    let (fields, payload, len) = decode_record(&example(RECORD));
+    let (fields, payload, len) = decode_record(&example(RECORD, 0));
     assert_eq!(len, 192);
     assert_eq!(payload, b"hello");
     assert_eq!(
@@ -140,8 +101,42 @@ fn record() {
             ("b", 9),
         ]
     );
-    let (header, _) = RecordHeader::decode_record(&example(RECORD)).unwrap();
+    let (header, _) = RecordHeader::decode_record(&example(RECORD, 0)).unwrap();
     assert_eq!(header.session(), Some(SessionRef { session: SessionId(4), sequence: Sequence(9) }));
+}
+
+/// The record that stands for entries whose bytes are lost: kind 74.
+#[test]
+fn lost() {
+    let header = RecordHeader {
+        index: Index(7),
+        generation: Generation(2),
+        timestamp: ReplicatedMs(3),
+        cluster: 0xc1a5_7e12,
+        ..RecordHeader::new(RecordKind::Lost, PartitionId(3))
+    };
+    pinned(RECORD, 1, &encode(&header, &[]));
+
+    let (fields, payload, len) = decode_record(&example(RECORD, 1));
+    assert_eq!((payload.len(), len), (0, 64));
+    assert_eq!(
+        fields,
+        [
+            ("kind", 74),
+            ("version", 1),
+            ("flags", 0),
+            ("partition", 3),
+            ("index", 7),
+            ("generation", 2),
+            ("prev_generation", 0),
+            ("timestamp", 3),
+            ("cluster", 0xc1a5_7e12),
+            ("zero", 0),
+        ]
+    );
+    let bytes = example(RECORD, 1);
+    let (read, payload) = RecordHeader::decode_record(&bytes).unwrap();
+    assert_eq!((read, payload.len()), (header, 0));
 }
 
 #[test]
@@ -159,9 +154,9 @@ fn segment() {
     };
     let mut page = [0; 4096];
     header.encode(&mut page);
-    pinned(SEGMENT, &page);
+    pinned(SEGMENT, 0, &page);
 
-    let b = example(SEGMENT);
+    let b = example(SEGMENT, 0);
     assert_eq!(&b[0..4], b"TLsg");
     assert_eq!(number(&b, 4, 4), u64::from(crc(&b[8..4096])));
     let fields: Vec<_> = [16, 24, 32, 40, 48, 56, 64].iter().map(|at| number(&b, *at, 8)).collect();
@@ -181,9 +176,9 @@ fn checkpoint_end() {
         crc: 0xdead_beef,
         chunks: vec![ChunkPlace { lsn: Lsn(0x2080), len: 300 }],
     };
-    pinned(CHECKPOINT, &end.encode());
-    assert_eq!(CheckpointEnd::decode(&example(CHECKPOINT)), Ok(end));
-    let b = example(CHECKPOINT);
+    pinned(CHECKPOINT, 0, &end.encode());
+    assert_eq!(CheckpointEnd::decode(&example(CHECKPOINT, 0)), Ok(end));
+    let b = example(CHECKPOINT, 0);
     let long: Vec<_> = [8, 16, 24, 32, 40, 56].iter().map(|at| number(&b, *at, 8)).collect();
     assert_eq!(long, [0x1122_3344_5566_7788, 2, 0x2000, 0x4000, 300, 0x2080]);
     assert_eq!((number(&b, 0, 4), number(&b, 4, 4), number(&b, 64, 4)), (1, 1, 300));
@@ -211,15 +206,15 @@ fn summary() {
     let groups = [(PartitionId(3), spans.as_slice())];
     let pieces = encode_summary(&head, groups.into_iter(), 1000);
     assert_eq!(pieces.len(), 1);
-    pinned(SUMMARY, &pieces[0].1);
+    pinned(SUMMARY, 0, &pieces[0].1);
     let mut got = Vec::new();
-    let found = visit_summary(&example(SUMMARY), &mut |partition, span| got.push((partition, span)));
+    let found = visit_summary(&example(SUMMARY, 0), &mut |partition, span| got.push((partition, span)));
     assert_eq!((found, got), (Ok(head), vec![(PartitionId(3), span)]));
 }
 
 #[test]
 fn batch() {
-    let b = example(BATCH);
+    let b = example(BATCH, 0);
     assert_eq!(b.len(), 4096);
     assert_eq!(&b[0..4], b"TLba");
     assert_eq!(number(&b, 4, 4), u64::from(crc(&b[8..128])));

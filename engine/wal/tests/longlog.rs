@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::scripts::{busy, busy_options, stream};
 use common::{DIR, NODE, Rig, kept, tiny};
 use std::path::Path;
 use std::time::Duration;
@@ -10,30 +11,6 @@ use tidelog_sim::{Moment, Random, Rate};
 use tidelog_wal::{OpenError, Options, inspect};
 
 const MOMENTS: [Moment; 3] = [Moment::Before, Moment::Inside, Moment::After];
-
-/// Writes `count` entries to each of `partitions`, and lets go of all but the last `keep`.
-fn stream(rig: &mut Rig, partitions: u64, count: u64, keep: u64) {
-    for i in 0..count {
-        for partition in 0..partitions {
-            if !rig.alive() || rig.fenced.is_some() {
-                return;
-            }
-            if rig.entry(partition, &vec![i as u8; 3000]).is_err() {
-                rig.drain();
-                rig.rest(Duration::from_millis(5));
-                continue;
-            }
-            let last = rig.part(partition).entries.len() as u64;
-            rig.drain();
-            if i % 4 == 3 && last > keep && rig.alive() && rig.fenced.is_none() {
-                rig.mark(partition, last);
-                let first = (last - keep).max(rig.part(partition).low);
-                let _ = rig.low_water(partition, first);
-            }
-        }
-    }
-    rig.drain();
-}
 
 fn segments(rig: &Rig) -> usize {
     let ours = |f: &str| f.starts_with(DIR) && f.ends_with(".wal") && !f.contains("free-");
@@ -224,26 +201,14 @@ fn snapshots_are_asked_for_before_much_is_moved() {
     assert!(rig.check_all());
 }
 
-/// Enough for a summary, checkpoints, moves, and segments that are used again; without what the random lives draw.
-fn busy_script(rig: &mut Rig) {
-    for partition in 10..14 {
-        let _ = rig.entry(partition, &[7; 300]);
-    }
-    rig.drain();
-    stream(rig, 1, 330, 2);
-    if rig.alive() && rig.fenced.is_none() {
-        rig.rest(Duration::from_millis(20));
-    }
-}
-
 /// A crash at every operation of a script in which all of it happens, and another one in the opening after it.
 #[test]
 fn every_crash_point_of_a_long_log() {
-    let options = Options { log_bytes_target: 600 << 10, checkpoint_every: 150 << 10, ..tiny() };
+    let options = busy_options();
     let boundaries = {
         let mut rig = Rig::new(1, options.clone());
         rig.open().unwrap();
-        busy_script(&mut rig);
+        busy(&mut rig);
         let stats = rig.wal().stats();
         assert!(
             stats.summaries > 0 && stats.checkpoints > 1 && stats.reclaimed > 1 && stats.moved_records > 0,
@@ -257,7 +222,7 @@ fn every_crash_point_of_a_long_log() {
         let mut rig = Rig::new(boundary, options.clone());
         rig.world.crash_at(NODE, boundary, moment);
         if rig.open().is_ok() {
-            busy_script(&mut rig);
+            busy(&mut rig);
         }
         if rig.alive() {
             rig.world.crash(NODE);

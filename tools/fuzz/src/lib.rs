@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use tidelog::config::Config;
-use tidelog::identity::Identity;
+use tidelog::identity::{Found, Identity};
 use tidelog_net::wire::{self, FrameHeader};
 use tidelog_types::RecordHeader;
 use tidelog_types::limits::PAGE_BYTES;
@@ -118,11 +118,13 @@ pub fn segment_header(data: &[u8]) {
     });
 }
 
-/// The identity file.
+/// The identity file: its bytes as a page, and as a file of two.
 pub fn identity(data: &[u8]) {
     both(data, 8, 12..data.len().max(12), |data| {
+        let _ = Found::decode(data);
         let Ok(identity) = Identity::decode(data) else { return };
-        assert_eq!(Identity::decode(&identity.encode()), Ok(identity));
+        assert_eq!(Identity::decode(&identity.encode()), Ok(identity.clone()));
+        assert_eq!(Found::decode(&identity.encode_file()), Ok(Found { identity, flaw: None }));
     });
 }
 

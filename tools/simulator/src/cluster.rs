@@ -1,5 +1,6 @@
 //! The nodes: production shards over production transports in a simulated world, started, driven and ended.
 
+use crate::checkers::GivenUp;
 use crate::machine::{Journal, Step};
 use crate::platter;
 use crate::profile::Profile;
@@ -37,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) process: Option<Process>,
     /// Processes so far.
     pub(crate) boots: u64,
+    /// The life of its log at the last look.
+    looked_at: (u64, u64),
     sent: Sent,
     journal: Journal,
 }
@@ -47,9 +50,14 @@ impl Node {
         std::mem::take(&mut self.sent.borrow_mut())
     }
 
-    /// Segments that it gave up since the last look, by their bases.
-    pub(crate) fn take_released(&mut self) -> Vec<u64> {
-        self.process.as_mut().map_or_else(Vec::new, |process| process.io.take_released())
+    /// Segments that it gave up since the last look, by their bases, and whether a log was opened meanwhile.
+    pub(crate) fn take_released(&mut self) -> Vec<(u64, GivenUp)> {
+        let life = self.life();
+        let Some(process) = &mut self.process else { return Vec::new() };
+        let running = process.shard.wal().is_some() && self.looked_at == life;
+        self.looked_at = life;
+        let by = if running { GivenUp::Running } else { GivenUp::Opening };
+        process.io.take_released().into_iter().map(|base| (base, by)).collect()
     }
 
     /// What its state machines applied since the last look.
@@ -75,8 +83,14 @@ impl Cluster {
     pub(crate) fn new(world: &World, profile: &Profile) -> Cluster {
         let nodes = profile.nodes.iter().map(|id| {
             world.watch_durable(*id);
-            let node =
-                Node { id: *id, process: None, boots: 0, sent: Sent::default(), journal: Journal::default() };
+            let node = Node {
+                id: *id,
+                process: None,
+                boots: 0,
+                looked_at: (0, 0),
+                sent: Sent::default(),
+                journal: Journal::default(),
+            };
             (*id, node)
         });
         Cluster { nodes: nodes.collect(), world: world.clone(), profile: profile.clone() }

@@ -36,6 +36,8 @@ pub(crate) struct Profile {
     in_flight_bytes: u64,
     uncommitted_entries: u64,
     pub(crate) clients: u64,
+    scrub_rate: u64,
+    scrub_every: Duration,
 }
 
 impl Profile {
@@ -61,6 +63,8 @@ impl Profile {
             in_flight_bytes: random.between((32 << 10, 256 << 10)),
             uncommitted_entries: random.between((64, 1024)),
             clients: random.between((2, 4)),
+            scrub_rate: random.between((1 << 20, 16 << 20)),
+            scrub_every: Duration::from_millis(random.between((1_000, 8_000))),
             nodes,
         }
     }
@@ -93,6 +97,8 @@ impl Profile {
             retention: Retention { age: None, bytes: None },
             follower_bytes: u64::MAX,
             follower_age: Duration::MAX,
+            pin_bytes: u64::MAX,
+            pin_age: Duration::MAX,
         }
     }
 
@@ -110,6 +116,8 @@ impl Profile {
             batches_in_flight_max: self.batches_in_flight,
             checkpoint_every: CHECKPOINT_EVERY,
             log_bytes_target: LOG_BYTES_TARGET,
+            scrub_rate: self.scrub_rate,
+            scrub_every: self.scrub_every,
             spares: self.spares,
             seal_after: Duration::from_millis(5),
             cache_bytes_max: self.cache_bytes,

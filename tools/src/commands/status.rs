@@ -83,6 +83,17 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
         s.uptime_ms as f64 / 1000.0,
         s.connected
     ))?;
+    for scrub in &s.scrub {
+        out.line(format!(
+            "  scrubbing: {} passes, {} bytes in this one, {} entries repaired, {} bad places without consequence{}{}",
+            scrub.passes,
+            scrub.bytes,
+            scrub.repaired,
+            scrub.superseded,
+            if scrub.last.is_empty() { "" } else { "; last " },
+            scrub.last
+        ))?;
+    }
     if !s.partitions.is_empty() {
         out.line(
             "  partition  role       leader  generation  low-water  held by                       snapshot   applied    durable    high-water  last",

@@ -13,7 +13,7 @@ mod verify;
 use crate::failure::{Exit, Failure};
 use crate::output::OutputArgs;
 use std::path::{Path, PathBuf};
-use tidelog::identity::Identity;
+use tidelog::identity::{Flaw, Found, Identity};
 use tidelog_io::{BackEnd, Foreground, Io, IoOptions, Op, Output, open_back_end};
 use tidelog_types::RecordKind;
 
@@ -159,10 +159,18 @@ fn list(io: &mut dyn Io, dir: &Path) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// The identity of a data directory; none if it has none. An error says what is wrong with it.
-fn identity(io: &mut dyn Io, data_dir: &Path) -> Option<Result<Identity, String>> {
+/// What the identity file of a data directory says; none if it has none. An error says why nothing is to be had from it.
+fn identity(io: &mut dyn Io, data_dir: &Path) -> Option<Result<Found, String>> {
     let data_dir = if data_dir.as_os_str().is_empty() { Path::new(".") } else { data_dir };
     Identity::load(&mut Foreground::new(io), data_dir).map_err(|error| error.to_string()).transpose()
+}
+
+/// Which copy of an identity is damaged; none if none is.
+fn damaged_copy(found: &Found) -> Option<String> {
+    match &found.flaw {
+        Some(flaw @ Flaw::Damaged { .. }) => Some(flaw.to_string()),
+        Some(Flaw::OneCopy) | None => None,
+    }
 }
 
 /// A record's kind in one word.

@@ -190,10 +190,19 @@ fn a_damaged_a_lost_and_a_foreign_identity() {
     cluster.stop();
     let path = cluster.place(1).data.join("identity");
     let sound = std::fs::read(&path).expect("the identity");
+    // A byte of each copy, and one copy whole that is another directory's.
     let mut damaged = sound.clone();
     damaged[40] ^= 1;
+    damaged[4096 + 50] ^= 1;
+    let mut other = Cluster::start(&Shape { nodes: 1, ..Shape::default() });
+    other.stop();
+    let foreign = std::fs::read(other.place(1).data.join("identity")).expect("the identity");
+    let mixed = [&sound[..4096], &foreign[4096..]].concat();
+    let longer = [sound.as_slice(), &[0; 4096]].concat();
     for (bytes, part) in [
         (damaged.as_slice(), "checksum"),
+        (mixed.as_slice(), "say different things"),
+        (longer.as_slice(), "12288 bytes"),
         (&sound[..100], "100 bytes"),
         (&[], "0 bytes"),
         (&[7; 4096], "magic"),
@@ -206,4 +215,43 @@ fn a_damaged_a_lost_and_a_foreign_identity() {
     std::fs::write(&path, &sound).expect("a file");
     cluster.start_node(1);
     cluster.stop();
+}
+
+/// One damaged copy costs nothing but a line in the log: the node starts, and both are whole again before it serves. So does a
+/// file from before there were two.
+#[test]
+fn an_identity_with_one_good_copy() {
+    let mut cluster = Cluster::start(&Shape { nodes: 1, ..Shape::default() });
+    let mut last = cluster.append_all("here\n", &[])[0];
+    cluster.stop();
+    let path = cluster.place(1).data.join("identity");
+    let sound = std::fs::read(&path).expect("the identity");
+    assert_eq!(sound.len(), 8192);
+    assert!(sound[..4096] == sound[4096..], "the same page twice");
+    let struck = |at: usize| {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 0x10;
+        bytes
+    };
+    for (bytes, said) in [
+        (struck(40), "the first of its two copies is not whole"),
+        (struck(4096 + 40), "the second of its two copies is not whole"),
+        (sound[..5000].to_vec(), "the second of its two copies is not whole"),
+        (sound[..4096].to_vec(), "it has one copy only"),
+    ] {
+        std::fs::write(&path, &bytes).expect("a file");
+        let verdict = tidelog(&["wal", "verify", cluster.place(1).data_name()]);
+        let damaged = bytes.len() != 4096;
+        assert_eq!(verdict.code, i32::from(damaged), "{said}: {verdict:?}");
+        assert_eq!(verdict.stdout.contains(said), damaged, "{verdict:?}");
+        cluster.start_node(1);
+        cluster.node(1).wait_logged(&[said, "identity"]);
+        assert!(std::fs::read(&path).expect("the identity") == sound, "{said}: it is as it was before");
+        let next = cluster.append_all("there\n", &[])[0];
+        assert!(next > last);
+        last = next;
+        cluster.stop();
+        let verdict = tidelog(&["wal", "verify", cluster.place(1).data_name()]);
+        assert_eq!(verdict.code, 0, "{verdict:?}");
+    }
 }

@@ -42,11 +42,13 @@ macro_rules! demand {
 
 type Check = (&'static str, fn(&mut Bench));
 
+mod counting;
 mod files;
 mod forbid;
 mod sockets;
 mod turns;
 
+pub use counting::{Counting, allocated};
 pub use forbid::{IO_URING_SETUP, forbid};
 
 /// Runs every check, each on a [`Setup`] of its own. Checks of sockets and of the waker are left out where the

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub)] // each test file uses its part
 
+pub mod scripts;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tidelog_io::{Completion, Io, Wait};
@@ -549,6 +551,12 @@ impl Rig {
                 WalEvent::Full => self.full = true,
                 WalEvent::SpaceBack => self.full = false,
                 WalEvent::SnapshotWanted { partition } => self.wanted.push(partition.0),
+                WalEvent::Damaged { partition, first, last, generation, .. } => {
+                    for index in first.0..=last.0 {
+                        assert_eq!(self.now[&partition.0].position(index).generation, generation);
+                        self.lost.insert((partition.0, index), false);
+                    }
+                }
                 WalEvent::Read { read, result } => {
                     self.reads.insert(read.0, result);
                 }

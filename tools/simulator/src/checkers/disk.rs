@@ -7,7 +7,7 @@
 
 use super::content::Contents;
 use super::violation::{Verdict, broken, ensure};
-use crate::platter::{Batch, Record, kind};
+use crate::platter::{self, Batch, Record, kind};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// No batch: `prev` of none.
@@ -18,6 +18,16 @@ const LOST: u64 = 0;
 
 /// A promise: generation, vote (0: none).
 pub(crate) type Promise = (u64, u64);
+
+/// Who gave a segment's name up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum GivenUp {
+    /// A running log: nothing that is wanted may be in it at that moment.
+    Running,
+    /// An opening of the log, or a turn in which one took place. What an opening before it left undone goes, and its position is
+    /// used again.
+    Opening,
+}
 
 /// An entry on a disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -235,6 +245,8 @@ pub(crate) struct Disk {
     /// Votes that were ever durable: (partition, generation).
     votes: BTreeMap<(u64, u64), u64>,
     pub(crate) removed: Vec<Removed>,
+    /// Segments whose names were given up and that were not judged yet, by their bases.
+    given_up: Vec<(u64, GivenUp)>,
     /// Openings that came to their end.
     pub(crate) openings: u64,
 }
@@ -269,8 +281,31 @@ impl Disk {
         self.logs.iter().map(|(partition, log)| (*partition, log))
     }
 
-    /// A segment's file is given up: nothing that is still wanted may lie in it (invariant 10).
-    pub(crate) fn released(&mut self, base: u64, bytes: u64) -> Verdict {
+    /// Segments' names were given up since the last look.
+    pub(crate) fn given_up(&mut self, segments: Vec<(u64, GivenUp)>) {
+        self.given_up.extend(segments);
+    }
+
+    /// Judges the segments given up (invariant 10). `epoch`: the node's log is in it, or was last; `files`: what is there.
+    ///
+    /// What a running log gives up is judged at once. What an opening removes may be the rest of an opening that did not come to
+    /// its end: that is known when this one did, and it may have begun at the same position again.
+    pub(crate) fn judge_given_up(&mut self, epoch: u64, files: &[(String, u64)], bytes: u64) -> Verdict {
+        let opened = self.before.is_none() && self.epoch == epoch;
+        for (base, by) in std::mem::take(&mut self.given_up) {
+            let again = || files.iter().any(|(path, _)| platter::segment_base(path) == Some(base));
+            match by {
+                GivenUp::Running => self.released(base, bytes)?,
+                GivenUp::Opening if !opened => self.given_up.push((base, by)),
+                GivenUp::Opening if again() => {}
+                GivenUp::Opening => self.released(base, bytes)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A segment's file is given up: nothing that is still wanted may lie in it.
+    fn released(&mut self, base: u64, bytes: u64) -> Verdict {
         let held = base..base + bytes;
         for (partition, log) in &self.logs {
             let lost = log.live().find(|(_, entry)| held.contains(&entry.batch));

@@ -23,7 +23,7 @@ use crate::machine::Step;
 use crate::platter::{self, Item, Segment};
 use crate::profile::Profile;
 use commit::Commits;
-pub(crate) use disk::{Disk, Place};
+pub(crate) use disk::{Disk, GivenUp, Place};
 use election::Elections;
 use std::collections::BTreeMap;
 use tidelog_sim::World;
@@ -108,15 +108,9 @@ impl Checkers {
         for cut in std::mem::take(&mut disk.removed) {
             commits.removed(id, cut.partition, cut.index, cut.generation)?;
         }
-        for base in node.take_released() {
-            // What an opening left that did not end is removed by the next one, which begins at the same position again.
-            let begun_again = |(path, _): &(String, u64)| crate::platter::segment_base(path) == Some(base);
-            if world.files(id).iter().any(begun_again) {
-                continue;
-            }
-            disk.released(base, segment_bytes)?;
-        }
         let life = node.life();
+        disk.given_up(node.take_released());
+        disk.judge_given_up(life.1, &world.files(id), segment_bytes)?;
         if let Some(process) = &node.process {
             for partition in 0..self.partitions {
                 if let Some(replica) = process.shard.replica(PartitionId(partition)) {

@@ -73,6 +73,7 @@ const LOOKS: usize = 3;
 /// Logs of two clusters have nothing to do with each other, and a log has nothing to part from itself.
 fn same_cluster(io: &mut dyn Io, a: &Path, b: &Path) -> Result<(), Failure> {
     let (Some(Ok(a_is)), Some(Ok(b_is))) = (identity(io, a), identity(io, b)) else { return Ok(()) };
+    let (a_is, b_is) = (a_is.identity, b_is.identity);
     let (Some(a_of), Some(b_of)) = (&a_is.formed, &b_is.formed) else { return Ok(()) };
     if a_of.cluster != b_of.cluster {
         return Err(Failure::usage(format!(

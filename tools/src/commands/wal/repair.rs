@@ -12,13 +12,13 @@
 use super::backup::{Backup, list};
 use super::headers::{BadCopy, bad_copies, rewrite};
 use super::look::{Looked, is_damage, look};
-use super::{RepairArgs, identity, logs, open_io};
+use super::{RepairArgs, damaged_copy, identity, logs, open_io};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Printer};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use tidelog::identity::Identity;
+use tidelog::identity::{Found, Identity};
 use tidelog_io::{Foreground, Io, IoError, Op};
 use tidelog_types::{EntryMeta, Generation, Index, NodeId, PartitionId, Position};
 use tidelog_wal::{Finding, Lost, Options, RecoveryReport, Replay, Verdict, Wal};
@@ -125,13 +125,10 @@ const ONLY_COPY: &str = "this is the only copy: nothing is cut, because it may h
 const UNKNOWN: &str = "what it held is not known, a promise perhaps: this replica must not vote again from this directory. Keep it, and \
                        let the other voters go on without it";
 const IDENTITY: &str = "restore the identity file from a backup of this directory; without it nothing here may be changed or voted with";
+const IDENTITY_COPY: &str = "start the node: it starts by the other copy, and writes both";
 
 impl Plan {
-    fn make(
-        io: &mut dyn Io,
-        dir: &Path,
-        identity: Option<&Result<Identity, String>>,
-    ) -> Result<Plan, Failure> {
+    fn make(io: &mut dyn Io, dir: &Path, identity: Option<&Result<Found, String>>) -> Result<Plan, Failure> {
         let looked = look(io, dir);
         let mut plan = Plan {
             dir: dir.display().to_string(),
@@ -144,7 +141,12 @@ impl Plan {
         let copies = bad_copies(io, dir);
         plan.steps.extend(copies.into_iter().map(|copy| Step::RewriteHeader { copy }));
         let identity = match identity {
-            Some(Ok(identity)) => Some(identity),
+            Some(Ok(found)) => {
+                if let Some(why) = damaged_copy(found) {
+                    plan.leave("identity", why, IDENTITY_COPY);
+                }
+                Some(&found.identity)
+            }
             Some(Err(why)) => {
                 plan.leave("identity", why.clone(), IDENTITY);
                 None

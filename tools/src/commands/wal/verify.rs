@@ -7,7 +7,7 @@
 
 use super::headers::{BadCopy, bad_copies};
 use super::look::{Looked, look};
-use super::{VerifyArgs, identity, kind_name, logs, open_io};
+use super::{VerifyArgs, damaged_copy, identity, kind_name, logs, open_io};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Printer};
 use serde::Serialize;
@@ -24,7 +24,12 @@ pub(super) fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
         let looked = look(io.as_mut(), &dir);
         let headers_bad = bad_copies(io.as_mut(), &dir);
         let identity = dir.parent().and_then(|data| identity(io.as_mut(), data));
-        let verdict = Verdict::of(&dir, looked, headers_bad, identity.and_then(Result::err));
+        let identity = identity.and_then(|identity| match identity {
+            Ok(found) => damaged_copy(&found)
+                .map(|why| format!("{why}. The node starts by the other, and writes both")),
+            Err(why) => Some(why),
+        });
+        let verdict = Verdict::of(&dir, looked, headers_bad, identity);
         damaged |= verdict.outcome == "damaged";
         match args.output.output {
             Output::Json => printer.object(&verdict)?,
