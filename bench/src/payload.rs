@@ -7,6 +7,7 @@
 
 use crate::random::{Random, mix};
 use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 
 /// Shortest payload: the stamp.
@@ -17,6 +18,8 @@ const NOISE_SEED: u64 = 0x0074_6964_656C_6F67;
 const NOISE_BYTES_MIN: usize = 256 << 10;
 /// Payloads share allocations of about this size.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Most allocations kept for reuse.
+const USED_MAX: usize = 64;
 
 /// Who wrote a payload, as its how-manieth.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -83,6 +86,8 @@ pub struct Payloads {
     noise: Noise,
     bytes: usize,
     chunk: BytesMut,
+    /// Used up; each can be used again when all its payloads are gone. The oldest first.
+    used: VecDeque<BytesMut>,
 }
 
 impl Payloads {
@@ -91,7 +96,8 @@ impl Payloads {
         (STAMP_BYTES..=PAYLOAD_BYTES_MAX).contains(&bytes).then(|| Payloads {
             noise: Noise::new(bytes),
             bytes,
-            chunk: BytesMut::new(),
+            chunk: BytesMut::with_capacity(bytes.max(CHUNK_BYTES)),
+            used: VecDeque::new(),
         })
     }
 
@@ -103,7 +109,7 @@ impl Payloads {
     /// The payload of a stamp. One copy, no allocation of its own.
     pub fn make(&mut self, stamp: Stamp) -> Bytes {
         if self.chunk.capacity() < self.bytes {
-            self.chunk = BytesMut::with_capacity(self.bytes.max(CHUNK_BYTES));
+            self.next_chunk();
         }
         self.chunk.extend_from_slice(&MAGIC);
         self.chunk.extend_from_slice(&stamp.writer.to_le_bytes());
@@ -111,6 +117,22 @@ impl Payloads {
         let noise = self.noise.of(stamp, self.bytes).expect("the stream was made for this length");
         self.chunk.extend_from_slice(noise);
         self.chunk.split().freeze()
+    }
+
+    /// Memory that was used before where there is some: fresh memory costs more to touch than the payload to make, and would be
+    /// in the figures of whatever is measured.
+    fn next_chunk(&mut self) {
+        let bytes = self.bytes.max(CHUNK_BYTES);
+        let used = std::mem::take(&mut self.chunk);
+        if self.used.len() < USED_MAX {
+            self.used.push_back(used);
+        }
+        // Only the oldest: payloads are gone about in the order in which they were made.
+        let reclaimed = self.used.front_mut().is_some_and(|oldest| oldest.try_reclaim(bytes));
+        self.chunk = match self.used.pop_front_if(|_| reclaimed) {
+            Some(oldest) => oldest,
+            None => BytesMut::with_capacity(bytes),
+        };
     }
 }
 
@@ -150,6 +172,24 @@ mod tests {
     use std::sync::LazyLock;
 
     static CHECKER: LazyLock<Checker> = LazyLock::new(Checker::default);
+
+    #[test]
+    fn memory_is_used_again_when_its_payloads_are_gone() {
+        let mut payloads = Payloads::new(CHUNK_BYTES / 2).unwrap();
+        let stamp = |sequence| Stamp { writer: 1, sequence };
+        let first = payloads.make(stamp(1));
+        let at = first.as_ptr();
+        let held: Vec<Bytes> = (2..=4).map(|n| payloads.make(stamp(n))).collect();
+        assert!(held.iter().all(|payload| payload.as_ptr() != at), "it is still held");
+        drop(first);
+        drop(held);
+        let again: Vec<Bytes> = (5..=8).map(|n| payloads.make(stamp(n))).collect();
+        assert!(again.iter().any(|payload| payload.as_ptr() == at));
+        let checker = &*CHECKER;
+        for (payload, n) in again.iter().zip(5..) {
+            assert_eq!(checker.check(payload), Ok(stamp(n)));
+        }
+    }
 
     #[test]
     fn made_payloads_check_at_every_length_and_differ() {

@@ -105,7 +105,7 @@ impl AppendQueue {
             return Err(RequestError::busy(Duration::ZERO));
         }
         self.in_flight += 1;
-        let payload_crc = crc32c::crc32c(&payload);
+        let payload_crc = tidelog_types::checksum(&payload);
         let request = Request::Append { partition, session, payload, payload_crc };
         self.unrung += usize::from(self.engine.inbox().hand_over(request, self.answers.asker(tag)));
         if self.unrung >= SUBMIT_AT {

@@ -280,7 +280,7 @@ impl Partition {
     }
 
     fn append_request(&self, payload: Bytes, session: Option<SessionRef>) -> Pending<Position> {
-        let payload_crc = crc32c::crc32c(&payload);
+        let payload_crc = tidelog_types::checksum(&payload);
         let request = Request::Append { partition: self.id, session, payload, payload_crc };
         Pending::new(self.shared.inbox.request(request), appended)
     }

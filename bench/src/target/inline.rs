@@ -114,7 +114,7 @@ fn io_options(config: &Config) -> (BackEnd, IoOptions) {
 
 impl Target for InlineTarget {
     fn submit(&mut self, tag: u64, payload: Bytes) {
-        let payload_crc = crc32c::crc32c(&payload);
+        let payload_crc = tidelog_types::checksum(&payload);
         let partition = self.rotation.next();
         let request = Request::Append { partition, session: None, payload, payload_crc };
         self.mailbox.borrow_mut().requests.push((tag, request));

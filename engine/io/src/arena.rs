@@ -28,7 +28,7 @@ impl Arena {
     /// `bytes` bytes, rounded down to a whole number of pages.
     pub(crate) fn new(bytes: usize) -> Result<Arena, Errno> {
         let bytes = bytes.min(1 << 30) / PAGE_BYTES * PAGE_BYTES;
-        let start = NonNull::new(sys::map_anonymous(bytes)?).ok_or(libc::ENOMEM)?;
+        let start = NonNull::new(sys::map_huge(bytes)?).ok_or(libc::ENOMEM)?;
         let pages = bytes / PAGE_BYTES;
         let mut arena =
             Arena { start, bytes, free: std::array::from_fn(|_| Vec::new()), begins: vec![None; pages] };

@@ -3,8 +3,10 @@
 //! One buffer serves the disk and the peers: filled while owned ([`AlignedBuf`]), then frozen into
 //! [`bytes::Bytes`], whose last clone returns the memory to the pool.
 //!
-//! Small buffers are cut from slabs: one mapping for many, instead of a call into the allocator, which may grow its heap by a system
-//! call, for each.
+//! Buffers are cut from slabs: one mapping for many, instead of a call into the allocator, which may grow its heap by a system
+//! call, for each. The larger ones lie in slabs of large pages: a write of a megabyte is one piece of memory for the kernel and the
+//! device then, instead of 256, which have to be looked up one by one and may not fit one request. A pool that must not keep the rest
+//! of a slab takes from the heap.
 //!
 //! A pool may have an arena: memory that is registered with a ring, so that the kernel need not look up its pages for
 //! every operation. Buffers come from there as long as it has any, then from the heap.
@@ -21,9 +23,11 @@ use tidelog_types::limits::PAGE_BYTES;
 const CLASS_MIN: u32 = 12;
 /// Number of size classes: 4 KiB … 8 MiB.
 const CLASSES: usize = 12;
-/// A slab, and the largest buffer that is cut from one.
+/// A slab of small buffers, and the largest that is cut from one.
 const SLAB_BYTES: usize = 1 << 20;
 const OF_SLAB_MAX: usize = SLAB_BYTES / 16;
+/// A slab of larger ones; the largest have one of their own.
+const LARGE_SLAB_BYTES: usize = sys::HUGE_PAGE_BYTES;
 
 /// A pool of page-aligned buffers in power-of-two classes. Clones share it; it may be used from any thread.
 #[derive(Clone, Debug)]
@@ -55,6 +59,7 @@ struct Region {
 #[derive(Debug)]
 struct Slab {
     start: NonNull<u8>,
+    bytes: usize,
 }
 
 // SAFETY: a Slab only unmaps its memory, when no region of it is left; any thread may do that.
@@ -63,17 +68,24 @@ unsafe impl Send for Slab {}
 unsafe impl Sync for Slab {}
 
 impl Slab {
+    /// How large one is for buffers of this capacity.
+    fn bytes_for(capacity: usize) -> usize {
+        if capacity <= OF_SLAB_MAX { SLAB_BYTES } else { capacity.max(LARGE_SLAB_BYTES) }
+    }
+
     /// A new one; none if the system has no mapping for it.
-    fn new() -> Option<Arc<Slab>> {
-        let start = NonNull::new(sys::map_anonymous(SLAB_BYTES).ok()?)?;
-        Some(Arc::new(Slab { start }))
+    fn new(capacity: usize) -> Option<Arc<Slab>> {
+        let bytes = Slab::bytes_for(capacity);
+        let large = bytes >= LARGE_SLAB_BYTES;
+        let mapping = if large { sys::map_huge(bytes) } else { sys::map_anonymous(bytes) };
+        Some(Arc::new(Slab { start: NonNull::new(mapping.ok()?)?, bytes }))
     }
 }
 
 impl Drop for Slab {
     fn drop(&mut self) {
         // SAFETY: the mapping of `new`; every region of it held this slab, and there is none left.
-        unsafe { sys::unmap(self.start.as_ptr(), SLAB_BYTES) }
+        unsafe { sys::unmap(self.start.as_ptr(), self.bytes) }
     }
 }
 
@@ -96,11 +108,10 @@ impl Region {
         }
     }
 
-    /// Regions of a new slab; none for a large capacity, or without a slab.
+    /// Regions of a new slab; none without one.
     fn cut(capacity: usize) -> impl Iterator<Item = Region> {
-        let slab = (capacity <= OF_SLAB_MAX).then(Slab::new).flatten();
-        slab.into_iter().flat_map(move |slab| {
-            (0..SLAB_BYTES / capacity).map(move |at| Region {
+        Slab::new(capacity).into_iter().flat_map(move |slab| {
+            (0..slab.bytes / capacity).map(move |at| Region {
                 // SAFETY: within the slab's mapping.
                 start: unsafe { slab.start.add(at * capacity) },
                 capacity,
@@ -153,7 +164,7 @@ impl BufferPool {
 
     /// Cuts a new slab, if the pool may keep the rest of it.
     fn take_of_new_slab(&self, capacity: usize) -> Option<Region> {
-        if self.shared.idle_bytes_max < SLAB_BYTES {
+        if self.shared.idle_bytes_max < Slab::bytes_for(capacity) || class_of(capacity).is_none() {
             return None;
         }
         let mut regions = Region::cut(capacity);
@@ -289,10 +300,33 @@ mod tests {
         let starts: std::collections::BTreeSet<_> = held.iter().map(|b| b.as_ptr() as usize).collect();
         let span = starts.last().unwrap() - starts.first().unwrap();
         assert_eq!((starts.len(), span), (held.len(), SLAB_BYTES - PAGE_BYTES), "and none overlaps another");
-        assert!(pool.take(2 * OF_SLAB_MAX).region().slab.is_none());
+        assert!(
+            pool.take(2 * OF_SLAB_MAX).region().slab.is_none(),
+            "this pool may not keep the rest of a large slab"
+        );
         drop(pool);
         for (n, buffer) in held.iter().enumerate() {
             assert!(buffer.iter().all(|byte| *byte == n as u8));
+        }
+    }
+
+    #[test]
+    fn large_buffers_lie_in_large_pages() {
+        let pool = BufferPool::new(2 * LARGE_SLAB_BYTES);
+        let mut held: Vec<_> = (0..4).map(|_| pool.take(LARGE_SLAB_BYTES / 4)).collect();
+        let mut starts: Vec<_> = held.iter().map(|b| b.as_ptr() as usize).collect();
+        starts.sort_unstable();
+        assert!(starts[0].is_multiple_of(LARGE_SLAB_BYTES), "a slab begins at a large page");
+        assert!(starts.windows(2).all(|pair| pair[1] - pair[0] == LARGE_SLAB_BYTES / 4), "one holds all");
+        held.push(pool.take(2 * LARGE_SLAB_BYTES));
+        for (n, buffer) in held.iter_mut().enumerate() {
+            assert!(buffer.iter().all(|byte| *byte == 0), "never uninitialised");
+            assert!(n < 4 || (buffer.as_ptr() as usize).is_multiple_of(LARGE_SLAB_BYTES));
+            buffer.fill(n as u8 + 1);
+        }
+        drop(pool);
+        for (n, buffer) in held.iter().enumerate() {
+            assert!(buffer.iter().all(|byte| *byte == n as u8 + 1));
         }
     }
 

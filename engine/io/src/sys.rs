@@ -361,10 +361,36 @@ pub(crate) fn map_anonymous(bytes: usize) -> Result<*mut u8, Errno> {
     if start == libc::MAP_FAILED { Err(errno()) } else { Ok(start.cast()) }
 }
 
-/// Gives a mapping of [`map_anonymous`] back.
+/// The processor's large page.
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// The same, beginning at a large page and made of large pages where the kernel has some.
+pub(crate) fn map_huge(bytes: usize) -> Result<*mut u8, Errno> {
+    let wider = bytes.checked_add(HUGE_PAGE_BYTES).ok_or(libc::ENOMEM)?;
+    let mapping = map_anonymous(wider)?;
+    let before = mapping.align_offset(HUGE_PAGE_BYTES);
+    if before > HUGE_PAGE_BYTES {
+        // SAFETY: the mapping made above, which nobody has seen.
+        unsafe { unmap(mapping, wider) };
+        return Err(libc::ENOMEM);
+    }
+    let start = mapping.wrapping_add(before);
+    let (behind, tail) = (start.wrapping_add(bytes), HUGE_PAGE_BYTES - before);
+    for (part, len) in [(mapping, before), (behind, tail)] {
+        if len > 0 {
+            // SAFETY: a part of the mapping made above, in front of what is handed out or behind it. Whole pages, as are `bytes`.
+            unsafe { unmap(part, len) };
+        }
+    }
+    // SAFETY: advice on a mapping of ours; it changes no content. Without large pages it stays as it is.
+    unsafe { libc::madvise(start.cast(), bytes, libc::MADV_HUGEPAGE) };
+    Ok(start)
+}
+
+/// Gives a mapping of [`map_anonymous`] or [`map_huge`] back, or whole pages of it.
 ///
 /// # Safety
-/// `start` and `bytes` are those of a mapping that is not used any more.
+/// `start` and `bytes` are those of memory that is not used any more.
 pub(crate) unsafe fn unmap(start: *mut u8, bytes: usize) {
     // SAFETY: the caller's promise.
     unsafe { libc::munmap(start.cast(), bytes) };

@@ -131,7 +131,13 @@ static KEYS: &[Key] = &[
             max: 16 * GIB,
             step: PAGE_BYTES as u64,
         },
-        default: Default::Given("4MiB"),
+        default: Default::Derived {
+            rule: "32MiB for a cluster of one node, otherwise 4MiB",
+            derive: |config| {
+                config.io.registered_memory =
+                    if config.cluster.nodes.len() == 1 { 32 << 20 } else { 4 << 20 };
+            },
+        },
         effect: "Buffer memory registered with the ring, which saves the kernel work per write. It counts as locked memory (ulimit -l, often 8 MiB for all nodes of a user together); what cannot be registered is used unregistered, and the node says so. 0B registers none.",
         later: None,
     },
@@ -236,7 +242,12 @@ static KEYS: &[Key] = &[
             max: 64 * GIB,
             step: PAGE_BYTES as u64,
         },
-        default: Default::Given("64MiB"),
+        default: Default::Derived {
+            rule: "8MiB for a cluster of one node, which has no followers to serve, otherwise 64MiB",
+            derive: |config| {
+                config.wal.cache = if config.cluster.nodes.len() == 1 { 8 << 20 } else { 64 << 20 }
+            },
+        },
         effect: "Most recent log bytes kept in memory: followers and readers near the end are served from it, everything older from disk.",
         later: None,
     },

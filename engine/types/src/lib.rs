@@ -4,6 +4,7 @@
 //! things never share a bare `u64`, a record has exactly one encoding, and a decoder given arbitrary bytes
 //! returns a typed error.
 
+mod checksum;
 mod clock;
 mod hash;
 mod ids;
@@ -11,6 +12,7 @@ pub mod limits;
 mod position;
 pub mod record;
 
+pub use checksum::{checksum, copy_and_check};
 pub use clock::{Clock, Monotonic, ReplicatedMs, WallMs};
 pub use hash::{FixedMap, FixedSet, FixedState};
 pub use ids::{

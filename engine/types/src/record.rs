@@ -361,7 +361,7 @@ impl RecordHeader {
         let need = header.record_bytes();
         let record = bytes.get(..need).ok_or(RecordError::Short { have: bytes.len(), need })?;
         let (payload, padding) = record[header.head_bytes()..].split_at(header.payload_len as usize);
-        let computed = crc32c::crc32c(payload);
+        let computed = crate::checksum(payload);
         if computed != header.payload_crc {
             return Err(RecordError::PayloadChecksum { found: header.payload_crc, computed });
         }

@@ -35,6 +35,9 @@ pub(crate) struct SegmentFile {
     pub(crate) users: u32,
     /// Spans and refs into it.
     pub(crate) holds: u64,
+    /// The device did not give all of it: it is not used again. Behind a log's end such a page would look like one that may
+    /// have been acknowledged.
+    pub(crate) unfit: bool,
     /// Its durable summary, in order; none: its spans are in memory.
     pub(crate) summary: Option<Vec<Piece>>,
     used: u64,
@@ -59,6 +62,7 @@ impl Files {
             file,
             users: 0,
             holds: 0,
+            unfit: false,
             summary: None,
             used: self.clock,
         };

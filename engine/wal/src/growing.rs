@@ -16,7 +16,9 @@ use tidelog_types::limits::{
     APPEND_BYTES_MAX, BATCH_BYTES_MAX, PAGE_BYTES, PAGED_PAYLOAD_BYTES, RECORD_ALIGN,
 };
 use tidelog_types::record::HEADER_BYTES;
-use tidelog_types::{Incarnation, Lsn, PartitionId, RecordHeader, RecordKind, Ticket, WallMs};
+use tidelog_types::{
+    Incarnation, Lsn, PartitionId, RecordHeader, RecordKind, Ticket, WallMs, copy_and_check,
+};
 
 /// Most spans of a batch that entries may use; control records get the rest up to [`SPANS_MAX`].
 pub(crate) const ENTRY_SPANS_MAX: usize = 6144;
@@ -331,10 +333,9 @@ impl Growing {
         let out = self.next(shape.bytes());
         out[..shape.head].copy_from_slice(&head[..shape.head]);
         let (copy, zeros) = out[shape.head..].split_at_mut(shape.payload);
-        copy.copy_from_slice(payload);
         zeros.fill(0);
         assert_eq!(
-            crc32c::crc32c(copy),
+            copy_and_check(copy, payload),
             header.payload_crc,
             "a payload changed between its check and the log: nothing wrong may become durable as right"
         );

@@ -26,7 +26,8 @@ impl Wal {
                 return;
             }
             // A write of a life that has died may still be on its way to a file of that life: it must not find a name.
-            let fits = oldest.end.0 - base.0 == self.options.segment_bytes && oldest.epoch == self.epoch;
+            let whole = oldest.end.0 - base.0 == self.options.segment_bytes && !oldest.unfit;
+            let fits = whole && oldest.epoch == self.epoch;
             let Some(removed) = self.files.remove(base) else { return };
             self.background.resident.retain(|b| *b != base);
             self.background.idle_since = None;

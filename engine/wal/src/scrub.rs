@@ -210,7 +210,9 @@ impl Wal {
         scrub.bad.clear();
         scrub.todo.clear();
         if let Some(walk) = scrub.walk.take() {
-            scrub.link = walk.link().map(|link| (walk.end(), walk.epoch(), link));
+            // Not if it was given back before the walk came to its end.
+            let link = if walk.is_over() { walk.link() } else { None };
+            scrub.link = link.map(|link| (walk.end(), walk.epoch(), link));
             scrub.at = walk.base().plus(1);
         }
     }
@@ -261,6 +263,9 @@ impl Wal {
                 }
             }
             (Phase::Batches, Err(error)) if error.kind == IoErrorKind::Device => {
+                if let Some(file) = self.files.get(base) {
+                    file.unfit = true;
+                }
                 let scrub = &mut self.scrub;
                 if scrub.by_page > 0 {
                     scrub.by_page -= 1;

@@ -100,13 +100,13 @@ impl ClientRequest {
 
     /// A plain append.
     pub fn append(partition: PartitionId, payload: Bytes) -> ClientRequest {
-        let payload_crc = crc32c::crc32c(&payload);
+        let payload_crc = tidelog_types::checksum(&payload);
         ClientRequest::new(Request::Append { partition, session: None, payload, payload_crc })
     }
 
     /// An append that is in the log at most once.
     pub fn append_once(partition: PartitionId, session: SessionRef, payload: Bytes) -> ClientRequest {
-        let payload_crc = crc32c::crc32c(&payload);
+        let payload_crc = tidelog_types::checksum(&payload);
         ClientRequest::new(Request::Append { partition, session: Some(session), payload, payload_crc })
     }
 

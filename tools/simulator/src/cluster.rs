@@ -177,6 +177,24 @@ impl Cluster {
         out
     }
 
+    /// Entries whose damage replicas know of, and that nothing here can make whole: by node, partition and index.
+    pub(crate) fn hopeless(&self, partitions: u64) -> Vec<(u64, u64, u64)> {
+        let mut out = Vec::new();
+        for (id, process) in self.nodes.values().filter_map(|node| Some((node.id, node.process.as_ref()?))) {
+            for partition in 0..partitions {
+                let Some(replica) = process.shard.replica(PartitionId(partition)) else { continue };
+                let mut from = Index(1);
+                while let Some(index) = replica.damaged_from(from) {
+                    if !self.can_be_whole(id, partition, index.0) {
+                        out.push((id, partition, index.0));
+                    }
+                    from = index.next();
+                }
+            }
+        }
+        out
+    }
+
     /// Whether a replica can come to be without the damage at this entry: another one keeps it, or it may be let go here. What
     /// no other replica keeps any more only a snapshot brings back.
     pub(crate) fn can_be_whole(&self, id: u64, partition: u64, index: u64) -> bool {
@@ -231,8 +249,19 @@ impl Cluster {
             ));
             for p in status.partitions {
                 out.push(format!(
-                    "  partition {}: {} of {:?} in generation {}, mark {}, applied {}, durable {}, last {}",
-                    p.partition, p.role, p.leader, p.generation, p.high_water, p.applied, p.durable, p.last
+                    "  partition {}: {} of {:?} in generation {}, mark {}, applied {}, durable {}, last {}, low-water {}, snapshot {}, damaged {} from {:?}",
+                    p.partition,
+                    p.role,
+                    p.leader,
+                    p.generation,
+                    p.high_water,
+                    p.applied,
+                    p.durable,
+                    p.last,
+                    p.low_water,
+                    p.snapshot,
+                    p.damaged,
+                    process.shard.replica(PartitionId(p.partition)).and_then(|r| r.damaged_from(Index(1)))
                 ));
             }
         }

@@ -406,6 +406,7 @@ impl Run {
             let (hidden, lost): (Vec<_>, Vec<_>) = unhealed.into_iter().partition(can_be_whole);
             if known.is_empty() && hidden.is_empty() {
                 self.lost = lost;
+                self.lost.extend(self.cluster.hopeless(self.profile.partitions));
                 break;
             }
             if self.world.now() >= limit {

@@ -81,11 +81,17 @@ impl DurableLog {
         (first..).zip(self.entries.iter().skip(skip))
     }
 
-    /// Hash of the first `count` entries.
-    pub(crate) fn hash(&self, count: u64) -> u64 {
+    /// Entries that are there without their bytes.
+    pub(crate) fn lost(&self) -> impl Iterator<Item = u64> {
+        (1..).zip(&self.entries).filter(|(_, entry)| entry.hash == LOST).map(|(index, _)| index)
+    }
+
+    /// Hash of the first `count` entries; of those in `lost` only the generation counts.
+    pub(crate) fn hash(&self, count: u64, lost: &BTreeSet<u64>) -> u64 {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
-        self.entries.iter().take(count).fold(0, |hash, entry| {
-            (hash.rotate_left(7) ^ entry.hash).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ entry.generation
+        (1..).zip(self.entries.iter().take(count)).fold(0, |hash, (index, entry)| {
+            let bytes = if lost.contains(&index) { LOST } else { entry.hash };
+            (hash.rotate_left(7) ^ bytes).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ entry.generation
         })
     }
 
@@ -480,7 +486,8 @@ impl Disk {
                 )
             })?;
             let must = self.cuts.get(partition).map_or(old.last(), |kept| old.last().min(*kept));
-            let kept = new.last() >= must && new.hash(must) == old.hash(must);
+            let none = BTreeSet::new();
+            let kept = new.last() >= must && new.hash(must, &none) == old.hash(must, &none);
             ensure(8, kept, || {
                 format!(
                     "node {} partition {partition}: recovery lost durable entries: {must} were there, now {}",

@@ -25,9 +25,9 @@ use crate::profile::Profile;
 use commit::Commits;
 pub(crate) use disk::{Disk, GivenUp, Place};
 use election::Elections;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tidelog_sim::World;
-use tidelog_types::PartitionId;
+use tidelog_types::{Index, PartitionId};
 
 /// Operations of one node that may be under way at once.
 const OPS_IN_FLIGHT_MAX: usize = 2_000;
@@ -243,6 +243,9 @@ impl Checkers {
     pub(crate) fn converged<'a>(&self, nodes: impl Iterator<Item = &'a Node> + Clone) -> Result<(), String> {
         for partition in 0..self.partitions {
             let committed = self.commits.len(partition);
+            // Bytes that a disk never had can be missing still, if nobody keeps them; then the replica says so itself.
+            let lost: BTreeSet<u64> =
+                self.disks.values().flat_map(|disk| disk.log(partition).lost()).collect();
             let mut hashes = BTreeMap::new();
             for node in nodes.clone() {
                 let Some(replica) =
@@ -261,7 +264,16 @@ impl Checkers {
                         marks.high_water
                     ));
                 }
-                hashes.entry(log.hash(committed)).or_insert(node.id);
+                let mut own = log.lost().filter(|index| *index >= marks.low_water.0);
+                if let Some(index) =
+                    own.find(|index| replica.damaged_from(Index(*index)) != Some(Index(*index)))
+                {
+                    return Err(format!(
+                        "partition {partition}: node {} never had the bytes of entry {index}, and takes it for whole",
+                        node.id
+                    ));
+                }
+                hashes.entry(log.hash(committed, &lost)).or_insert(node.id);
             }
             if hashes.len() > 1 {
                 return Err(format!("partition {partition}: nodes {:?} differ by hash", hashes.values()));
