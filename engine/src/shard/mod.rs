@@ -200,6 +200,18 @@ impl Shard {
         }
     }
 
+    /// What is said to who would write to a full disk. Who asks for another node's log is shown the way as ever: that one may have
+    /// space, and a client that is told to wait asks here again.
+    fn refused_for_space(&self, request: &Request, leader: Option<NodeId>) -> RequestError {
+        match leader {
+            Some(leader) if leader != self.identity.node && !matches!(request, Request::Snapshot { .. }) => {
+                let address = self.addresses.get(&leader).map(ToString::to_string);
+                RequestError::NotLeader { hint: Some(leader), address }
+            }
+            _ => DISK_FULL,
+        }
+    }
+
     /// The log, for checkers and measurements.
     pub fn wal(&self) -> Option<&Wal> {
         self.life.as_ref().map(|l| &l.wal)
@@ -379,7 +391,8 @@ impl Shard {
                     _ => self.elsewhere(&life.placement, partition),
                 }),
                 Some(life) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
-                    Some(DISK_FULL)
+                    let leader = life.replicas.partitions.get(&partition).and_then(|p| p.replica().leader());
+                    Some(self.refused_for_space(&request, leader))
                 }
                 Some(_) => None,
             }

@@ -4,7 +4,7 @@
 
 use crate::clock::wait_for;
 use crate::cluster::{Cluster, Shape};
-use crate::command::tidelog;
+use crate::command::{tidelog, tidelog_with};
 use crate::disk::Disk;
 use crate::history::{Told, judge, judge_all, last_acked, read_local_from};
 use crate::kernel::{sound, with_data_on};
@@ -29,7 +29,12 @@ fn append(cluster: &Cluster, name: &str, records: usize, bytes: usize) -> Vec<(T
 
 /// One record more, for which a cluster without a leader or without space has time.
 fn one_more(cluster: &Cluster, payload: &str) -> Told {
-    let said = cluster.append(payload, &[]);
+    one_more_by(&cluster.contact(), payload)
+}
+
+fn one_more_by(contact: &str, payload: &str) -> Told {
+    let args = ["append", "--cluster", contact, "--output", "json", "--timeout", "40s"];
+    let said = tidelog_with(&args, payload.as_bytes().to_vec());
     assert_eq!(said.code, 0, "writing goes on by itself: {said:?}");
     let line = &said.json()[0];
     let (index, generation) = (line["index"].as_u64(), line["generation"].as_u64());
@@ -177,6 +182,8 @@ fn nodes_with_full_disks_vote() {
     fill(&filler(full));
     fill_log(&mut cluster, full, "one is full", &mut told);
     told.push(one_more(&cluster, "one of three is full"));
+    // A client that knows only the full one is shown the way.
+    told.push(one_more_by(&cluster.address(full).to_string(), "asked of the full one"));
 
     // The leader is gone: the full one votes for the one that has everything.
     let before = generation(&cluster, free);
