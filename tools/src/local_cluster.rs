@@ -183,7 +183,9 @@ impl LocalCluster {
             .arg("serve")
             .arg("--config")
             .arg(self.config_path(node))
-            .stdin(Stdio::null())
+            // Held as long as the child is: whatever ends this process, its nodes stop.
+            .arg("--until-stdin-closes")
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()

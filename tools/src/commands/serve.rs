@@ -30,6 +30,9 @@ pub(crate) struct Args {
     /// With --dev: where to listen; a free port of 127.0.0.1 without it
     #[arg(long, value_name = "ADDR", requires = "dev", value_parser = flag::address)]
     pub(crate) listen: Option<SocketAddr>,
+    /// Stop cleanly when standard input is closed, too: for a process that must not outlive its parent
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_closes: bool,
 }
 
 #[derive(Serialize)]
@@ -61,6 +64,14 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let stop = Stop::default();
     let asked = stop.clone();
     tidelog_io::signals::on_termination(move |times| asked.asked(times)).map_err(Failure::failed)?;
+    if args.until_stdin_closes {
+        let asked = stop.clone();
+        std::thread::spawn(move || {
+            // An error is an end as well: nobody is there any more.
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            asked.asked(1);
+        });
+    }
     tracing::info!(directory = %config.node.data_dir.display(), "opening");
     let begun = tidelog_bench::clock::now();
     let engine = tidelog_net::open(config).map_err(Failure::failed)?;

@@ -85,7 +85,7 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
     ))?;
     for scrub in &s.scrub {
         out.line(format!(
-            "  scrubbing: {} passes, {} bytes in this one, {} entries repaired, {} bad places without consequence{}{}",
+            "  scrubbing: passes {}, {} bytes in this one, {} entries repaired, {} bad places without consequence{}{}",
             scrub.passes,
             scrub.bytes,
             scrub.repaired,
