@@ -40,6 +40,8 @@ pub(crate) enum HeldBy {
     Reader,
     /// A backup's pin.
     Backup,
+    /// An entry of which it is not known what it did: while it is kept, a peer can bring it back.
+    Repair,
     /// A replica that is behind.
     Follower(NodeId),
     /// This node does not lead, and so does not know how far the others are: if it is elected, it must be able to bring
@@ -56,6 +58,7 @@ impl fmt::Display for HeldBy {
             HeldBy::Apply => f.write_str("apply"),
             HeldBy::Reader => f.write_str("reader"),
             HeldBy::Backup => f.write_str("backup"),
+            HeldBy::Repair => f.write_str("repair"),
             HeldBy::Follower(node) => write!(f, "follower {node}"),
             HeldBy::Followers => f.write_str("followers"),
         }

@@ -169,7 +169,7 @@ pub struct PartitionStatus {
     /// Highest index that this node's newest snapshot covers; 0: none.
     #[serde(default)]
     pub snapshot: u64,
-    /// Why the log does not begin later: `snapshot`, `log_start` (a newer one would let more go), `apply`, `reader`, `backup` (a pin),
+    /// Why the log does not begin later: `snapshot`, `log_start` (a newer one would let more go), `apply`, `reader`, `backup` (a pin), `repair`,
     /// `follower N` (it is behind), `followers` (this node does not lead, and must be able to), `no snapshot and no log start`.
     #[serde(default)]
     pub low_water_held_by: String,

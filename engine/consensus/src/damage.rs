@@ -262,6 +262,11 @@ impl Replica {
         !self.sessions.is_hole(index)
     }
 
+    /// The first entry at or behind `from` of which it is not known what it did.
+    pub fn unknown_from(&self, from: Index) -> Option<Index> {
+        self.sessions.holes().first_from(from).map(|(first, _)| first)
+    }
+
     /// The last entry that may be applied to a state machine that has all up to `applied`: committed, durable here, and
     /// nothing between damaged. What was applied before its bytes were lost is of no concern.
     pub fn applicable_behind(&self, applied: Index) -> Index {

@@ -172,6 +172,11 @@ impl Partition {
         if self.replica.peers().is_empty() {
             return first;
         }
+        // Let go of, it would never be known, and this replica could not lead any more in this life or the next.
+        let kept = self.replica.marks().low_water.max(Index(1));
+        if let Some(at) = self.replica.unknown_from(kept).filter(|at| self.hopeless() != Some(*at)) {
+            hold(at, HeldBy::Repair);
+        }
         let keep = &self.keep;
         for (peer, at) in self.lacking(clock.now) {
             if self.replica.bytes_from(at) <= keep.follower_bytes {

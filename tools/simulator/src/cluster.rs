@@ -203,7 +203,9 @@ impl Cluster {
             let replica = node.process.as_ref()?.shard.replica(partition)?;
             let covered = replica.snapshot().index.next().max(replica.log_start());
             let gone = covered > index && replica.knows(index);
-            Some((replica.marks().low_water <= index && replica.damaged_from(index) != Some(index), gone))
+            let marks = replica.marks();
+            let there = marks.low_water <= index && index <= marks.last;
+            Some((there && replica.damaged_from(index) != Some(index), gone))
         };
         self.nodes
             .values()
@@ -249,7 +251,7 @@ impl Cluster {
             ));
             for p in status.partitions {
                 out.push(format!(
-                    "  partition {}: {} of {:?} in generation {}, mark {}, applied {}, durable {}, last {}, low-water {}, snapshot {}, damaged {} from {:?}",
+                    "  partition {}: {} of {:?} in generation {}, mark {}, applied {}, durable {}, last {}, low-water {}, snapshot {}, damaged {} from {:?}, unknown {:?}",
                     p.partition,
                     p.role,
                     p.leader,
@@ -261,7 +263,8 @@ impl Cluster {
                     p.low_water,
                     p.snapshot,
                     p.damaged,
-                    process.shard.replica(PartitionId(p.partition)).and_then(|r| r.damaged_from(Index(1)))
+                    process.shard.replica(PartitionId(p.partition)).and_then(|r| r.damaged_from(Index(1))),
+                    process.shard.replica(PartitionId(p.partition)).and_then(|r| r.unknown_from(Index(1)))
                 ));
             }
         }
