@@ -177,7 +177,7 @@ fn open(dir: &Path, gib: u64) {
     let payload = vec![5; 64 << 10];
     let crc = crc32c::crc32c(&payload);
     let mut at = 0;
-    for step in [1, 2, 4, 10].into_iter().filter(|s| *s <= gib) {
+    for step in [1, 2, 4, 10, 50].into_iter().filter(|s| *s <= gib) {
         while log.wal.stats().bytes < step << 30 && at < step << 30 {
             for partition in 0..100 {
                 log.append(partition, &payload, crc);
