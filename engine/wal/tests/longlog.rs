@@ -4,7 +4,7 @@
 mod common;
 
 use common::scripts::{busy, busy_options, stream};
-use common::{DIR, NODE, Rig, kept, tiny};
+use common::{DIR, NODE, Rig, judge, tiny};
 use std::path::Path;
 use std::time::Duration;
 use tidelog_sim::{Moment, Random, Rate};
@@ -234,20 +234,7 @@ fn every_crash_point_of_a_long_log() {
                 rig.world.crash(NODE);
             }
         }
-        rig.open().unwrap_or_else(|e| panic!("{boundary} {moment:?}: {e}"));
-        assert!(rig.check_all());
-        let before = kept(&rig.now);
-        rig.close();
-        rig.open().unwrap_or_else(|e| panic!("{boundary} {moment:?}, again: {e}"));
-        assert_eq!(kept(&rig.now), before, "recovering again gives the same state");
-        rig.close();
-        rig.io = None;
-        rig.wal = None;
-        let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
-        // What the crash left undecided is in the log as lost, and `verify` counts it; there is nothing else.
-        let lost = rig.lost.len() as u64;
-        assert_eq!(report.lost, lost, "{boundary} {moment:?}: {report:?}");
-        assert_eq!(report.is_damaged(), lost > 0, "{boundary} {moment:?}: {report:?}");
+        judge(rig, &format!("{boundary} {moment:?}"));
     }
 }
 

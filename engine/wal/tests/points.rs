@@ -11,10 +11,8 @@
 mod common;
 
 use common::scripts::{busy, busy_options};
-use common::{DIR, NODE, Rig, kept};
-use std::path::Path;
+use common::{NODE, Rig, judge};
 use tidelog_sim::{Moment, WriteShape};
-use tidelog_wal::inspect;
 
 const MOMENTS: [Moment; 3] = [Moment::Before, Moment::Inside, Moment::After];
 /// Writes of which so many sectors make a difference are torn in every way.
@@ -84,25 +82,6 @@ fn struck(point: Point) -> Rig {
         rig.world.crash(NODE);
     }
     rig
-}
-
-/// What must hold after any crash; an opening compares the log with the model itself.
-fn judge(mut rig: Rig, what: &str) {
-    rig.open().unwrap_or_else(|e| panic!("{what}: {e}"));
-    assert!(rig.check_all());
-    let before = kept(&rig.now);
-    rig.close();
-    rig.open().unwrap_or_else(|e| panic!("{what}, again: {e}"));
-    assert_eq!(kept(&rig.now), before, "{what}: recovering again gives the same state");
-    assert!(rig.check_all());
-    rig.close();
-    rig.io = None;
-    rig.wal = None;
-    let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
-    // What the crash left undecided is in the log as lost, and `verify` counts it; there is nothing else.
-    let lost = rig.lost.len() as u64;
-    assert_eq!(report.lost, lost, "{what}: {report:?}");
-    assert_eq!(report.is_damaged(), lost > 0, "{what}: {report:?}");
 }
 
 fn each_point(stride: usize) {

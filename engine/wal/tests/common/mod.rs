@@ -2,12 +2,14 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports)] // each test file uses its part
 
+mod judge;
 mod model;
 mod random;
 mod reading;
 pub mod scripts;
 mod told;
 
+pub use judge::judge;
 pub use model::{Act, Part, State, brief, kept};
 pub use told::Told;
 
