@@ -91,6 +91,7 @@ fn tell(out: &mut Printer, report: &SeedReport) -> std::io::Result<()> {
     let outcome = match report.outcome {
         Outcome::Ok => "ok",
         Outcome::Thin => "ok, but too little happened to count",
+        Outcome::Undecided => "ok, but a partition waits: nobody can tell whether an entry was committed",
         Outcome::Failed => "FAILED",
     };
     out.line(format!(
@@ -121,12 +122,14 @@ fn tell(out: &mut Printer, report: &SeedReport) -> std::io::Result<()> {
 fn end(out: &mut Printer, summary: &Summary, took: Duration) -> std::io::Result<()> {
     let hours = summary.simulated_ms as f64 / 3_600_000.0;
     out.line(format!(
-        "{} seeds in {:.0} s: {} ok, {} too thin to count {:?}, {} failed {:?}; {hours:.2} simulated hours, {} events, {} commits, {} elections, {} crashes, {} recoveries",
+        "{} seeds in {:.0} s: {} ok, {} too thin to count {:?}, {} that wait undecided {:?}, {} failed {:?}; {hours:.2} simulated hours, {} events, {} commits, {} elections, {} crashes, {} recoveries",
         summary.seeds,
         took.as_secs_f64(),
         summary.ok,
         summary.thin.len(),
         summary.thin,
+        summary.undecided.len(),
+        summary.undecided,
         summary.failed.len(),
         summary.failed,
         summary.events,
@@ -137,6 +140,9 @@ fn end(out: &mut Printer, summary: &Summary, took: Duration) -> std::io::Result<
     ))?;
     let faults: Vec<String> = summary.faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
     out.line(format!("faults fired: {}", faults.join(", ")))?;
+    if summary.too_undecided() {
+        out.line("FAILED: so many seeds end undecided that they prove too little".to_owned())?;
+    }
     if !summary.faults_never_fired.is_empty() {
         out.line(format!("FAILED: these faults never fired: {}", summary.faults_never_fired.join(", ")))?;
     }
