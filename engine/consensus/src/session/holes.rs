@@ -210,7 +210,7 @@ impl Session {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{applied, data, entry, open, request};
+    use super::super::tests::{applied, data, entry, open};
     use super::*;
     use proptest::prelude::*;
 
