@@ -42,6 +42,8 @@ pub(crate) struct Background {
     pub(crate) saved_at: Lsn,
     /// The checkpoint that the active segment's first batch names: where an opening looks first.
     pub(crate) segment_names: Lsn,
+    /// The checkpoints that the last batch named, and the first batch that named these two.
+    pub(crate) named_by: ((Lsn, Lsn), u64),
     /// The growing batch begins with such work.
     pub(crate) in_batch: bool,
     /// Something found no room beside it: the next batch is left to the traffic.

@@ -185,7 +185,7 @@ pub struct Wal {
     pub(crate) hints_at: Monotonic,
     /// Whether nothing unproven lies before the end.
     pub(crate) sealed: bool,
-    seal_at: Monotonic,
+    pub(crate) seal_at: Monotonic,
     pub(crate) clock: Clock,
     pub(crate) full: bool,
     pub(crate) no_space: bool,
@@ -505,6 +505,9 @@ impl Wal {
         self.background.in_batch = false;
         if frozen.link.lsn == self.active.header.start() {
             self.background.segment_names = identity.checkpoints.0;
+        }
+        if self.background.named_by.0 != identity.checkpoints {
+            self.background.named_by = (identity.checkpoints, frozen.link.seq);
         }
         self.link = frozen.link;
         self.cache.insert(&frozen, self.durable);
