@@ -139,6 +139,9 @@ pub(crate) enum Pending {
     OpenForRead(ReadJob),
     /// A part of a checkpoint is read back.
     Verify,
+    /// The file of a segment whose header has a bad copy is opened; the copy is written.
+    OpenHead,
+    WriteHead,
     Closing,
 }
 
@@ -284,6 +287,8 @@ impl Wal {
         self.reclaim();
         self.make_segments(io);
         self.advance_scrub(io);
+        self.advance_heads(io);
+        self.advance_resum(io);
     }
 
     fn may_submit(&self) -> bool {
@@ -365,6 +370,8 @@ impl Wal {
                 Pending::Read(job) => self.read_done(io, job, completion.result),
                 Pending::OpenForRead(job) => self.opened_for_read(io, job, completion.result),
                 Pending::Verify => self.verified(io, completion.result),
+                Pending::OpenHead => self.head_opened(io, completion.result),
+                Pending::WriteHead => self.head_written(io, completion.result),
                 Pending::Closing => {}
             }
         }
