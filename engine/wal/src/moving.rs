@@ -482,6 +482,7 @@ impl Wal {
             }
             None => {
                 self.background.moving.reading -= 1;
+                self.summary_is_bad(self.background.moving.base.unwrap_or_default());
                 self.measure_by_refs();
             }
         }

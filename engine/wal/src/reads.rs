@@ -61,6 +61,8 @@ pub(crate) enum Purpose {
     Measure,
     /// The log: whether it is as it was written.
     Scrub,
+    /// The log: what a segment's summary has to say.
+    Resum,
 }
 
 /// A read under way.

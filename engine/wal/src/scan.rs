@@ -67,7 +67,7 @@ pub(crate) struct Evidence {
     pub(crate) end: Option<(Lsn, Link)>,
     /// Where what says its spans ends: itself, or the batch that echoes it.
     pub(crate) known_by: Lsn,
-    /// A page from there on could not be read.
+    /// A page in which a batch may begin, there or at the start of a later segment, could not be read; or one of its own.
     pub(crate) unreadable: bool,
     /// Bytes that are not zero from there on: (segment of the part, first offset, end offset).
     pub(crate) leavings: Vec<(usize, u64, u64)>,
@@ -404,7 +404,9 @@ impl<'a> Scanner<'a> {
                             evidence.proven |= header.durable > bad.lsn;
                             evidence.next.get_or_insert((at, header));
                         }
-                        Err(BadWhy::Unreadable) => evidence.unreadable = true,
+                        // Any other page was left unreadable by the file's earlier use, or lies in a batch whose first page
+                        // could be read and that has its footer still.
+                        Err(BadWhy::Unreadable) if lsn == source.header.start() => evidence.unreadable = true,
                         Err(_) => {}
                     }
                 }

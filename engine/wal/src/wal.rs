@@ -139,6 +139,9 @@ pub(crate) enum Pending {
     OpenForRead(ReadJob),
     /// A part of a checkpoint is read back.
     Verify,
+    /// The file of a segment whose header has a bad copy is opened; the copy is written.
+    OpenHead,
+    WriteHead,
     Closing,
 }
 
@@ -185,7 +188,7 @@ pub struct Wal {
     pub(crate) hints_at: Monotonic,
     /// Whether nothing unproven lies before the end.
     pub(crate) sealed: bool,
-    seal_at: Monotonic,
+    pub(crate) seal_at: Monotonic,
     pub(crate) clock: Clock,
     pub(crate) full: bool,
     pub(crate) no_space: bool,
@@ -284,6 +287,8 @@ impl Wal {
         self.reclaim();
         self.make_segments(io);
         self.advance_scrub(io);
+        self.advance_heads(io);
+        self.advance_resum(io);
     }
 
     fn may_submit(&self) -> bool {
@@ -365,6 +370,8 @@ impl Wal {
                 Pending::Read(job) => self.read_done(io, job, completion.result),
                 Pending::OpenForRead(job) => self.opened_for_read(io, job, completion.result),
                 Pending::Verify => self.verified(io, completion.result),
+                Pending::OpenHead => self.head_opened(io, completion.result),
+                Pending::WriteHead => self.head_written(io, completion.result),
                 Pending::Closing => {}
             }
         }
@@ -505,6 +512,9 @@ impl Wal {
         self.background.in_batch = false;
         if frozen.link.lsn == self.active.header.start() {
             self.background.segment_names = identity.checkpoints.0;
+        }
+        if self.background.named_by.0 != identity.checkpoints {
+            self.background.named_by = (identity.checkpoints, frozen.link.seq);
         }
         self.link = frozen.link;
         self.cache.insert(&frozen, self.durable);

@@ -2,6 +2,11 @@
 //! every batch one copy of its spans on its own disk. So both can be demanded: that nothing damaged is ever taken for
 //! right or for absent, and that everything heals.
 //!
+//! A checkpoint is struck only if no other one is bad that an opening may come to, until two newer ones are named, and only if no
+//! entry is bad in the log that an opening without it would read; and the other way round. Two such faults in one node would
+//! take both copies of what its replicas knew of entries that are let go everywhere. A summary may be struck at any time: the segment
+//! says what it said.
+//!
 //! Only what is proven durable is struck: a damaged tail cannot be told from a torn one on one disk, and what follows from
 //! that is the log's own tests' business.
 
@@ -46,9 +51,33 @@ const ROTS: [(Rot, &str); 7] = [
     (Rot::SegmentHeader, "damage: segment header copy"),
 ];
 
-/// Names of all ways, for reports.
+/// What a batch holds beside the traffic's records. It is rare, and each kind has its own way back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holds {
+    Moved,
+    Checkpoint,
+    Summary,
+}
+
+const HOLDS: [(Holds, &str); 3] = [
+    (Holds::Moved, "damage to moved entries"),
+    (Holds::Checkpoint, "damage to a checkpoint"),
+    (Holds::Summary, "damage to a summary"),
+];
+
+impl Holds {
+    const fn is_in(self, place: &Place) -> bool {
+        match self {
+            Holds::Moved => place.moved,
+            Holds::Checkpoint => place.checkpoint.is_some(),
+            Holds::Summary => place.summary.is_some(),
+        }
+    }
+}
+
+/// Names of all ways, and of what is struck, for reports.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    ROTS.iter().map(|(_, name)| *name)
+    ROTS.iter().map(|(_, name)| *name).chain(HOLDS.iter().map(|(_, name)| *name))
 }
 
 /// What is damaged where.
@@ -65,28 +94,37 @@ pub(crate) struct Atlas {
 }
 
 impl Atlas {
-    /// Strikes a disk once, if the atlas finds a place where it may. Says in which way.
+    /// Strikes a disk once, if the atlas finds a place where it may. Says in which way, and what.
     pub(crate) fn strike(
         &mut self,
         world: &World,
         checkers: &Checkers,
         random: &mut Random,
         node: u64,
-    ) -> Option<&'static str> {
+    ) -> Vec<&'static str> {
         self.forget(checkers);
-        let disk = checkers.disk(node)?;
-        let (rot, name) = *random.pick(&ROTS)?;
+        let Some(disk) = checkers.disk(node) else { return Vec::new() };
+        let Some((rot, name)) = random.pick(&ROTS).copied() else { return Vec::new() };
+        let places = disk.places();
+        // Every other time one of what is rare.
+        let rare = if random.coin() { random.pick(&HOLDS).copied() } else { None };
+        let mut from: Vec<usize> =
+            (0..places.len()).filter(|at| rare.is_some_and(|(holds, _)| holds.is_in(&places[*at]))).collect();
+        if from.is_empty() {
+            from = (0..places.len()).collect();
+        }
         for _ in 0..TRIES {
-            let places = disk.places();
-            let at = usize::try_from(random.below(places.len().max(1) as u64)).ok()?;
+            let Some(at) = random.pick(&from).copied() else { break };
             if self.may_strike(checkers, disk, node, at)
                 && self.hit(world, disk, node, rot, at, random).is_some()
             {
                 self.struck = true;
-                return Some(name);
+                let batch = !matches!(rot, Rot::SegmentHeader | Rot::Footer);
+                let held = HOLDS.iter().filter(|(holds, _)| batch && holds.is_in(&places[at]));
+                return std::iter::once(name).chain(held.map(|(_, name)| *name)).collect();
             }
         }
-        None
+        Vec::new()
     }
 
     /// Whether nothing was ever struck.
@@ -109,6 +147,20 @@ impl Atlas {
         out
     }
 
+    /// Checkpoints that a log names and that are bad: (node, position that it is of).
+    pub(crate) fn bad_checkpoints(&self, checkers: &Checkers) -> Vec<(u64, u64)> {
+        let mut out = BTreeSet::new();
+        for (node, disk) in checkers.disks() {
+            let (newer, older) = disk.named();
+            for place in disk.places().iter().filter(|place| self.is_bad(node, place.lsn)) {
+                out.extend(
+                    place.checkpoint.filter(|at| [newer, older].contains(&Some(*at))).map(|at| (node, at)),
+                );
+            }
+        }
+        out.into_iter().collect()
+    }
+
     pub(crate) fn is_bad(&self, node: u64, batch: u64) -> bool {
         self.bad.get(&node).is_some_and(|bad| bad.contains(&batch))
     }
@@ -125,6 +177,29 @@ impl Atlas {
         }
     }
 
+    /// Where an opening begins to read if the newer of the two named checkpoints is bad.
+    fn read_from(disk: &Disk) -> u64 {
+        match disk.named() {
+            (Some(newer), Some(older)) => newer.min(older),
+            _ => 0,
+        }
+    }
+
+    /// Whether a checkpoint, or entries, may be lost beside what is bad already. A checkpoint and the log behind the one before it
+    /// say the same: of what was let go since, nobody else may have a copy.
+    fn may_lose(&self, disk: &Disk, node: u64, place: &Place) -> bool {
+        let low = Atlas::read_from(disk);
+        let mut bad = disk.places().iter().filter(|place| self.is_bad(node, place.lsn));
+        let other = |at: Option<u64>| at.is_some_and(|at| at >= low && Some(at) != place.checkpoint);
+        let read = place.lsn >= low;
+        bad.all(|bad| {
+            let checkpoints = place.checkpoint.is_none() || !other(bad.checkpoint);
+            let behind_entries = place.checkpoint.is_none() || !bad.entries || bad.lsn < low;
+            let behind_checkpoint = !place.entries || !read || !other(bad.checkpoint);
+            checkpoints && behind_entries && behind_checkpoint
+        })
+    }
+
     /// Whether the batch may be lost: it is proven, its neighbours keep its spans, and others have its entries.
     fn may_strike(&self, checkers: &Checkers, disk: &Disk, node: u64, at: usize) -> bool {
         let places = disk.places();
@@ -134,7 +209,7 @@ impl Atlas {
             self.is_bad(node, place.lsn) || self.footers.get(&node).is_some_and(|f| f.contains(&place.lsn))
         };
         at + TAIL < places.len()
-            && !place.derived
+            && self.may_lose(disk, node, place)
             && disk.is_proven(place)
             && next.epoch == place.epoch
             && !touched(place)

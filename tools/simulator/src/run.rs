@@ -335,7 +335,7 @@ impl Run {
         for _ in 0..self.random.between((1, 2 * self.profile.nodes.len() as u64)) {
             let Some(node) = self.random.pick(&self.profile.nodes).copied() else { return };
             let Run { atlas, world, checkers, random, .. } = self;
-            if let Some(name) = atlas.strike(world, checkers, random, node) {
+            for name in atlas.strike(world, checkers, random, node) {
                 *self.dealt.entry(name).or_insert(0) += 1;
             }
         }
@@ -417,7 +417,8 @@ impl Run {
             let unhealed = self.atlas.unhealed(&self.checkers);
             let can_be_whole = |at: &(u64, u64, u64)| self.cluster.can_be_whole(at.0, at.1, at.2);
             let (hidden, lost): (Vec<_>, Vec<_>) = unhealed.into_iter().partition(can_be_whole);
-            if known.is_empty() && hidden.is_empty() {
+            let checkpoints = self.atlas.bad_checkpoints(&self.checkers);
+            if known.is_empty() && hidden.is_empty() && checkpoints.is_empty() {
                 self.lost = lost;
                 let known = self.cluster.every_damaged(self.profile.partitions);
                 self.lost.extend(known.into_iter().filter(|at| !can_be_whole(at)));
@@ -428,7 +429,8 @@ impl Run {
                 return broken(
                     18,
                     format!(
-                        "(node, partition, damaged entries) {known:?} are known and not repaired; {} entries lie in bad places: {lacking:?}",
+                        "(node, partition, damaged entries) {known:?} are known and not repaired; {} entries lie in bad places: {lacking:?}; \
+                         bad checkpoints (node, position) {checkpoints:?} are still named",
                         hidden.len()
                     ),
                 );

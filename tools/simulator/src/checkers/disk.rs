@@ -212,8 +212,36 @@ pub(crate) struct Place {
     /// Offset of its footer, and of what nobody looks at in front of it.
     pub(crate) footer: u64,
     pub(crate) records_end: u64,
-    /// It holds part of a checkpoint, a segment's summary or moved entries.
-    pub(crate) derived: bool,
+    /// The position that the checkpoint is of of which it holds a part.
+    pub(crate) checkpoint: Option<u64>,
+    /// It holds the checkpoint's end.
+    pub(crate) checkpoint_end: bool,
+    /// It holds entries that lay nowhere before.
+    pub(crate) entries: bool,
+    /// It holds moved entries.
+    pub(crate) moved: bool,
+    /// The segment of whose summary it holds a piece, by its base.
+    pub(crate) summary: Option<u64>,
+}
+
+impl Place {
+    fn of(batch: &Batch) -> Place {
+        let of = |kinds: &[u8]| batch.records.iter().find(|r| kinds.contains(&r.kind));
+        let entries = batch.records.iter().filter(|r| r.kind < kind::ENTRIES).count() as u64;
+        let copies = of(&[kind::MOVED]).map_or(0, |r| r.index);
+        Place {
+            epoch: batch.epoch,
+            lsn: batch.lsn,
+            end: batch.end,
+            footer: batch.footer,
+            records_end: batch.records_end,
+            checkpoint: of(&[kind::CHECKPOINT_CHUNK, kind::CHECKPOINT_END]).map(|r| r.generation),
+            checkpoint_end: of(&[kind::CHECKPOINT_END]).is_some(),
+            entries: entries > copies,
+            moved: copies > 0,
+            summary: of(&[kind::SUMMARY]).map(|r| r.index),
+        }
+    }
 }
 
 /// What a cut removed, for whoever judges it.
@@ -240,6 +268,8 @@ pub(crate) struct Disk {
     places: Vec<Place>,
     /// What the newest epoch's own headers prove durable.
     proven: u64,
+    /// The checkpoints that the newest batch names.
+    named: (u64, u64),
     logs: BTreeMap<u64, DurableLog>,
     /// What was durable before the opening that is under way.
     before: Option<BTreeMap<u64, DurableLog>>,
@@ -281,6 +311,15 @@ impl Disk {
     /// Whether a batch of the log is proven durable by what lies behind it.
     pub(crate) fn is_proven(&self, place: &Place) -> bool {
         place.lsn < if place.epoch == self.epoch { self.proven } else { self.retain_before }
+    }
+
+    /// The positions of the two checkpoints that the newest batch names, as far as there are two: the newer one first.
+    pub(crate) fn named(&self) -> (Option<u64>, Option<u64>) {
+        let at = |batch: u64| {
+            let place = self.places.iter().rfind(|p| p.lsn == batch && p.checkpoint_end)?;
+            place.checkpoint
+        };
+        (at(self.named.0), at(self.named.1))
     }
 
     /// The logs of all partitions.
@@ -358,14 +397,8 @@ impl Disk {
             let batch = entry.remove();
             (self.last, self.expected) = (batch.lsn, batch.end);
             self.proven = self.proven.max(batch.durable);
-            self.places.push(Place {
-                epoch: batch.epoch,
-                lsn: batch.lsn,
-                end: batch.end,
-                footer: batch.footer,
-                records_end: batch.records_end,
-                derived: batch.records.iter().any(|r| kind::is_derived(r.kind)),
-            });
+            self.named = batch.named;
+            self.places.push(Place::of(&batch));
             let mut copies = 0;
             for record in batch.records {
                 let moved = copies > 0 && record.kind < kind::ENTRIES;
@@ -547,6 +580,7 @@ mod tests {
                 prev: self.last,
                 end: self.at + 4096,
                 durable: self.at,
+                named: (0, 0),
                 footer: 512,
                 records_end: 512,
                 done,
