@@ -10,7 +10,7 @@
 //! Only what is proven durable is struck: a damaged tail cannot be told from a torn one on one disk, and what follows from
 //! that is the log's own tests' business.
 
-use crate::checkers::{Checkers, Disk, Place};
+use crate::checkers::{Checkers, Disk, Place, Stored};
 use crate::platter;
 use std::collections::{BTreeMap, BTreeSet};
 use tidelog_sim::{Random, World};
@@ -21,6 +21,8 @@ const BATCH_HEAD: u64 = 128;
 const TAIL: usize = 4;
 /// Batches looked at for one strike.
 const TRIES: usize = 24;
+/// Newest files of segments, that which is ready among them, that may be without a summary.
+const NEWEST: usize = 4;
 
 /// A way in which bytes go bad.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -87,8 +89,12 @@ pub(crate) struct Atlas {
     bad: BTreeMap<u64, BTreeSet<u64>>,
     /// Batches with a bad footer only.
     footers: BTreeMap<u64, BTreeSet<u64>>,
-    /// Segments whose header has lost a copy.
+    /// Segments whose header has lost a copy, and is not known to have it again, by node and base.
     headers: BTreeSet<(u64, u64)>,
+    /// Batches with a piece of a summary that were struck: by node and LSN, the segment's base.
+    summaries: BTreeMap<(u64, u64), u64>,
+    /// Batches with a page that cannot be read, by node and LSN.
+    unreadable: BTreeSet<(u64, u64)>,
     /// Something was, at some time.
     struck: bool,
 }
@@ -103,6 +109,7 @@ impl Atlas {
         node: u64,
     ) -> Vec<&'static str> {
         self.forget(checkers);
+        self.headers.retain(|(node, base)| header_is_bad(world, *node, *base));
         let Some(disk) = checkers.disk(node) else { return Vec::new() };
         let Some((rot, name)) = random.pick(&ROTS).copied() else { return Vec::new() };
         let places = disk.places();
@@ -159,6 +166,33 @@ impl Atlas {
             }
         }
         out.into_iter().collect()
+    }
+
+    /// Segments of which a copy of the header is bad, or the summary: (node, base, which).
+    ///
+    /// A summary that was struck is bad as long as no later one of the segment is good, where entries are wanted. One of the newest
+    /// segments need not have any: an opening may have all of it in memory. Nor one that cannot be read whole.
+    pub(crate) fn not_rewritten(&self, world: &World, checkers: &Checkers) -> Vec<(u64, u64, &'static str)> {
+        let heads = self.headers.iter().filter(|(node, base)| header_is_bad(world, *node, *base));
+        let mut out: Vec<_> = heads.map(|(node, base)| (*node, *base, "header")).collect();
+        for ((node, lsn), base) in &self.summaries {
+            let Some(disk) = checkers.disk(*node) else { continue };
+            let mut bases: Vec<u64> =
+                world.files(*node).iter().filter_map(|(path, _)| platter::segment_base(path)).collect();
+            bases.sort_unstable();
+            let newer = bases.iter().filter(|other| *other > base).count();
+            let Some(end) = bases.iter().find(|other| *other > base) else { continue };
+            let held = |entry: &Stored| (*base..*end).contains(&entry.batch);
+            let wanted = disk.logs().any(|(_, log)| log.live().any(|(_, entry)| held(entry)));
+            let again = disk.places().iter().any(|place| {
+                place.summary == Some(*base) && place.lsn > *lsn && !self.is_bad(*node, place.lsn)
+            });
+            let readable = self.unreadable.range((*node, *base)..(*node, *end)).next().is_none();
+            if bases.contains(base) && newer >= NEWEST && wanted && readable && !again {
+                out.push((*node, *base, "summary"));
+            }
+        }
+        out
     }
 
     pub(crate) fn is_bad(&self, node: u64, batch: u64) -> bool {
@@ -260,6 +294,7 @@ impl Atlas {
                 world.flip(node, &path, offset + BATCH_HEAD + random.below(records))
             }
             Rot::Unreadable => {
+                self.unreadable.insert((node, place.lsn));
                 world.make_unreadable(node, &path, offset + random.below(len / PAGE) * PAGE, PAGE)
             }
             Rot::LostWrite => {
@@ -278,8 +313,19 @@ impl Atlas {
             }
         };
         self.bad.entry(node).or_default().insert(place.lsn);
+        if let Some(base) = place.summary {
+            self.summaries.insert((node, place.lsn), base);
+        }
         done.then_some(())
     }
+}
+
+/// Whether a copy of the header is not as it should be; false if the segment is gone.
+fn header_is_bad(world: &World, node: u64, base: u64) -> bool {
+    let Some((path, of)) = file(world, node, base).filter(|(_, of)| *of == base) else { return false };
+    let copy = |at: u64| world.durable_range(node, &path, at, 4096);
+    let whole = |bytes: &Vec<u8>| matches!(platter::items(bytes).first(), Some(platter::Item::Segment(segment)) if segment.base == of);
+    !copy(0).is_some_and(|bytes| whole(&bytes)) || copy(0) != copy(PAGE)
 }
 
 /// The segment's file that holds a position, and its base.

@@ -418,7 +418,8 @@ impl Run {
             let can_be_whole = |at: &(u64, u64, u64)| self.cluster.can_be_whole(at.0, at.1, at.2);
             let (hidden, lost): (Vec<_>, Vec<_>) = unhealed.into_iter().partition(can_be_whole);
             let checkpoints = self.atlas.bad_checkpoints(&self.checkers);
-            if known.is_empty() && hidden.is_empty() && checkpoints.is_empty() {
+            let as_they_were = self.atlas.not_rewritten(&self.world, &self.checkers);
+            if known.is_empty() && hidden.is_empty() && checkpoints.is_empty() && as_they_were.is_empty() {
                 self.lost = lost;
                 let known = self.cluster.every_damaged(self.profile.partitions);
                 self.lost.extend(known.into_iter().filter(|at| !can_be_whole(at)));
@@ -430,7 +431,7 @@ impl Run {
                     18,
                     format!(
                         "(node, partition, damaged entries) {known:?} are known and not repaired; {} entries lie in bad places: {lacking:?}; \
-                         bad checkpoints (node, position) {checkpoints:?} are still named",
+                         bad checkpoints (node, position) {checkpoints:?} are still named; {as_they_were:?} are not written again",
                         hidden.len()
                     ),
                 );

@@ -23,7 +23,7 @@ use crate::machine::Step;
 use crate::platter::{self, Item, Segment};
 use crate::profile::Profile;
 use commit::Commits;
-pub(crate) use disk::{Disk, GivenUp, Place};
+pub(crate) use disk::{Disk, GivenUp, Place, Stored};
 use election::Elections;
 use std::collections::{BTreeMap, BTreeSet};
 use tidelog_sim::World;
