@@ -230,14 +230,13 @@ impl<'a> Scanner<'a> {
             let follower = self.header(disk, self.at + 1, start)?;
             let rolled = follower.as_ref().is_ok_and(|header| self.link.is_some() && self.follows(header));
             // A whole batch there that does not follow says that one is missing here. Anything else there, or a batch behind
-            // it that names it, and nothing here: the log had gone on there.
+            // it that names it, and nothing here: the log had gone on there, unless it is a later one than the next.
             let there = rolled
                 || full
                 || (follower.is_err()
                     && why != BadWhy::Unreadable
                     && self.is_vacant(disk, self.at, self.lsn)?
-                    && (!self.is_vacant(disk, self.at + 1, start)?
-                        || self.is_named(disk, self.at + 1, start)?));
+                    && self.went_on(disk, self.at + 1, start)?);
             if !there {
                 return Ok(self.bad(why, None));
             }
@@ -276,18 +275,30 @@ impl<'a> Scanner<'a> {
         Ok(true)
     }
 
-    /// Whether the next batch in segment `at` says that one lay at `lsn`.
-    fn is_named(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
-        let Some(source) = self.source(at) else { return Ok(false) };
+    /// Which batch lay at `lsn` of segment `at`, if the next one there names it.
+    fn named(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<Option<u64>, OpenError> {
+        let Some(source) = self.source(at) else { return Ok(None) };
         let end = source.header.end().0.min(lsn.0 + BATCH_BYTES_MAX as u64 + PAGE);
         let mut behind = lsn.plus(PAGE);
         while behind.0 + PAGE <= end {
             if let Ok(header) = self.header(disk, at, behind)? {
-                return Ok(header.prev == lsn);
+                return Ok((header.prev == lsn).then(|| header.batch_seq.saturating_sub(1)));
             }
             behind = behind.plus(PAGE);
         }
-        Ok(false)
+        Ok(None)
+    }
+
+    /// Whether the log had gone on at `lsn` of segment `at`, where no valid header lies: something does, or the batch behind it
+    /// names it; and neither says that it was a later one than the next. That one never arrived then, of several in flight.
+    fn went_on(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
+        let named = self.named(disk, at, lsn)?;
+        if named.is_none() && self.is_vacant(disk, at, lsn)? {
+            return Ok(false);
+        }
+        let footer = self.footer_at(disk, at, lsn, u64::MAX)?;
+        let seq = footer.map(|(footer, _)| footer.batch_seq).or(named);
+        Ok(self.link.is_none_or(|link| seq.is_none_or(|seq| seq == link.seq + 1)))
     }
 
     /// The footer of the batch at `lsn` of segment `at`, whose header is not known, within `len` bytes; and its end.
