@@ -15,7 +15,8 @@ pub(crate) const EXAMPLES: &str = "Examples:
   tidelog sim --minutes 30
 
 The same seed and version give the same run; a failure says which invariant, at which event, and how to replay it. Exit code
-1 on any failure, and in a campaign of 200 seeds or more if a fault never fired.";
+1 on any failure, in a campaign of 200 seeds or more if a fault never fired, and if more than one seed and one of fifty ends
+undecided: torn writes on several nodes, of which nobody can tell whether they were complete, so a partition rightly waits.";
 
 /// Lines of the trace that come with a failure of a single seed.
 const TRACE_LINES: usize = 40;
