@@ -5,10 +5,10 @@
 //! a summary or a checkpoint counts only when all of it is durable.
 
 use crate::files::Piece;
-use crate::growing::Class;
 use crate::moving::Moving;
 use crate::replay::State;
 use crate::saving::{Kept, Saving};
+use crate::shape::Class;
 use crate::wal::Wal;
 use std::collections::{BTreeSet, VecDeque};
 use tidelog_types::{Lsn, PartitionId};

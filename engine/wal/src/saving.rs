@@ -8,8 +8,8 @@
 
 use crate::checkpoint;
 use crate::format::{CheckpointEnd, ChunkPlace};
-use crate::growing::{Class, Shape};
 use crate::options::CHECKPOINT_SHARE;
+use crate::shape::{Class, Shape};
 use crate::wal::{Pending, Wal};
 use tidelog_io::{Io, IoError, Op, Output};
 use tidelog_types::limits::PAGE_BYTES;

@@ -19,7 +19,7 @@
 //! bytes. A pass is not remembered over a restart; the next life begins with one of its own.
 
 use crate::format::{BATCHES_START, BatchHeader, SegmentHeader, Span};
-use crate::growing::Link;
+use crate::frozen::Link;
 use crate::heads::Heads;
 use crate::reads::{READS_MAX, ReadJob, Run};
 use crate::saving::Kept;

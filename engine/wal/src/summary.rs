@@ -7,8 +7,8 @@
 use crate::background::{RESIDENT_SEGMENTS, Summing};
 use crate::files::Piece;
 use crate::format::{SummaryHead, SummarySpan, encode_summary};
-use crate::growing::{Class, Shape};
-use crate::lookup::LookupSpan;
+use crate::places::LookupSpan;
+use crate::shape::{Class, Shape};
 use crate::wal::Wal;
 use tidelog_types::limits::PAGED_PAYLOAD_BYTES;
 use tidelog_types::record::HEADER_BYTES;
