@@ -44,7 +44,7 @@ pub use blocking::BlockingIo;
 pub use buffer::{AlignedBuf, BufferPool};
 pub use capabilities::{Capabilities, RingFeatures, SwitchedOff};
 pub use cores::{cores, pin_to_core};
-pub use foreground::Foreground;
+pub use foreground::{Begun, Foreground};
 pub use lock::{DirectoryLock, LockError, lock_directory};
 pub use op::{
     Completion, ConnId, FileId, IoError, IoErrorKind, ListenerId, Op, OpenMode, Output, PIECES_MAX, Token,

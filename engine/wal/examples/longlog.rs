@@ -1,11 +1,13 @@
-//! What a long log costs: throughput by number of partitions, opening by length, memory of quiet partitions, moving.
+//! What a long log costs: throughput by number of partitions, opening by length, reading all of it, memory of quiet partitions, moving.
 //!
-//! `cargo run --release -p tidelog-wal --example longlog -- DIR partitions|open|memory|moving [GiB]`: DIR should be on the disk
-//! that is meant; what is in it is replaced.
+//! `cargo run --release -p tidelog-wal --example longlog -- DIR partitions|open|scan|memory|moving [GiB]`: DIR should be on the disk
+//! that is meant; what is in it is replaced. `scan` takes the payload's bytes behind the GiB.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tidelog_io::{BackEnd, Io, IoOptions, Wait, open_back_end};
+use tidelog_io::{
+    BackEnd, Completion, Io, IoOptions, Op, OpenMode, Output, Token, TokenClass, Wait, open_back_end,
+};
 use tidelog_types::{
     EntryMeta, Generation, Incarnation, Index, Monotonic, NodeId, PartitionId, Position, RecordHeader,
     RecordKind, ShardId, Ticket,
@@ -48,9 +50,11 @@ impl Log {
         let (wal, report, _) = Wal::open(&mut *io, options, &mut Nothing).expect("the log opens");
         if !report.fresh {
             println!(
-                "  opened in {:?}: {} MiB read, {} segments, from {:?}",
+                "  opened in {:?}: {} MiB read in {:?}, {:.2} GB/s, {} segments, from {:?}",
                 report.duration,
                 report.bytes >> 20,
+                report.reading,
+                report.bytes as f64 / report.reading.as_secs_f64() / 1e9,
                 report.segments,
                 report.checkpoint
             );
@@ -196,6 +200,82 @@ fn open(dir: &Path, gib: u64) {
     }
 }
 
+/// Plain direct sequential reading of the log's files, `depth` reads of 1 MiB at once, over the same back-end: what an opening that
+/// reads all of them is measured by. Returns the bytes read.
+fn read_files(io: &mut dyn Io, dir: &Path, depth: usize) -> u64 {
+    const READ_BYTES: u64 = 1 << 20;
+    let token = |value| Token { class: TokenClass::Foreground, value };
+    let mut got: Vec<Completion> = Vec::new();
+    let run = |io: &mut dyn Io, op, got: &mut Vec<Completion>| {
+        io.submit(token(0), op);
+        while io.poll(Wait::Forever, got) == 0 {}
+        got.pop().expect("a completion").result.expect("the operation works")
+    };
+    let mut paths: Vec<_> = std::fs::read_dir(dir)
+        .expect("the log's directory")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            stem.len() == 16 && stem.chars().all(|c| c.is_ascii_hexdigit())
+        })
+        .collect();
+    paths.sort();
+    let mut total = 0;
+    for path in paths {
+        let Output::Opened { file, bytes } = run(io, Op::Open { path, mode: OpenMode::Read }, &mut got)
+        else {
+            panic!("not opened")
+        };
+        let (mut next, mut flying) = (0, 0);
+        while next < bytes || flying > 0 {
+            while next < bytes && flying < depth {
+                let buffer = io.buffers().take(READ_BYTES as usize);
+                io.submit(token(next), Op::Read { file, offset: next, buffer });
+                next += READ_BYTES;
+                flying += 1;
+            }
+            io.poll(Wait::Forever, &mut got);
+            for completion in got.drain(..) {
+                let Ok(Output::Read { bytes, .. }) = completion.result else { panic!("not read") };
+                total += bytes as u64;
+                flying -= 1;
+            }
+        }
+        run(io, Op::CloseFile { file }, &mut got);
+    }
+    total
+}
+
+/// Opening a log that has no checkpoint, so that all of it is read; plain reading of the same files before and after.
+fn scan(dir: &Path, gib: u64, payload: usize) {
+    const DEPTH: usize = 4;
+    let _ = std::fs::remove_dir_all(dir);
+    let change = |o: &mut Options| (o.log_bytes_target, o.checkpoint_every) = (1 << 50, 1 << 50);
+    let mut log = Log::open(dir, 1, change);
+    let payload = vec![5; payload];
+    let crc = crc32c::crc32c(&payload);
+    // 256 writers with a record in flight each.
+    while log.wal.stats().bytes < gib << 30 {
+        for _ in 0..256 {
+            log.append(0, &payload, crc);
+        }
+        log.turn(Wait::No);
+    }
+    log.settle();
+    log.wal.close(&mut *log.io);
+    drop(log);
+    for _ in 0..4 {
+        let mut io = open_back_end(BackEnd::Uring, &IoOptions::default()).expect("a ring");
+        let start = io.clock().now;
+        let bytes = read_files(&mut *io, dir, DEPTH);
+        let plain = bytes as f64 / io.clock().now.since(start).as_secs_f64() / 1e9;
+        drop(io);
+        let mut log = Log::open(dir, 1, change);
+        log.wal.close(&mut *log.io);
+        println!("  plain reading: {} MiB, {plain:.2} GB/s", bytes >> 20);
+    }
+}
+
 fn memory(dir: &Path) {
     let _ = std::fs::remove_dir_all(dir);
     let count = 10_000;
@@ -272,9 +352,13 @@ fn main() {
     match args.get(2).map(String::as_str) {
         Some("partitions") => partitions(&dir),
         Some("open") => open(&dir, args.get(3).and_then(|n| n.parse().ok()).unwrap_or(4)),
+        Some("scan") => {
+            let number = |at: usize| args.get(at).and_then(|n| n.parse().ok());
+            scan(&dir, number(3).unwrap_or(1), number(4).unwrap_or(1024) as usize);
+        }
         Some("memory") => memory(&dir),
         Some("moving") => moving(&dir),
-        _ => println!("longlog DIR partitions|open|memory|moving [GiB]"),
+        _ => println!("longlog DIR partitions|open|scan|memory|moving [GiB [payload]]"),
     }
     let _ = std::fs::remove_dir_all(&dir);
 }

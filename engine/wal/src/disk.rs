@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use tidelog_io::{
-    BufferPool, Completion, FileId, Foreground, Io, IoError, IoErrorKind, Op, OpenMode, Output,
+    Begun, BufferPool, Completion, FileId, Foreground, Io, IoError, IoErrorKind, Op, OpenMode, Output,
 };
 use tidelog_types::{Clock, Monotonic};
 
@@ -22,8 +22,18 @@ impl<'a> Disk<'a> {
         self.foreground.run(op)
     }
 
-    pub(crate) fn run_all(&mut self, ops: Vec<Op>) -> Vec<Result<Output, IoError>> {
-        self.foreground.run_all(ops)
+    /// Begins an operation; [`Self::result_of`] waits for it.
+    pub(crate) fn begin(&mut self, op: Op) -> Begun {
+        self.foreground.begin(op)
+    }
+
+    /// Lets the device have what was begun.
+    pub(crate) fn hand_over(&mut self) {
+        self.foreground.hand_over();
+    }
+
+    pub(crate) fn result_of(&mut self, begun: Begun) -> Result<Output, IoError> {
+        self.foreground.result_of(begun)
     }
 
     pub(crate) fn wait(&mut self, until: Monotonic) {
@@ -74,6 +84,8 @@ impl<'a> Disk<'a> {
 
     /// Closes what is open; returns the completions of others.
     pub(crate) fn finish(mut self) -> Vec<Completion> {
+        // Reads ahead that an error left behind.
+        self.foreground.settle();
         for file in std::mem::take(&mut self.open) {
             // A file that was only read, or belongs to an opening that failed: nothing to lose.
             let _ = self.run(Op::CloseFile { file });

@@ -48,6 +48,8 @@ pub struct RecoveryReport {
     pub bytes: u64,
     /// Time taken.
     pub duration: Duration,
+    /// The part of it in which `bytes` were read and judged; the rest is finding the checkpoint, making segments, and the new epoch.
+    pub reading: Duration,
     /// Batches that were not good, and what was made of them.
     pub findings: Vec<Finding>,
     /// Records of the last life's unproven end that were written again.
@@ -195,7 +197,9 @@ impl Opening<'_, '_> {
         let search = Search { loaded: None, bad: search.bad };
         // A life that could not have all its spares: its disk is full.
         judged.fold = directory.spares.len() < RESERVED_SEGMENTS;
+        let began = disk.clock().now;
         self.judge(disk, &sources, &chain, &mut judged).map_err(|e| search.blame(&dir, e))?;
+        self.report.reading = disk.clock().now.since(began);
         judged.state.demote(judged.end);
         let read_from = sources.first().map_or(Lsn(0), |s| s.header.base);
         self.absent(old, read_from, &mut judged.state)?;

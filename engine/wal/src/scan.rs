@@ -17,6 +17,7 @@ use tidelog_types::record::HEADER_BYTES;
 use tidelog_types::{Lsn, RecordError, RecordHeader};
 
 const PAGE: u64 = PAGE_BYTES as u64;
+static BLANK: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// A segment's file.
 #[derive(Clone, Debug)]
@@ -61,13 +62,24 @@ pub(crate) struct Scanner<'a> {
     pub(crate) lsn: Lsn,
     /// The batch before; none if it is not known, after a bad one.
     pub(crate) link: Option<Link>,
-    window: Option<(usize, FileId, Window)>,
+    window: Option<Opened>,
+    /// The next segment, read ahead.
+    prepared: Option<Opened>,
     read: u64,
+}
+
+/// A segment that is read.
+#[derive(Debug)]
+struct Opened {
+    /// Its position in the part's list.
+    at: usize,
+    file: FileId,
+    window: Window,
 }
 
 impl<'a> Scanner<'a> {
     pub(crate) fn new(sources: &'a [Source], part: &'a EpochPart, link: Option<Link>) -> Scanner<'a> {
-        Scanner { sources, part, at: 0, lsn: part.start, link, window: None, read: 0 }
+        Scanner { sources, part, at: 0, lsn: part.start, link, window: None, prepared: None, read: 0 }
     }
 
     /// The segment at a position of the part's list.
@@ -87,27 +99,62 @@ impl<'a> Scanner<'a> {
 
     /// Bytes read so far.
     pub(crate) fn bytes_read(&self) -> u64 {
-        self.read + self.window.as_ref().map_or(0, |w| w.2.read)
+        let opened = self.window.iter().chain(&self.prepared);
+        self.read + opened.map(|opened| opened.window.read).sum::<u64>()
     }
 
     /// Closes what is open.
     pub(crate) fn finish(&mut self, disk: &mut Disk<'_>) -> Result<(), OpenError> {
-        if let Some((_, file, window)) = self.window.take() {
-            self.read += window.read;
-            disk.close(file)?;
+        for opened in [self.window.take(), self.prepared.take()].into_iter().flatten() {
+            self.close(disk, opened)?;
         }
         Ok(())
     }
 
+    fn close(&mut self, disk: &mut Disk<'_>, mut opened: Opened) -> Result<(), OpenError> {
+        opened.window.end(disk);
+        self.read += opened.window.read;
+        Ok(disk.close(opened.file)?)
+    }
+
+    fn open(&self, disk: &mut Disk<'_>, at: usize) -> Result<Opened, OpenError> {
+        let source = self.source(at).ok_or(OpenError::Options { what: "segment" })?;
+        let (file, bytes) = disk.open(&source.path, OpenMode::Read)?;
+        let before = self.window.as_ref().filter(|before| before.at + 1 == at);
+        let before = before.map(|before| &before.window);
+        let window = Window::ahead(file, bytes.min(source.header.bytes), before);
+        Ok(Opened { at, file, window })
+    }
+
     pub(crate) fn window(&mut self, disk: &mut Disk<'_>, at: usize) -> Result<&mut Window, OpenError> {
-        if self.window.as_ref().is_none_or(|w| w.0 != at) {
-            self.finish(disk)?;
-            let source = self.source(at).ok_or(OpenError::Options { what: "segment" })?;
-            let (file, bytes) = disk.open(&source.path, OpenMode::Read)?;
-            self.window = Some((at, file, Window::new(file, bytes.min(source.header.bytes))));
+        if self.window.as_ref().is_none_or(|w| w.at != at) {
+            let prepared = match self.prepared.take() {
+                Some(prepared) if prepared.at == at => Some(prepared),
+                Some(other) => {
+                    self.close(disk, other)?;
+                    None
+                }
+                None => None,
+            };
+            let opened = match prepared {
+                Some(prepared) => prepared,
+                None => self.open(disk, at)?,
+            };
+            if let Some(before) = self.window.replace(opened) {
+                self.close(disk, before)?;
+            }
+        }
+        // The device goes on with the next segment while the rest of this one is walked over.
+        if self.prepared.is_none()
+            && self.window.as_ref().is_some_and(|w| w.at == at && w.window.is_through())
+            && let Some(next) = self.source(at + 1)
+        {
+            let mut prepared = self.open(disk, at + 1)?;
+            prepared.window.prepare(disk, next.offset(next.header.start()));
+            self.prepared = Some(prepared);
         }
         match &mut self.window {
-            Some((_, _, window)) => Ok(window),
+            Some(opened) => Ok(&mut opened.window),
             None => Err(OpenError::Options { what: "segment" }),
         }
     }
@@ -186,14 +233,13 @@ impl<'a> Scanner<'a> {
             let follower = self.header(disk, self.at + 1, start)?;
             let rolled = follower.as_ref().is_ok_and(|header| self.link.is_some() && self.follows(header));
             // A whole batch there that does not follow says that one is missing here. Anything else there, or a batch behind
-            // it that names it, and nothing here: the log had gone on there.
+            // it that names it, and nothing here: the log had gone on there, unless it is a later one than the next.
             let there = rolled
                 || full
                 || (follower.is_err()
                     && why != BadWhy::Unreadable
                     && self.is_vacant(disk, self.at, self.lsn)?
-                    && (!self.is_vacant(disk, self.at + 1, start)?
-                        || self.is_named(disk, self.at + 1, start)?));
+                    && self.went_on(disk, self.at + 1, start)?);
             if !there {
                 return Ok(self.bad(why, None));
             }
@@ -208,7 +254,7 @@ impl<'a> Scanner<'a> {
 
     pub(crate) fn is_blank(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
         let offset = self.source(at).map_or(0, |s| s.offset(lsn));
-        Ok(self.window(disk, at)?.view(disk, offset, PAGE_BYTES)?.iter().all(|b| *b == 0))
+        Ok(self.window(disk, at)?.view(disk, offset, PAGE_BYTES)? == BLANK)
     }
 
     /// Whether nothing was ever begun at `lsn`, where no valid header lies: there are zeros, or, in a file that was a
@@ -232,18 +278,30 @@ impl<'a> Scanner<'a> {
         Ok(true)
     }
 
-    /// Whether the next batch in segment `at` says that one lay at `lsn`.
-    fn is_named(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
-        let Some(source) = self.source(at) else { return Ok(false) };
+    /// Which batch lay at `lsn` of segment `at`, if the next one there names it.
+    fn named(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<Option<u64>, OpenError> {
+        let Some(source) = self.source(at) else { return Ok(None) };
         let end = source.header.end().0.min(lsn.0 + BATCH_BYTES_MAX as u64 + PAGE);
         let mut behind = lsn.plus(PAGE);
         while behind.0 + PAGE <= end {
             if let Ok(header) = self.header(disk, at, behind)? {
-                return Ok(header.prev == lsn);
+                return Ok((header.prev == lsn).then(|| header.batch_seq.saturating_sub(1)));
             }
             behind = behind.plus(PAGE);
         }
-        Ok(false)
+        Ok(None)
+    }
+
+    /// Whether the log had gone on at `lsn` of segment `at`, where no valid header lies: something does, or the batch behind it
+    /// names it; and neither says that it was a later one than the next. That one never arrived then, of several in flight.
+    fn went_on(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
+        let named = self.named(disk, at, lsn)?;
+        if named.is_none() && self.is_vacant(disk, at, lsn)? {
+            return Ok(false);
+        }
+        let footer = self.footer_at(disk, at, lsn, u64::MAX)?;
+        let seq = footer.map(|(footer, _)| footer.batch_seq).or(named);
+        Ok(self.link.is_none_or(|link| seq.is_none_or(|seq| seq == link.seq + 1)))
     }
 
     /// The footer of the batch at `lsn` of segment `at`, whose header is not known, within `len` bytes; and its end.

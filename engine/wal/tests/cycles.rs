@@ -257,9 +257,11 @@ fn random_lives_with_large_records() {
     }
 }
 
+/// The seeds at the end left, of several batches in flight, the last one of a segment missing and something of the first one of the next
+/// segment; the log was taken to have gone on there, and did not open.
 #[test]
 fn random_lives_with_batches_in_flight() {
-    for seed in 1..=80 {
+    for seed in (1..=80).chain([2071, 2146, 3266, 4221, 4979, 5301]) {
         lives(seed, Options { in_flight_max: 1 + (seed as usize % 4), ..tiny() }, 3, 2000, None);
     }
 }

@@ -60,6 +60,8 @@ struct Run {
     turned: BTreeSet<u64>,
     /// Faults are over: nothing explains a failure any more.
     calm: bool,
+    /// A partition can have no leader: see [`crate::undecided`].
+    undecided: bool,
 }
 
 /// Runs one seed from its beginning to its end.
@@ -87,6 +89,7 @@ pub fn run_seed(options: &SimOptions) -> SeedReport {
         crashes: 0,
         turned: BTreeSet::new(),
         calm: false,
+        undecided: false,
     };
     let failure = match panics::catch(|| run.all(options.seconds)) {
         Ok(Ok(())) => None,
@@ -114,6 +117,7 @@ impl Run {
         let (commits, recoveries) = (self.checkers.commits(), self.checkers.recoveries());
         let outcome = match &failure {
             Some(_) => Outcome::Failed,
+            None if self.undecided => Outcome::Undecided,
             None if commits < COMMITS_MIN || recoveries < RECOVERIES_MIN => Outcome::Thin,
             None => Outcome::Ok,
         };
@@ -151,9 +155,14 @@ impl Run {
         self.workload.start();
         self.until(seconds * SECOND, |_| false)?;
         self.settle_down()?;
-        self.progress()?;
-        self.heal()?;
-        self.converge()?;
+        if self.undecided {
+            self.lost = self.atlas.unhealed(&self.checkers);
+            self.lost.extend(self.cluster.every_damaged(self.profile.partitions));
+        } else {
+            self.progress()?;
+            self.heal()?;
+            self.converge()?;
+        }
         self.stop_all()?;
         self.checkers.finish(&self.lost)
     }
@@ -375,6 +384,10 @@ impl Run {
         let limit = self.world.now() + patience;
         let led = self.until(limit, |run| run.checkers.led(run.cluster.nodes.values()).is_ok())?;
         match self.checkers.led(self.cluster.nodes.values()) {
+            Err(_) if !led && self.cluster.waits_rightly(self.profile.partitions) => {
+                self.undecided = true;
+                Ok(())
+            }
             Err(why) if !led => {
                 broken(18, format!("ten election time-outs after everything was healed: {why}"))
             }
@@ -408,7 +421,8 @@ impl Run {
             let as_they_were = self.atlas.not_rewritten(&self.world, &self.checkers);
             if known.is_empty() && hidden.is_empty() && checkpoints.is_empty() && as_they_were.is_empty() {
                 self.lost = lost;
-                self.lost.extend(self.cluster.hopeless(self.profile.partitions));
+                let known = self.cluster.every_damaged(self.profile.partitions);
+                self.lost.extend(known.into_iter().filter(|at| !can_be_whole(at)));
                 break;
             }
             if self.world.now() >= limit {
