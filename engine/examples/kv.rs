@@ -127,9 +127,9 @@ fn measured(log: &Partition, keys: u64, time: Duration) -> Result<Vec<Duration>>
         let elapsed = began.elapsed();
         let until = elapsed.as_micros() as u64 * RATE / 1_000_000;
         while sent < until && elapsed < time {
+            sent += 1;
             let at = began + Duration::from_micros(sent * 1_000_000 / RATE);
             due.push_back((at, log.append(set(sent.wrapping_mul(7919) % keys, sent))));
-            sent += 1;
         }
         match due.pop_front() {
             Some((at, append)) => {

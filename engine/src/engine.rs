@@ -334,7 +334,10 @@ impl Partition {
     ///
     /// # Errors
     /// [`RequestError::Truncated`] if entries from `first` on are gone or about to go, [`RequestError::Ahead`] if it is more
-    /// than one beyond the high-water mark, [`RequestError::Busy`] if there are 64 already.
+    /// than one beyond the high-water mark of [`Self::marks`] (which may be a turn behind an answer), [`RequestError::Busy`] if there
+    /// are 64 already.
+    ///
+    /// `examples/backup.rs` reads a log under a pin.
     pub fn pin(&self, first: Index, purpose: PinFor) -> Result<Pin, RequestError> {
         let (first, marks) = (first.max(Index(1)), self.marks());
         if first > marks.high_water.next() {
@@ -348,7 +351,7 @@ impl Partition {
         }
     }
 
-    /// The partition's marks on this node.
+    /// The partition's marks on this node, as of a recent turn of its shard: what was acknowledged just now may not show yet.
     pub fn marks(&self) -> Marks {
         self.marks.load()
     }

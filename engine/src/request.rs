@@ -144,6 +144,9 @@ pub struct ScrubStatus {
     pub repaired: u64,
     /// Bad places in which nothing lay that counts.
     pub superseded: u64,
+    /// Summaries of segments, and copies of their headers, that were bad and were written again.
+    #[serde(default)]
+    pub rewritten: u64,
     /// The last bad place, in words; empty if there was none.
     pub last: String,
 }

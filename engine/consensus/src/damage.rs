@@ -4,8 +4,9 @@
 //! it can give it back. Until then it is **present** where logs are compared (votes, log matching): it may have
 //! counted for a commitment. It is **absent** where this replica answers for the bytes: nothing at or behind it
 //! is applied, and above the high-water mark it holds back what this replica confirms, itself as a leader
-//! included. A replica that has damage does not campaign: it could neither feed its followers nor, if the
-//! damage was found at the opening, admit requests, since it does not know the sessions of what is lost.
+//! included. A replica that has damage does not begin to lead: it could neither feed its followers nor, if the
+//! damage was found at the opening, admit requests, since it does not know the sessions of what is lost. How it may
+//! come to lead is told in [`crate::decide`].
 //!
 //! It does not know where the bytes come from. A repair is a step of the log with a ticket like any other, and
 //! what it writes back counts when that is durable; what was cut meanwhile stays cut.
@@ -124,7 +125,7 @@ impl Damage {
     }
 
     /// Whether the entry is damaged and nothing is on the way that heals it.
-    fn is_wanted(&self, index: Index) -> bool {
+    pub(crate) fn is_wanted(&self, index: Index) -> bool {
         self.contains(index) && self.repairing(index).is_none()
     }
 

@@ -36,15 +36,21 @@ impl Votes {
 impl Replica {
     /// No leader was heard for the whole wait.
     pub(crate) fn campaign(&mut self, clock: Clock, effects: &mut Effects) {
-        if !self.is_alone() {
-            self.await_leader(clock);
-        }
         if self.generation.0 >= NUMBER_MAX {
+            return self.await_leader(clock);
+        }
+        if !self.may_stand() {
+            return self.await_leader(clock);
+        }
+        // Whoever is whole stands first: it leads at once.
+        let timeout = self.config.election_timeout;
+        if !self.damage.is_empty() && self.election_wait < timeout * 2 {
+            self.election_wait += timeout;
+            self.election_deadline = clock.now.after(timeout);
             return;
         }
-        // A damaged replica votes and follows, but does not lead: see `damage`.
-        if !self.damage.is_empty() || self.sessions.has_holes() {
-            return self.await_leader(clock);
+        if !self.is_alone() {
+            self.await_leader(clock);
         }
         match &self.state {
             // The own disk has not even taken the promise: another one would only queue behind it.
@@ -66,7 +72,7 @@ impl Replica {
     fn stand(&mut self, clock: Clock, effects: &mut Effects) {
         self.promise(clock, self.generation.next(), Some(self.config.node), effects);
         let ticket = self.promised;
-        self.state = State::Candidate { votes: Votes::default(), ticket };
+        self.state = State::Candidate { votes: Votes::default(), ticket, deciding: None };
         effects.role_changed = true;
         if self.is_alone() {
             self.election_deadline = clock.now.after(self.config.election_timeout);
@@ -170,7 +176,7 @@ impl Replica {
         }
     }
 
-    /// Counts a vote that is durable where it was given, and leads if that makes a quorum.
+    /// Counts a vote that is durable where it was given. With a quorum it is elected.
     pub(crate) fn count_vote(
         &mut self,
         clock: Clock,
@@ -178,12 +184,11 @@ impl Replica {
         witness: Option<Witness>,
         effects: &mut Effects,
     ) {
-        let State::Candidate { votes, ticket } = &mut self.state else { return };
+        let State::Candidate { votes, ticket, .. } = &mut self.state else { return };
         votes.grant(node, witness);
         // Its own promise must be among what is durable: a leader speaks for its generation at once.
         if self.tickets.is_durable(*ticket) && quorum::won(votes.granted.len(), self.config.voters.len()) {
-            let votes = core::mem::take(votes);
-            self.lead(clock, &votes, effects);
+            self.elected(clock, effects);
         }
     }
 }

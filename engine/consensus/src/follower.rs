@@ -147,12 +147,12 @@ impl Replica {
         true
     }
 
-    fn cut(&mut self, keep: Index, effects: &mut Effects) {
+    pub(crate) fn cut(&mut self, keep: Index, effects: &mut Effects) {
         // Invariant 8. If a leader lacks what was committed, some replica broke a promise; going on would lose
         // acknowledged entries for good.
         assert!(
             keep >= self.high_water,
-            "partition {}: the leader of generation {} conflicts at {}, at or below the high-water mark {}",
+            "partition {}: in generation {} the log is to be cut at {}, at or below the high-water mark {}",
             self.config.partition,
             self.generation,
             keep.next(),

@@ -124,7 +124,7 @@ pub(crate) struct Leader {
 impl Replica {
     /// Elected.
     pub(crate) fn lead(&mut self, clock: Clock, votes: &Votes, effects: &mut Effects) {
-        assert!(self.damage.is_empty() && !self.sessions.has_holes(), "a damaged replica does not campaign");
+        assert!(self.damage.is_empty() && !self.sessions.has_holes(), "a damaged replica does not lead");
         let last = self.log.last().index;
         let progress =
             self.peers.iter().map(|peer| Progress::new(last, clock.now, votes.witness(*peer))).collect();

@@ -43,6 +43,7 @@
 mod base;
 pub mod config;
 mod damage;
+mod decide;
 pub mod effects;
 mod election;
 mod follower;

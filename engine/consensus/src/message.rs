@@ -117,7 +117,8 @@ pub enum Repair {
         generation: Generation,
         /// The first index asked for.
         first: Index,
-        /// It has the entry, but the bytes are damaged there, too.
+        /// It has the entry or had it, but the bytes are damaged there, too, or not kept. If not, this is a denial: the entry is not in
+        /// the answerer's log ([`crate::Replica::denies`]).
         damaged: bool,
         /// Generation promised by the answerer, durable there. A leader of that generation or a lower one does not get the
         /// answerer's help for an entry that it has denied.

@@ -16,6 +16,11 @@ pub const fn won(granted: usize, voters: usize) -> bool {
     voters > 0 && granted >= majority(voters)
 }
 
+/// Whether so many of `voters` have refused that no majority of them can be of another mind.
+pub const fn blocked(refused: usize, voters: usize) -> bool {
+    refused <= voters && !won(voters - refused, voters)
+}
+
 /// Whether a joint configuration has its majority in both halves: (granted, voters) of each.
 pub const fn won_joint(old: (usize, usize), new: (usize, usize)) -> bool {
     won(old.0, old.1) && won(new.0, new.1)

@@ -9,6 +9,7 @@
 
 use crate::config::Config;
 use crate::damage::Damage;
+use crate::decide::Deciding;
 use crate::effects::{Effects, LogOp, LogOpKind, Outgoing};
 use crate::election::Votes;
 use crate::history::History;
@@ -76,10 +77,11 @@ pub(crate) enum State {
     Follower,
     /// Asking whether a campaign would succeed; nothing is promised yet.
     PreCandidate(Votes),
-    /// Campaigning in its own generation; its own vote counts once the ticket is durable.
+    /// Campaigning in its own generation; its own vote counts once the ticket is durable. Deciding: elected already.
     Candidate {
         votes: Votes,
         ticket: Ticket,
+        deciding: Option<Deciding>,
     },
     Leader(Box<Leader>),
 }

@@ -340,7 +340,7 @@ impl Restored {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidelog_types::{RecordKind, Sequence, SessionId, SessionRef};
+    use tidelog_types::{RecordKind, Sequence, SessionId, SessionKey, SessionRef};
 
     fn entry(index: u64, generation: u64, prev: u64) -> EntryMeta {
         EntryMeta {
@@ -499,12 +499,9 @@ mod tests {
         assert!(matches!(r.check(), Err(RestoreFault::LowWater { .. })));
     }
 
-    #[test]
-    fn a_base_is_a_log_of_its_own() {
-        let mut r = two_entries();
-        r.high_water(Index(2));
-        let config = crate::config::Config {
-            node: NodeId(3),
+    fn config(node: u64) -> crate::config::Config {
+        crate::config::Config {
+            node: NodeId(node),
             partition: tidelog_types::PartitionId(0),
             voters: vec![NodeId(3)],
             election_timeout: core::time::Duration::from_millis(100),
@@ -514,8 +511,56 @@ mod tests {
             uncommitted_entries_max: 3,
             uncommitted_bytes_max: 1000,
             seed: 0,
+        }
+    }
+
+    /// Entry 2 opens a session, entry 3 is its first request, a snapshot covers both.
+    fn opened(lost: bool) -> Restored {
+        let mut r = Restored::new();
+        r.promise(Generation(1), Some(NodeId(3)));
+        r.entry(&entry(1, 1, 0));
+        let open =
+            EntryMeta { kind: RecordKind::SessionOpen, session_key: Some(SessionKey(7)), ..entry(2, 1, 1) };
+        if lost {
+            r.damaged(range(2, 2, 1), Harm::Damaged)
+        } else {
+            r.entry(&open)
+        }
+        for index in 3..=5 {
+            let session = SessionRef { session: SessionId(2), sequence: Sequence(index - 2) };
+            r.entry(&EntryMeta { session: Some(session), ..entry(index, 1, 1) });
+        }
+        r.snapshot_mark(Position::new(Index(3), Generation(1)));
+        r
+    }
+
+    #[test]
+    fn a_snapshot_tells_what_a_lost_entry_below_the_low_water_mark_did() {
+        let new = |r: Restored| crate::Replica::new(config(3), r, tidelog_types::Clock::default());
+        let base = new(opened(false)).base_at(Index(3)).unwrap();
+        let other = {
+            let mut r = two_entries();
+            r.entry(&entry(3, 1, 1));
+            r.high_water(Index(3));
+            new(r).base_at(Index(3)).unwrap()
         };
-        let replica = crate::Replica::new(config, r, tidelog_types::Clock::default());
+        let mut r = opened(true);
+        r.low_water(Index(4));
+        assert!(r.check().is_ok());
+        let mut replica = new(r);
+        assert_eq!((replica.damaged_entries(), replica.unknown_from(Index(1))), (0, Some(Index(2))));
+        assert!(!replica.may_stand(), "it does not know its sessions");
+        assert!(!replica.recall(&other), "of another log");
+        assert!(replica.recall(&base) && replica.may_stand());
+        assert_eq!(replica.unknown_from(Index(1)), None);
+        assert_eq!(replica.sessions, opened(false).sessions);
+    }
+
+    #[test]
+    fn a_base_is_a_log_of_its_own() {
+        let mut r = two_entries();
+        r.high_water(Index(2));
+        let replica = crate::Replica::new(config(3), r, tidelog_types::Clock::default());
         let base = replica.base_at(Index(2)).unwrap();
         let mut again = Restored::behind(Base::decode(&base.encode()).unwrap());
         assert_eq!(

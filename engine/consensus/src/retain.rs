@@ -168,6 +168,18 @@ impl Replica {
         })
     }
 
+    /// What the durable snapshot tells of the log up to the entry that it covers. Entries of it whose bytes were lost before
+    /// it was known what they did are known again. False, and nothing changed, if it is of another log.
+    pub fn recall(&mut self, base: &Base) -> bool {
+        let end = base.position();
+        if end != self.snapshot || !self.sessions.recall(&base.sessions, end.index, self.high_water) {
+            return false;
+        }
+        self.stamp = self.stamp.max(base.stamp);
+        self.starts.committed = self.starts.committed.max(base.log_start);
+        true
+    }
+
     /// The shard has made a snapshot that covers everything up to `covered`, durable and read back. Orders its mark;
     /// the snapshot counts once that is durable.
     ///

@@ -10,10 +10,9 @@
 //! know the clients, time, or what is durable. An entry that does not fit is refused with its [`Fault`] and
 //! changes nothing. A table is also kept in snapshots ([`crate::base`]), as of the entry that they cover.
 //!
-//! **Holes.** Entries whose bytes are lost may have opened sessions or carried sequences. While there are such holes the
-//! table is lenient exactly by them: a session may be unknown if its opening entry is a hole, sequences may be
-//! skipped as far as there are holes to have held them. [`Sessions::patch`] fills a hole; when the last one is
-//! filled, the table is the one of a log without holes, and strict again. Nobody is admitted against a table with holes.
+//! What it knows of entries whose bytes are lost is in [`holes`].
+
+mod holes;
 
 use crate::base::{BaseError, Input, put};
 use crate::ranges::Ranges;
@@ -211,94 +210,6 @@ impl Sessions {
         Ok(())
     }
 
-    /// A hole splits a run at most once, so the newest [`RUNS_MAX`] runs of the table without it are among these.
-    fn runs_max(&self) -> usize {
-        RUNS_MAX.saturating_add(usize::try_from(self.holes.count()).unwrap_or(usize::MAX))
-    }
-
-    /// The entries `first ..= last` become the log's last ones, and what they are is not known.
-    pub(crate) fn hole(&mut self, first: Index, last: Index) {
-        self.holes.insert(first, last);
-    }
-
-    /// Whether it is not known what an entry of the log did.
-    pub(crate) fn is_hole(&self, index: Index) -> bool {
-        self.holes.contains(index)
-    }
-
-    /// Whether there is any such entry, kept or not.
-    pub(crate) fn has_holes(&self) -> bool {
-        !self.holes.is_empty()
-    }
-
-    /// What the entry, which is in the log, is: if it was a hole, it is none any more. `high_water`: what can no
-    /// longer be cut.
-    ///
-    /// # Errors
-    /// If it contradicts what is known; then nothing changed.
-    pub(crate) fn patch(&mut self, entry: &EntryMeta, high_water: Index) -> Result<(), Fault> {
-        let at = entry.position.index;
-        if !self.holes.contains(at) {
-            return Ok(());
-        }
-        let mut undo = None;
-        match (entry.kind, entry.session_key) {
-            (RecordKind::SessionOpen, Some(key)) => {
-                if let Some(session) = self.by_key(key) {
-                    return Err(Fault::KeyInUse { session });
-                }
-                self.keys.insert(key, SessionId(at.0));
-                self.sessions.entry(SessionId(at.0)).or_insert(Session::new(None)).key = Some(key);
-                undo = Some(SessionId(at.0));
-            }
-            // Somebody wrote into a session that this entry must have opened.
-            _ if self.sessions.contains_key(&SessionId(at.0)) => {
-                return Err(Fault::Unknown { session: SessionId(at.0) });
-            }
-            _ => {}
-        }
-        let mut patched = None;
-        if let Some(SessionRef { session: id, sequence }) = entry.session {
-            let known = self.sessions.contains_key(&id);
-            if !known && !self.holes.contains(Index(id.0)) {
-                return Err(Fault::Unknown { session: id });
-            }
-            patched = Some((id, known, self.sessions.get(&id).cloned()));
-            let session = self.sessions.entry(id).or_insert(Session::new(None));
-            if let Err(expected) = session.patch(sequence.0, at.0, id.0) {
-                if !known {
-                    self.sessions.remove(&id);
-                }
-                return Err(Fault::Sequence { session: id, expected: Sequence(expected), found: sequence });
-            }
-        }
-        self.holes.remove(at, at);
-        if self.holes.is_empty() {
-            // The whole log is known: what was put up with until now must have been right.
-            let wrong =
-                self.sessions.iter().find(|(_, session)| !session.is_dense()).map(|(id, s)| (*id, s.next()));
-            if let Some((id, next)) = wrong {
-                self.holes.insert(at, at);
-                if let Some(id) = undo
-                    && let Some(session) = self.sessions.get_mut(&id)
-                    && let Some(key) = session.key.take()
-                {
-                    self.keys.remove(&key);
-                }
-                match patched {
-                    Some((id, true, Some(before))) => drop(self.sessions.insert(id, before)),
-                    Some((id, ..)) => drop(self.sessions.remove(&id)),
-                    None => {}
-                }
-                return Err(Fault::Sequence { session: id, expected: Sequence(next), found: Sequence(next) });
-            }
-            for session in self.sessions.values_mut() {
-                self.forgotten = self.forgotten.max(session.trim(RUNS_MAX, high_water));
-            }
-        }
-        Ok(())
-    }
-
     /// Entries above `keep` are gone, and with them all that they did. `keep` is at or above every mark given
     /// to [`Sessions::apply`], so the runs that it undoes are all known.
     pub(crate) fn cut(&mut self, keep: Index) {
@@ -392,59 +303,9 @@ impl Sessions {
         Ok(table)
     }
 
-    /// The entries that are not known.
-    pub(crate) fn holes(&self) -> &Ranges {
-        &self.holes
-    }
-
     /// How many are open.
     pub(crate) fn len(&self) -> usize {
         self.sessions.len()
-    }
-}
-
-impl Session {
-    /// Puts a sequence in between, at `index`. `opened`: the session's own index.
-    ///
-    /// # Errors
-    /// The sequence that would fit there, if it cannot have been this one.
-    fn patch(&mut self, sequence: u64, index: u64, opened: u64) -> Result<(), u64> {
-        let after = self.runs.partition_point(|run| run.index < index);
-        let before = after.checked_sub(1).and_then(|at| self.runs.get(at)).copied();
-        let behind = self.runs.get(after).copied();
-        let least = before.map_or(self.forgotten + 1, |run| run.end());
-        if sequence <= self.forgotten && before.is_none() {
-            return Ok(()); // so long ago that where it is need not be known
-        }
-        let fits = index > opened
-            && before.is_none_or(|run| run.last_index() < index)
-            && sequence >= least
-            && behind.is_none_or(|run| sequence < run.sequence);
-        if !fits {
-            return Err(least);
-        }
-        let joins_before = before.is_some_and(|run| run.end() == sequence && run.last_index() + 1 == index);
-        let joins_behind = behind.is_some_and(|run| run.sequence == sequence + 1 && run.index == index + 1);
-        match (joins_before, joins_behind, after.checked_sub(1)) {
-            (true, true, Some(at)) => {
-                let more = self.runs.remove(after).map_or(0, |run| run.count);
-                if let Some(run) = self.runs.get_mut(at) {
-                    run.count += 1 + more;
-                }
-            }
-            (true, false, Some(at)) => {
-                if let Some(run) = self.runs.get_mut(at) {
-                    run.count += 1;
-                }
-            }
-            (_, true, _) => {
-                if let Some(run) = self.runs.get_mut(after) {
-                    (run.sequence, run.index, run.count) = (sequence, index, run.count + 1);
-                }
-            }
-            _ => self.runs.insert(after, Run { sequence, index, count: 1 }),
-        }
-        Ok(())
     }
 }
 
@@ -454,7 +315,7 @@ mod tests {
     use proptest::prelude::*;
     use tidelog_types::{Generation, Position, ReplicatedMs};
 
-    fn entry(index: u64, kind: RecordKind) -> EntryMeta {
+    pub(super) fn entry(index: u64, kind: RecordKind) -> EntryMeta {
         EntryMeta {
             position: Position::new(Index(index), Generation(1)),
             prev_generation: Generation(1),
@@ -467,19 +328,19 @@ mod tests {
         }
     }
 
-    fn open(index: u64, key: u128) -> EntryMeta {
+    pub(super) fn open(index: u64, key: u128) -> EntryMeta {
         EntryMeta { session_key: Some(SessionKey(key)), ..entry(index, RecordKind::SessionOpen) }
     }
 
-    fn data(index: u64, session: u64, sequence: u64) -> EntryMeta {
+    pub(super) fn data(index: u64, session: u64, sequence: u64) -> EntryMeta {
         EntryMeta { session: Some(request(session, sequence)), ..entry(index, RecordKind::Data) }
     }
 
-    fn request(session: u64, sequence: u64) -> SessionRef {
+    pub(super) fn request(session: u64, sequence: u64) -> SessionRef {
         SessionRef { session: SessionId(session), sequence: Sequence(sequence) }
     }
 
-    fn applied(entries: &[EntryMeta]) -> Sessions {
+    pub(super) fn applied(entries: &[EntryMeta]) -> Sessions {
         let mut sessions = Sessions::default();
         for entry in entries {
             sessions.apply(entry, Index::ZERO).unwrap();
@@ -556,89 +417,7 @@ mod tests {
         assert_eq!(table.standing(request(1, 1500)), Standing::Next);
     }
 
-    /// The log with these indexes lost.
-    fn with_holes(log: &[EntryMeta], lost: &[u64]) -> Sessions {
-        let mut sessions = Sessions::default();
-        for entry in log {
-            let at = entry.position.index;
-            if lost.contains(&at.0) {
-                sessions.hole(at, at);
-            } else {
-                sessions.apply(entry, Index::ZERO).unwrap();
-            }
-        }
-        sessions
-    }
-
-    #[test]
-    fn a_table_with_holes_is_lenient_by_the_holes_and_no_more() {
-        let log = [open(1, 7), data(2, 1, 1), data(3, 1, 2), data(4, 1, 3)];
-        let sessions = with_holes(&log[..3], &[1, 2]);
-        let fails = |entry: EntryMeta| sessions.clone().apply(&entry, Index::ZERO).unwrap_err();
-        assert!(matches!(fails(data(4, 1, 4)), Fault::Sequence { .. }), "no hole can have held 3");
-        assert!(matches!(fails(data(4, 1, 2)), Fault::Sequence { .. }));
-        assert!(matches!(fails(data(4, 3, 1)), Fault::Unknown { .. }), "3 is known, and opened nothing");
-        assert!(matches!(fails(data(4, 2, 2)), Fault::Sequence { .. }), "2 may be a session, but a new one");
-        assert!(sessions.clone().apply(&data(4, 2, 1), Index::ZERO).is_ok());
-        let refuses = |entry: EntryMeta| sessions.clone().patch(&entry, Index::ZERO).unwrap_err();
-        assert!(matches!(refuses(data(2, 1, 2)), Fault::Sequence { .. }), "2 is at index 3");
-        assert!(matches!(refuses(entry(1, RecordKind::Noop)), Fault::Unknown { .. }), "1 opened a session");
-        let mut sessions = sessions;
-        sessions.patch(&log[0], Index::ZERO).unwrap();
-        let before = sessions.clone();
-        let gap = sessions.patch(&entry(2, RecordKind::Noop), Index::ZERO);
-        assert!(matches!(gap, Err(Fault::Sequence { .. })), "then sequence 1 would be missing: {gap:?}");
-        assert_eq!(sessions, before);
-        sessions.patch(&log[1], Index::ZERO).unwrap();
-        sessions.apply(&log[3], Index::ZERO).unwrap();
-        assert_eq!(sessions, applied(&log));
-    }
-
     proptest! {
-        /// Whatever is lost, in whatever order it is found again, before or after a cut: once nothing is missing the table
-        /// is that of the log.
-        #[test]
-        fn a_patched_table_is_that_of_the_log(
-            steps in proptest::collection::vec((0u8..8, 0u64..8), 1..60),
-            lost in proptest::collection::vec(1u64..60, 1..12),
-            early in 0usize..12,
-            cut in proptest::option::of(0u64..60),
-        ) {
-            let mut log: Vec<EntryMeta> = Vec::new();
-            let mut sessions = Sessions::default();
-            for (what, number) in steps {
-                let index = log.len() as u64 + 1;
-                let ids: Vec<u64> = log.iter().filter(|e| e.session_key.is_some()).map(|e| e.position.index.0).collect();
-                let next = match what {
-                    0 | 1 => open(index, u128::from(number)),
-                    2 => entry(index, RecordKind::Noop),
-                    _ if ids.is_empty() => entry(index, RecordKind::Data),
-                    _ => {
-                        let id = ids[number as usize % ids.len()];
-                        let used = log.iter().filter(|e| e.session.is_some_and(|s| s.session.0 == id)).count() as u64;
-                        data(index, id, used + 1)
-                    }
-                };
-                if sessions.apply(&next, Index::ZERO).is_ok() {
-                    log.push(next);
-                }
-            }
-            let mut lost: Vec<u64> = lost.into_iter().filter(|i| *i <= log.len() as u64).collect();
-            let mut sessions = with_holes(&log, &lost);
-            for index in lost.drain(..early.min(lost.len())) {
-                sessions.patch(&log[index as usize - 1], Index::ZERO).unwrap();
-            }
-            if let Some(keep) = cut.filter(|keep| *keep <= log.len() as u64) {
-                log.truncate(keep as usize);
-                sessions.cut(Index(keep));
-                lost.retain(|i| *i <= keep);
-            }
-            for index in lost {
-                sessions.patch(&log[index as usize - 1], Index::ZERO).unwrap();
-            }
-            prop_assert_eq!(sessions, applied(&log));
-        }
-
         /// After any appends and cuts the table is what applying the remaining log gives.
         #[test]
         fn the_table_is_a_function_of_the_log(steps in proptest::collection::vec((0u8..8, 0u64..8), 1..80)) {

@@ -319,6 +319,8 @@ macro_rules! transcripts {
 transcripts! {
     check_quorum
     cut_and_reused_index
+    damaged_candidate_cuts
+    damaged_candidate_is_healed
     damaged_follower
     damaged_longest_log
     deposed_with_requests_waiting

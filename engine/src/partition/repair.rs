@@ -1,8 +1,8 @@
 //! Healing this replica's log from its peers, and theirs from this one.
 //!
 //! What is damaged is fetched range by range from whoever has it, one request of a partition at a time and a few of
-//! a shard, each peer in its turn; an answer that does not come, or denies, passes the turn on. What comes is verified
-//! record by record and written back at the log's end as a move; when that is durable the range is whole. Requests
+//! a shard, each peer in its turn; an answer that does not come, or denies, passes the turn on. A replica that has been elected
+//! and must know what becomes of its damage before it leads asks all of them at once. What comes is verified record by record and written back at the log's end as a move; when that is durable the range is whole. Requests
 //! of peers are served like followers that are behind: from the tail cache or by a read, in what room is left.
 //!
 //! Promises that no damaged entry is given to anyone, and that a peer's answer is believed only for what its records
@@ -18,7 +18,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 use tidelog_consensus::{DamagedRange, Message, Repair};
 use tidelog_types::limits::APPEND_BYTES_MAX;
-use tidelog_types::{Clock, EntryMeta, Generation, Index, Monotonic, NodeId};
+use tidelog_types::{Clock, EntryMeta, Generation, Index, Monotonic, NodeId, Position};
 use tidelog_wal::{ReadError, Run};
 
 /// How long an answer may take.
@@ -32,11 +32,13 @@ const LACKING_FOR: Duration = Duration::from_secs(10);
 /// What a partition does about its damage.
 #[derive(Debug, Default)]
 pub(super) struct Repairs {
-    /// Asked whom, for what was wanted from this index on, and until when an answer counts.
-    asked: Option<(NodeId, Index, Monotonic)>,
+    /// Asked for what was wanted from this index on, and until when an answer counts.
+    asked: Option<(Index, Monotonic)>,
     /// Whose turn it is.
     turn: usize,
     not_before: Monotonic,
+    /// The last generation in which everyone was asked.
+    decided_in: Generation,
     /// What was told about the first damage found, for people.
     place: String,
     /// Entries damaged when last looked at.
@@ -109,7 +111,7 @@ impl Partition {
     /// When repair wants a turn.
     pub(super) fn repair_deadline(&self) -> Option<Monotonic> {
         let wanted = !self.is_alone() && self.replica.damaged_entries() > 0;
-        wanted.then(|| self.repairs.asked.map_or(self.repairs.not_before, |(_, _, until)| until))
+        wanted.then(|| self.repairs.asked.map_or(self.repairs.not_before, |(_, until)| until))
     }
 
     /// Asks a peer for what is damaged first, if nobody is being asked.
@@ -126,19 +128,21 @@ impl Partition {
         if damaged == 0 || self.is_alone() {
             return;
         }
+        let deciding = self.replica.is_deciding();
+        if deciding && self.repairs.decided_in < self.replica.generation() {
+            // An answer to what was asked before the election decides nothing.
+            self.repairs.decided_in = self.replica.generation();
+            self.stop_asking(cx, now);
+        }
         match self.repairs.asked {
-            Some((_, _, until)) if now < until => return,
+            Some((_, until)) if now < until => return,
             Some(_) => self.stop_asking(cx, now),
             None => {}
         }
         if now < self.repairs.not_before {
             return;
         }
-        let peers = self.replica.peers();
-        let peer = peers.get(self.repairs.turn % peers.len().max(1)).copied();
-        let (Some(DamagedRange { first, last, generation }), Some(peer)) =
-            (self.replica.repair_wanted(), peer)
-        else {
+        let Some(DamagedRange { first, last, generation }) = self.replica.repair_wanted() else {
             self.repairs.not_before = now.after(PAUSE); // on its way into the log
             return;
         };
@@ -146,9 +150,16 @@ impl Partition {
             self.repairs.not_before = now.after(PAUSE);
             return;
         }
+        self.repairs.asked = Some((first, now.after(ANSWER_TIMEOUT)));
+        let peers = self.replica.peers();
+        let turn = self.repairs.turn % peers.len().max(1);
+        let in_turn = peers.iter().cycle().skip(turn).take(if deciding { peers.len() } else { 1 });
+        let mut asked = false;
+        for peer in in_turn {
+            asked |= self.say(cx, *peer, Repair::Fetch { generation, first, last }, Vec::new());
+        }
         self.repairs.turn = self.repairs.turn.wrapping_add(1);
-        self.repairs.asked = Some((peer, first, now.after(ANSWER_TIMEOUT)));
-        if !self.say(cx, peer, Repair::Fetch { generation, first, last }, Vec::new()) {
+        if !asked {
             self.stop_asking(cx, now.after(PAUSE));
         }
     }
@@ -191,13 +202,27 @@ impl Partition {
         let Message::Repair(repair) = &message.message else { return None };
         match *repair {
             Repair::Fetch { generation, first, last } => self.give(cx, from, first, last, generation),
-            Repair::Missing { first, damaged, .. } => {
-                if self.repairs.asked.is_some_and(|(peer, asked, _)| peer == from && asked == first) {
-                    if self.repairs.denied.0 != first {
-                        self.repairs.denied = (first, BTreeSet::new());
-                    }
-                    self.repairs.denied.1.insert(from);
-                    tracing::debug!(partition = %self.id, %from, %first, damaged, "a peer cannot give a damaged entry back");
+            Repair::Missing { generation, first, damaged, promised } => {
+                tracing::debug!(partition = %self.id, %from, %first, damaged, "a peer cannot give a damaged entry back");
+                if self.repairs.denied.0 != first {
+                    self.repairs.denied = (first, BTreeSet::new());
+                }
+                self.repairs.denied.1.insert(from);
+                let before = self.replica.damaged_entries();
+                if !damaged {
+                    let entry = Position::new(first, generation);
+                    self.replica.denied(cx.clock, from, entry, promised, &mut self.effects);
+                    self.settle(cx, Source::None);
+                }
+                if self.replica.damaged_entries() < before {
+                    tracing::warn!(
+                        partition = %self.id, %first, %generation,
+                        "no quorum can have this damaged entry: it was never committed, and the log is cut before it"
+                    );
+                    self.stop_asking(cx, cx.clock.now);
+                } else if self.repairs.asked.is_some_and(|(asked, _)| asked == first)
+                    && !self.replica.is_deciding()
+                {
                     self.stop_asking(cx, cx.clock.now.after(PAUSE));
                 }
             }
@@ -205,7 +230,7 @@ impl Partition {
                 let known = metas.first().is_some_and(|meta| meta.position.index == first)
                     && metas.len() as u64 == count
                     && metas.iter().all(|meta| meta.position.generation == generation);
-                let asked = self.repairs.asked.is_some_and(|(peer, at, _)| peer == from && at == first);
+                let asked = self.repairs.asked.is_some_and(|(at, _)| at == first);
                 if !known || !asked {
                     return None;
                 }
@@ -230,8 +255,7 @@ impl Partition {
     fn give(&mut self, cx: &mut Context<'_>, to: NodeId, first: Index, last: Index, generation: Generation) {
         let Some(last) = self.replica.can_give(first, last, generation) else {
             self.repairs.lacking.remove(&to);
-            let damaged = self.replica.generation_at(first) == Some(generation)
-                && self.replica.damaged_from(first) == Some(first);
+            let damaged = !self.replica.denies(Position::new(first, generation));
             let promised = self.replica.generation_promised();
             self.say(cx, to, Repair::Missing { generation, first, damaged, promised }, Vec::new());
             return;

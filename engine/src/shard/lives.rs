@@ -22,7 +22,7 @@ fn open_snapshot(
     fg: &mut Foreground<'_>,
     data_dir: &Path,
     header: Header,
-    replica: &Replica,
+    replica: &mut Replica,
     machine: Option<&mut Machine>,
 ) -> Result<(), Error> {
     let Header { partition, covered, .. } = header;
@@ -35,7 +35,14 @@ fn open_snapshot(
             covered.index
         ))
     };
-    files::open(fg, &dir, header).map_err(damaged)?;
+    if let Some(base) = files::open(fg, &dir, header).map_err(damaged)?
+        && !replica.recall(&base)
+    {
+        return Err(Error::Recovery(format!(
+            "the snapshot {} contradicts the log of partition {partition}. The data is left as it is",
+            dir.join(files::name(covered)).display()
+        )));
+    }
     let Some(machine) = machine else { return Ok(()) };
     if machine.applied() < covered.index {
         files::restore(fg, &dir, covered, machine.inner()).map_err(damaged)?;
@@ -92,10 +99,10 @@ impl Shard {
             })?;
             let header =
                 Header { partition: id, covered: restored.snapshot(), cluster: formed.cluster.tag() };
-            let replica = Replica::new(config, restored, clock);
+            let mut replica = Replica::new(config, restored, clock);
             let mut machine = machines.remove(&id).unwrap_or_else(|| (self.machines)(id).map(Machine::new));
             let mut fg = Foreground::new(io);
-            open_snapshot(&mut fg, &self.options.data_dir, header, &replica, machine.as_mut())?;
+            open_snapshot(&mut fg, &self.options.data_dir, header, &mut replica, machine.as_mut())?;
             others.extend(fg.finish());
             let marks = self.marks.get(&id).cloned().unwrap_or_default();
             let mut partition = Partition::new(id, replica, machine, marks, self.options.keep, clock);

@@ -66,6 +66,7 @@ fn scrub(stats: &ScrubStats) -> ScrubStatus {
         bytes: stats.bytes,
         repaired: stats.lost + stats.moved,
         superseded: stats.superseded,
+        rewritten: stats.rewritten,
         last: stats.last.clone(),
     }
 }

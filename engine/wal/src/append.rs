@@ -4,9 +4,11 @@
 
 use crate::error::{Busy, BusyWhy};
 use crate::files::Files;
-use crate::growing::{Class, EntrySpan, Growing, Plan, Shape};
+use crate::growing::{Growing, Plan};
 use crate::lookup::PartitionLog;
 use crate::segments::RESERVED_SEGMENTS;
+use crate::shape::{Class, Shape};
+use crate::spans::EntrySpan;
 use crate::wal::{HINTS_EVERY, Wal};
 use tidelog_types::record::{FLAG_EXTENDED, HEADER_BYTES};
 use tidelog_types::{

@@ -5,12 +5,12 @@
 //! a summary or a checkpoint counts only when all of it is durable.
 
 use crate::files::Piece;
-use crate::growing::Class;
 use crate::moving::Moving;
 use crate::replay::State;
 use crate::saving::{Kept, Saving};
+use crate::shape::Class;
 use crate::wal::Wal;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use tidelog_types::{Lsn, PartitionId};
 
 /// Newest segments whose spans stay in memory, the active one among them.
@@ -25,6 +25,8 @@ pub(crate) struct Summing {
     pub(crate) put: Vec<Piece>,
     /// The batch that the last one went into.
     pub(crate) seq: u64,
+    /// It had one, which is bad.
+    pub(crate) again: bool,
 }
 
 /// What is under way, and what it led to.
@@ -33,6 +35,8 @@ pub(crate) struct Background {
     /// Segments whose spans are in memory, oldest first, the active one last.
     pub(crate) resident: VecDeque<Lsn>,
     pub(crate) summing: Option<Summing>,
+    /// Segments whose summary is bad.
+    pub(crate) bad_summaries: BTreeSet<Lsn>,
     pub(crate) saving: Option<Saving>,
     pub(crate) moving: Moving,
     /// The two newest checkpoints that were read back.
@@ -42,6 +46,8 @@ pub(crate) struct Background {
     pub(crate) saved_at: Lsn,
     /// The checkpoint that the active segment's first batch names: where an opening looks first.
     pub(crate) segment_names: Lsn,
+    /// The checkpoints that the last batch named, and the first batch that named these two.
+    pub(crate) named_by: ((Lsn, Lsn), u64),
     /// The growing batch begins with such work.
     pub(crate) in_batch: bool,
     /// Something found no room beside it: the next batch is left to the traffic.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use tidelog_types::{FixedMap, Lsn, PartitionId};
 
-use crate::lookup::LookupSpan;
+use crate::places::LookupSpan;
 
 /// Most bytes kept.
 const CACHE_BYTES_MAX: usize = 4 << 20;

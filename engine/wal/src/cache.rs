@@ -3,8 +3,8 @@
 //! Batches in flight are always here: nothing else could serve them before they are durable. Others stay until
 //! the budget is used up, oldest out first.
 
-use crate::growing::Frozen;
-use crate::lookup::LookupSpan;
+use crate::frozen::Frozen;
+use crate::places::LookupSpan;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use tidelog_types::{Index, Lsn, PartitionId, RecordHeader};

@@ -6,8 +6,9 @@
 
 use crate::files::{Files, Piece};
 use crate::format::{Fields, FormatError, varint};
-use crate::growing::Link;
-use crate::lookup::{GenerationRun, LookupSpan, PartitionLog, Ref};
+use crate::frozen::Link;
+use crate::lookup::PartitionLog;
+use crate::places::{GenerationRun, LookupSpan, Ref};
 use crate::saving::Kept;
 use tidelog_types::limits::RECORD_ALIGN;
 use tidelog_types::{Generation, Index, Lsn, NodeId, PartitionId, Position};

@@ -2,120 +2,32 @@
 //!
 //! Records are copied once, into aligned chunks that go to the disk and to the peers as they are. A record never
 //! lies across two chunks: where one does not fit, the chunk ends at its page and a padding record fills it up.
-//! The first chunk is as large as recent batches were, later ones double. Spans of the footer are kept while
-//! records come, one for each run of a partition and generation, whatever lies between the run's records.
+//! The first chunk is as large as recent batches were, later ones double. What the footer says of them is kept
+//! beside it (`spans`).
 
 use crate::format::{
     BATCH_HEADER_BYTES, BatchHeader, FLAG_DONE, FLAG_OPEN, FLAG_SEAL, FOOTER_OFFSET_MIN, Footer, SPAN_BYTES,
-    Span, footer_bytes,
+    footer_bytes,
 };
+use crate::frozen::{Frozen, Identity, Link};
 use crate::lookup::PartitionLog;
-use bytes::Bytes;
+use crate::shape::{Class, Shape, measure};
+use crate::spans::{BatchSpans, ENTRY_SPANS_MAX, EntrySpan, SPANS_MAX};
 use tidelog_io::{AlignedBuf, BufferPool};
-use tidelog_types::limits::{
-    APPEND_BYTES_MAX, BATCH_BYTES_MAX, PAGE_BYTES, PAGED_PAYLOAD_BYTES, RECORD_ALIGN,
-};
+use tidelog_types::limits::{APPEND_BYTES_MAX, BATCH_BYTES_MAX, PAGE_BYTES};
 use tidelog_types::record::HEADER_BYTES;
-use tidelog_types::{
-    Incarnation, Lsn, PartitionId, RecordHeader, RecordKind, Ticket, WallMs, copy_and_check,
-};
+use tidelog_types::{Lsn, PartitionId, RecordHeader, RecordKind, Ticket, copy_and_check};
 
-/// Most spans of a batch that entries may use; control records get the rest up to [`SPANS_MAX`].
-pub(crate) const ENTRY_SPANS_MAX: usize = 6144;
-/// Most spans of a batch.
-pub(crate) const SPANS_MAX: usize = 8192;
 /// Most bytes of a batch that are kept for control records.
 const CONTROL_BYTES_MAX: usize = 256 << 10;
 const CHUNK_DOUBLING_MAX: usize = 1 << 20;
 const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
-
-/// A record's sizes: what its place follows from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Shape {
-    /// Header and extension.
-    pub(crate) head: usize,
-    pub(crate) payload: usize,
-}
-
-impl Shape {
-    pub(crate) const fn of(header: &RecordHeader) -> Shape {
-        Shape { head: header.head_bytes(), payload: header.payload_len as usize }
-    }
-    pub(crate) const fn bytes(self) -> usize {
-        (self.head + self.payload).next_multiple_of(RECORD_ALIGN)
-    }
-    /// Bytes of padding in front of it at `at`, so that a large payload starts on a page.
-    const fn gap(self, at: usize) -> usize {
-        if self.payload < PAGED_PAYLOAD_BYTES {
-            return 0;
-        }
-        let payload_at = at + self.head;
-        payload_at.next_multiple_of(PAGE_BYTES) - payload_at
-    }
-}
-
-/// Who may use the batch's last bytes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Class {
-    /// Entries leave room for control records.
-    Bulk,
-    /// Promises, cuts, hints: may use all of it.
-    Control,
-}
 
 /// A place for records, promised by [`Growing::plan`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     /// A new chunk of at least this many bytes comes first.
     chunk: Option<usize>,
-}
-
-/// Entries that a control record's span counts: one that tells of lost ones has their number for its time.
-fn lost_count(header: &RecordHeader) -> u32 {
-    match header.kind {
-        RecordKind::Lost => u32::try_from(header.timestamp.0).unwrap_or(u32::MAX).max(1),
-        _ => 1,
-    }
-}
-
-/// Identity of the batch before.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Link {
-    pub(crate) lsn: Lsn,
-    pub(crate) crc: u32,
-    pub(crate) seq: u64,
-}
-
-/// What a batch's header says beyond what the batch itself knows.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Identity {
-    pub(crate) store: Incarnation,
-    pub(crate) segment_seq: u64,
-    pub(crate) epoch: u64,
-    pub(crate) durable: Lsn,
-    /// The newest checkpoint and the one before it.
-    pub(crate) checkpoints: (Lsn, Lsn),
-    pub(crate) wall: WallMs,
-}
-
-/// A finished batch, ready for the disk.
-#[derive(Clone, Debug)]
-pub(crate) struct Frozen {
-    pub(crate) link: Link,
-    pub(crate) bytes: u64,
-    /// Bytes of memory that the pieces hold.
-    pub(crate) held: usize,
-    pub(crate) payload_bytes: u64,
-    pub(crate) records: u32,
-    /// (offset in the batch, bytes), one behind the other.
-    pub(crate) pieces: Vec<(usize, Bytes)>,
-    pub(crate) tickets: Vec<(PartitionId, Ticket)>,
-}
-
-impl Frozen {
-    pub(crate) fn end(&self) -> Lsn {
-        self.link.lsn.plus(self.bytes)
-    }
 }
 
 #[derive(Debug)]
@@ -146,9 +58,7 @@ pub(crate) struct Growing {
     records: u32,
     records_crc: u32,
     payload_bytes: u64,
-    spans: Vec<Span>,
-    echo: Vec<Span>,
-    echo_seq: u64,
+    spans: BatchSpans,
     tickets: Vec<(PartitionId, Ticket)>,
     /// Emptied lists of earlier batches.
     ticket_lists: Vec<Vec<(PartitionId, Ticket)>>,
@@ -170,9 +80,7 @@ impl Growing {
             records: 0,
             records_crc: 0,
             payload_bytes: 0,
-            spans: Vec::new(),
-            echo: Vec::new(),
-            echo_seq: 0,
+            spans: BatchSpans::default(),
             tickets: Vec::new(),
             ticket_lists: Vec::new(),
             footer: Vec::new(),
@@ -200,17 +108,13 @@ impl Growing {
 
     /// Whether a footer with `more` further spans still fits when the records end at `end`.
     fn fits(&self, end: usize, more: usize, class: Class) -> bool {
-        let (spans, spans_max, reserve) = match class {
-            Class::Bulk => (self.spans.len() + more, ENTRY_SPANS_MAX, self.reserve),
-            Class::Control => (self.spans.len() + more, SPANS_MAX, 0),
+        let (spans_max, reserve) = match class {
+            Class::Bulk => (ENTRY_SPANS_MAX, self.reserve),
+            Class::Control => (SPANS_MAX, 0),
         };
-        let footer = footer_bytes(spans + self.echo.len()).next_multiple_of(PAGE_BYTES);
-        spans <= spans_max && end.next_multiple_of(PAGE_BYTES) + footer + reserve <= self.limit
-    }
-
-    /// Where `shapes` end when they begin at `at`.
-    fn measure(at: usize, shapes: impl Iterator<Item = Shape>) -> usize {
-        shapes.fold(at, |at, shape| at + shape.gap(at) + shape.bytes())
+        let footer = self.spans.footer_bytes(more).next_multiple_of(PAGE_BYTES);
+        self.spans.own().len() + more <= spans_max
+            && end.next_multiple_of(PAGE_BYTES) + footer + reserve <= self.limit
     }
 
     /// Finds a place for records of these shapes that make at most `spans` new spans; all of them or none.
@@ -221,13 +125,13 @@ impl Growing {
         class: Class,
     ) -> Option<Plan> {
         let at = self.at.max(BATCH_HEADER_BYTES);
-        let end = Self::measure(at, shapes.clone());
+        let end = measure(at, shapes.clone());
         match self.chunks.last() {
             None => self.fits(end, spans, class).then_some(Plan { chunk: Some(end) }),
             Some(chunk) if end <= chunk.end() => self.fits(end, spans, class).then_some(Plan { chunk: None }),
             Some(_) => {
                 let start = at.next_multiple_of(PAGE_BYTES);
-                let end = Self::measure(start, shapes);
+                let end = measure(start, shapes);
                 self.fits(end, spans, class).then_some(Plan { chunk: Some(end - start) })
             }
         }
@@ -236,10 +140,10 @@ impl Growing {
     /// Payload bytes of one record that certainly fits.
     pub(crate) fn room(&self) -> usize {
         let used = self.at.next_multiple_of(PAGE_BYTES)
-            + footer_bytes(self.spans.len() + 1 + self.echo.len()).next_multiple_of(PAGE_BYTES)
+            + self.spans.footer_bytes(1).next_multiple_of(PAGE_BYTES)
             + self.reserve
             + 3 * PAGE_BYTES;
-        if self.spans.len() < ENTRY_SPANS_MAX { self.limit.saturating_sub(used) } else { 0 }
+        if self.spans.own().len() < ENTRY_SPANS_MAX { self.limit.saturating_sub(used) } else { 0 }
     }
 
     /// Record bytes that an empty batch of `limit` bytes takes for certain: the batch before it may have had as
@@ -357,25 +261,8 @@ impl Growing {
     }
 
     /// Adds an entry to the footer.
-    pub(crate) fn span_entry(&mut self, log: &mut PartitionLog, header: &EntrySpan) {
-        let (seq, at) = log.footer_span;
-        if seq == self.seq
-            && let Some(span) = self.spans.get_mut(at as usize)
-            && span.generation == header.generation
-            && span.a.0 + u64::from(span.count) == header.index.0
-        {
-            span.count += 1;
-            return;
-        }
-        log.footer_span = (self.seq, self.spans.len() as u32); // at most SPANS_MAX
-        self.spans.push(Span {
-            partition: header.partition,
-            generation: header.generation,
-            a: header.index,
-            count: 1,
-            offset: header.offset as u32, // below the batch's length
-            kind: RecordKind::Data,
-        });
+    pub(crate) fn span_entry(&mut self, log: &mut PartitionLog, entry: &EntrySpan) {
+        self.spans.entry(self.seq, log, entry);
     }
 
     /// Puts a control record, with its span.
@@ -387,14 +274,7 @@ impl Growing {
     pub(crate) fn put_local(&mut self, header: &RecordHeader, payload: &[u8]) -> usize {
         let offset = self.put(header, payload);
         self.not_the_clients(payload.len());
-        self.spans.push(Span {
-            partition: header.partition,
-            generation: header.generation,
-            a: header.index,
-            count: lost_count(header),
-            offset: offset as u32, // below the batch's length
-            kind: header.kind,
-        });
+        self.spans.control(header, offset);
         offset
     }
 
@@ -426,11 +306,11 @@ impl Growing {
     /// Finishes the batch and begins the next one behind it (without a place yet: see [`Self::place_at`]).
     pub(crate) fn freeze(&mut self, identity: &Identity, prev: Link, flags: u32) -> Frozen {
         if self.at == 0 {
-            let need = FOOTER_OFFSET_MIN + footer_bytes(self.echo.len());
+            let need = FOOTER_OFFSET_MIN + self.spans.footer_bytes(0);
             self.begin(Plan { chunk: Some(need) });
         }
         let records_end = self.at;
-        let footer_len = footer_bytes(self.spans.len() + self.echo.len());
+        let footer_len = self.spans.footer_bytes(0);
         let mut footer_offset = records_end.max(FOOTER_OFFSET_MIN);
         let chunk_end = self.chunks.last().map_or(0, Chunk::end);
         if footer_offset + footer_len > chunk_end {
@@ -474,14 +354,14 @@ impl Growing {
             segment_seq: identity.segment_seq,
             lsn: self.lsn,
             batch_seq: self.seq,
-            echo_batch_seq: self.echo_seq,
+            echo_batch_seq: self.spans.echo_seq(),
             header_crc: crc,
             own: Vec::new(),
             echo: Vec::new(),
         };
         let mut encoded = std::mem::take(&mut self.footer);
         encoded.clear();
-        footer.encode(&self.spans, &self.echo, &mut encoded);
+        footer.encode(self.spans.own(), self.spans.echo(), &mut encoded);
         self.next(footer_len).copy_from_slice(&encoded);
         self.footer = encoded;
         self.next(total - footer_offset - footer_len).fill(0);
@@ -499,9 +379,7 @@ impl Growing {
             tickets: std::mem::replace(&mut self.tickets, self.ticket_lists.pop().unwrap_or_default()),
         };
         self.predicted = total.max(self.predicted - self.predicted / 8);
-        std::mem::swap(&mut self.spans, &mut self.echo);
-        self.spans.clear();
-        self.echo_seq = self.seq;
+        self.spans.next_batch(self.seq);
         self.lsn = frozen.end();
         self.seq += 1;
         self.limit = 0;
@@ -532,21 +410,13 @@ const _: () = assert!(
     "any append message fits an empty batch, whatever the batch before it held"
 );
 
-/// What the footer needs of an entry.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EntrySpan {
-    pub(crate) partition: PartitionId,
-    pub(crate) generation: tidelog_types::Generation,
-    pub(crate) index: tidelog_types::Index,
-    pub(crate) offset: usize,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tidelog_types::limits::PAGED_PAYLOAD_BYTES;
     use tidelog_types::record::Extension;
-    use tidelog_types::{Generation, Index, NodeId, ReplicatedMs};
+    use tidelog_types::{Generation, Incarnation, Index, NodeId, ReplicatedMs, WallMs};
 
     const STORE: Incarnation = Incarnation(0x1122_3344_5566_7788);
 

@@ -7,7 +7,7 @@
 use crate::disk::Disk;
 use crate::error::{Finding, OpenError, Verdict};
 use crate::format::{BatchHeader, Footer, SegmentHeader, Span};
-use crate::growing::Link;
+use crate::frozen::Link;
 
 use crate::chain::From;
 use crate::restart::{self, Loaded};

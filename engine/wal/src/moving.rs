@@ -15,10 +15,12 @@ use crate::blocks::Block;
 use crate::error::{Busy, ReadError};
 use crate::files::{Files, Piece};
 use crate::format::visit_summary;
-use crate::growing::{Class, EntrySpan, Shape};
-use crate::lookup::Place;
+use crate::places::Place;
 use crate::reads::{Purpose, READS_MAX, ReadId, ReadJob, Run};
-use crate::wal::{Wal, WalEvent};
+use crate::reports::WalEvent;
+use crate::shape::{Class, Shape};
+use crate::spans::EntrySpan;
+use crate::wal::Wal;
 use bytes::Bytes;
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -482,6 +484,7 @@ impl Wal {
             }
             None => {
                 self.background.moving.reading -= 1;
+                self.summary_is_bad(self.background.moving.base.unwrap_or_default());
                 self.measure_by_refs();
             }
         }

@@ -2,9 +2,10 @@
 
 use crate::disk::Disk;
 use crate::error::OpenError;
+use crate::evidence::Evidence;
 use crate::names::QUARANTINE;
 use crate::options::Options;
-use crate::scan::{Bad, Evidence, Scanner};
+use crate::scan::{Bad, Scanner};
 use crate::window::Window;
 use std::path::PathBuf;
 use tidelog_io::{IoError, IoErrorKind, Op, OpenMode};

@@ -5,7 +5,8 @@
 //! against the lookup as it is then: entries cut meanwhile are not given.
 
 use crate::files::Piece;
-use crate::lookup::{LookupSpan, PartitionLog, Place};
+use crate::lookup::PartitionLog;
+use crate::places::{LookupSpan, Place};
 use crate::rescan::Rescan;
 use bytes::Bytes;
 use tidelog_types::limits::{BATCH_BYTES_MAX, PAGE_BYTES};
@@ -61,6 +62,8 @@ pub(crate) enum Purpose {
     Measure,
     /// The log: whether it is as it was written.
     Scrub,
+    /// The log: what a segment's summary has to say.
+    Resum,
 }
 
 /// A read under way.

@@ -2,12 +2,24 @@
 //!
 //! A segment may go when nothing live is in it (no span and no ref, which low-water marks, cuts and moves have seen to),
 //! when everything that this follows from is durable, when an opening begins behind it even if the newest checkpoint is
-//! bad, and when nobody reads it. What it is then renamed to is no part of the log.
+//! bad, when durable batches name the checkpoints that say so, and when nobody reads it. What it is then renamed to is no part of the log.
 
 use crate::segments::Returned;
 use crate::wal::Wal;
 
 impl Wal {
+    /// Whether durable batches name the two checkpoints that are kept. Before that an opening would look for the two that were named
+    /// before, the older of which may need what these do not.
+    fn are_named(&self) -> bool {
+        let (named, by) = self.background.named_by;
+        // On a full disk there may be no place for a batch until something goes.
+        let nowhere = self.full
+            && self.growing.is_empty()
+            && !self.growing.takes_seal()
+            && self.segments.next.is_none();
+        (named == self.background.named() && self.durable_seq >= by) || nowhere
+    }
+
     /// Gives back the oldest segments as far as they may go.
     pub(crate) fn reclaim(&mut self) {
         while let Some((base, oldest)) = self.files.oldest() {
@@ -22,7 +34,7 @@ impl Wal {
             };
             self.background.idle_since = Some((base, since));
             // The segment that a checkpoint's position lies in is where an opening begins to read, even at its very end.
-            if self.durable_seq < since || oldest.end >= self.replay_start() {
+            if self.durable_seq < since || oldest.end >= self.replay_start() || !self.are_named() {
                 return;
             }
             // A write of a life that has died may still be on its way to a file of that life: it must not find a name.

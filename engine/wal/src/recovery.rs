@@ -15,7 +15,7 @@ use crate::chain::{Chain, From};
 use crate::disk::Disk;
 use crate::error::{Finding, OpenError, Verdict};
 use crate::format::{BatchHeader, Span};
-use crate::growing::Link;
+use crate::frozen::Link;
 use crate::options::Options;
 use crate::quarantine;
 use crate::replay::{BadBatch, Replay, State};

@@ -106,12 +106,13 @@ impl State {
         }
     }
 
-    /// Lets the spans of segments go whose summaries lie before `end`, in full.
+    /// Lets the spans of segments go whose summaries lie before `end`, in full. A second one takes the place of the first, which
+    /// was bad.
     pub(crate) fn demote(&mut self, end: Lsn) {
         for (base, pieces) in std::mem::take(&mut self.pieces) {
             let complete =
                 pieces.values().all(|(piece, head)| piece.lsn < end && head.pieces as usize == pieces.len());
-            let Some(file) = self.files.get(base).filter(|f| complete && f.summary.is_none()) else {
+            let Some(file) = self.files.get(base).filter(|_| complete) else {
                 continue;
             };
             if pieces.values().any(|(_, head)| head.segment_seq != file.seq) {

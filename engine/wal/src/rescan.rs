@@ -28,12 +28,22 @@ pub(crate) struct Rescan {
     epoch: u64,
     at: Lsn,
     end: Lsn,
+    /// The device did not give all of it.
+    gaps: bool,
     found: FixedMap<PartitionId, PartitionLog>,
 }
 
 impl Rescan {
     pub(crate) fn new(store: Incarnation, seq: u64, epoch: u64, base: Lsn, end: Lsn) -> Rescan {
-        Rescan { store, seq, epoch, at: base.plus(BATCHES_START), end, found: FixedMap::default() }
+        Rescan {
+            store,
+            seq,
+            epoch,
+            at: base.plus(BATCHES_START),
+            end,
+            gaps: false,
+            found: FixedMap::default(),
+        }
     }
 
     /// Of nothing.
@@ -74,6 +84,7 @@ impl Rescan {
         if self.at == start {
             self.at = self.at.plus(PAGE);
         }
+        self.gaps |= bytes.is_empty();
         self.at.0 + PAGE <= self.end.0
     }
 
@@ -99,6 +110,11 @@ impl Rescan {
                 _ => {}
             }
         }
+    }
+
+    /// Whether it could not read all of the segment.
+    pub(crate) const fn has_gaps(&self) -> bool {
+        self.gaps
     }
 
     /// What was found.

@@ -7,11 +7,12 @@
 //! background work.
 
 use crate::error::ReadError;
-use crate::growing::{Class, Shape};
-use crate::lookup::Place;
+use crate::places::Place;
 use crate::reads::{Flaw, Purpose, ReadId, ReadJob, Run};
+use crate::reports::WalEvent;
 use crate::scrub::{AGAIN, CHUNK_BYTES, Phase};
-use crate::wal::{Wal, WalEvent};
+use crate::shape::{Class, Shape};
+use crate::wal::Wal;
 use crate::walk::Walk;
 use bytes::Bytes;
 use std::collections::VecDeque;

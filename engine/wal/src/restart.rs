@@ -80,10 +80,13 @@ impl Search {
         batch: Lsn,
         tried: &mut BTreeSet<Lsn>,
     ) -> Result<(), OpenError> {
-        if batch == Lsn(0) || !tried.insert(batch) {
+        // One that lies in what was given back, or begins there, has two newer ones behind it.
+        let gone = |lsn: Lsn| names.first().is_none_or(|oldest| lsn < oldest.base);
+        if batch == Lsn(0) || gone(batch) || !tried.insert(batch) {
             return Ok(());
         }
         match load(disk, names, store, batch)? {
+            Ok(loaded) if gone(loaded.kept.at) => {}
             Ok(loaded) => self.loaded = Some(loaded),
             Err(why) => {
                 tracing::warn!(lsn = batch.0, %why, "a checkpoint is bad");

@@ -3,13 +3,15 @@
 use crate::disk::Disk;
 use crate::error::{Finding, OpenError, Verdict};
 use crate::format::{BatchHeader, FLAG_DONE, FLAG_OPEN, SegmentHeader};
-use crate::growing::{Class, EntrySpan, Growing, Plan, Shape};
+use crate::growing::{Growing, Plan};
 use crate::names;
 use crate::recovery::{Judged, Opening, Tail};
 use crate::replay::State;
 use crate::salvage::{Piece as Part, What, lost_of, lost_record};
 use crate::scan::{Source, records_of};
 use crate::segments::{RESERVED_SEGMENTS, Segments, Spare, Step};
+use crate::shape::{Class, Shape};
+use crate::spans::EntrySpan;
 use crate::wal::Wal;
 use crate::window::Window;
 use core::time::Duration;

@@ -2,13 +2,14 @@
 //!
 //! The state is copied in one turn, at a position between two batches; its chunks then go into the log one at a time,
 //! beside the traffic, and the end behind them. When the end is durable, all of it is read back from the disk and
-//! compared; only then do batch headers name it, and only what both named checkpoints do not need may be given back.
+//! compared; only then do batch headers name it, and only what both named checkpoints do not need may be given back, once such a
+//! header is durable.
 //! One at a time. A checkpoint that cannot be read back is forgotten, and another one written later.
 
 use crate::checkpoint;
 use crate::format::{CheckpointEnd, ChunkPlace};
-use crate::growing::{Class, Shape};
 use crate::options::CHECKPOINT_SHARE;
+use crate::shape::{Class, Shape};
 use crate::wal::{Pending, Wal};
 use tidelog_io::{Io, IoError, Op, Output};
 use tidelog_types::limits::PAGE_BYTES;
@@ -250,6 +251,8 @@ impl Wal {
         let kept = Kept { at: saving.at, batch: *batch, bytes: saving.content.len() as u64 };
         self.end_checkpoint();
         self.background.older = self.background.newest.replace(kept);
+        // A batch has to name it, also if there is no traffic.
+        (self.sealed, self.seal_at) = (false, self.clock.now.after(self.options.seal_after));
         self.stats.checkpoints += 1;
         self.stats.checkpoint_bytes = kept.bytes;
         tracing::debug!(at = kept.at.0, bytes = kept.bytes, "checkpoint");

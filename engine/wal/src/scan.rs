@@ -1,22 +1,20 @@
-//! Walking over one epoch's batches, and the evidence about one that is not good.
+//! Walking over one epoch's batches.
 //!
 //! A batch is good if its header belongs where it lies, its records are whole, and they are the ones that the header was
-//! written over. `docs/formats/batch.md` has the algorithm; what follows from a bad batch is [`verdict`].
+//! written over. `docs/formats/batch.md` has the algorithm; what follows from a bad batch says `evidence`.
 //! Opening and inspecting both walk with this; neither writes through it.
 
 use crate::chain::EpochPart;
 use crate::disk::Disk;
-use crate::error::{BadWhy, OpenError, Verdict};
-use crate::format::{
-    BATCH_HEADER_BYTES, BatchHeader, FOOTER_MAGIC, Footer, FormatError, SegmentHeader, Span,
-};
-use crate::growing::Link;
+use crate::error::{BadWhy, OpenError};
+use crate::format::{BATCH_HEADER_BYTES, BatchHeader, FOOTER_MAGIC, Footer, FormatError, SegmentHeader};
+use crate::frozen::Link;
 use crate::window::Window;
 use std::path::PathBuf;
 use tidelog_io::{FileId, OpenMode};
 use tidelog_types::limits::{BATCH_BYTES_MAX, PAGE_BYTES, RECORD_ALIGN};
 use tidelog_types::record::HEADER_BYTES;
-use tidelog_types::{Lsn, RecordError, RecordHeader, RecordKind};
+use tidelog_types::{Lsn, RecordError, RecordHeader};
 
 const PAGE: u64 = PAGE_BYTES as u64;
 static BLANK: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
@@ -55,54 +53,12 @@ pub(crate) struct Bad {
     pub(crate) header: Option<BatchHeader>,
 }
 
-/// What can be known about a bad batch.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Evidence {
-    /// It was durable once.
-    pub(crate) proven: bool,
-    /// What it holds.
-    pub(crate) spans: Option<Vec<Span>>,
-    /// The next valid batch header: where the walk may go on.
-    pub(crate) next: Option<(usize, BatchHeader)>,
-    /// Where it ends, and who it was for the chain: known wherever its spans are.
-    pub(crate) end: Option<(Lsn, Link)>,
-    /// Where what says its spans ends: itself, or the batch that echoes it.
-    pub(crate) known_by: Lsn,
-    /// A page from there on could not be read.
-    pub(crate) unreadable: bool,
-    /// Bytes that are not zero from there on: (segment of the part, first offset, end offset).
-    pub(crate) leavings: Vec<(usize, u64, u64)>,
-}
-
-/// Whether nothing is lost with a record of this kind: a hint, or what an opening finds by itself to be good or bad, and
-/// can do without.
-const fn is_harmless(kind: RecordKind) -> bool {
-    matches!(
-        kind,
-        RecordKind::HighWater | RecordKind::CheckpointChunk | RecordKind::CheckpointEnd | RecordKind::Summary
-    )
-}
-
-/// What follows from the evidence about a bad batch. `docs/formats/batch.md` has the table.
-pub(crate) fn verdict(evidence: &Evidence) -> Verdict {
-    let harmless = evidence.spans.as_ref().is_some_and(|spans| spans.iter().all(|s| is_harmless(s.kind)));
-    match (evidence.proven, &evidence.spans) {
-        (true, Some(_)) if harmless => Verdict::Superseded,
-        (true, Some(_)) => Verdict::Damaged,
-        (true, None) => Verdict::Unknown,
-        (false, Some(_)) if harmless => Verdict::Torn,
-        (false, Some(_)) => Verdict::Suspect,
-        (false, None) if evidence.unreadable => Verdict::Unknown,
-        (false, None) => Verdict::Torn,
-    }
-}
-
 /// Walks over one epoch's batches.
 pub(crate) struct Scanner<'a> {
-    sources: &'a [Source],
-    part: &'a EpochPart,
+    pub(crate) sources: &'a [Source],
+    pub(crate) part: &'a EpochPart,
     /// Position in the part's list of segments.
-    at: usize,
+    pub(crate) at: usize,
     pub(crate) lsn: Lsn,
     /// The batch before; none if it is not known, after a bad one.
     pub(crate) link: Option<Link>,
@@ -170,7 +126,7 @@ impl<'a> Scanner<'a> {
         Ok(Opened { at, file, window })
     }
 
-    fn window(&mut self, disk: &mut Disk<'_>, at: usize) -> Result<&mut Window, OpenError> {
+    pub(crate) fn window(&mut self, disk: &mut Disk<'_>, at: usize) -> Result<&mut Window, OpenError> {
         if self.window.as_ref().is_none_or(|w| w.at != at) {
             let prepared = match self.prepared.take() {
                 Some(prepared) if prepared.at == at => Some(prepared),
@@ -214,7 +170,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// The header at `lsn` of segment `at`, if it belongs there.
-    fn header(
+    pub(crate) fn header(
         &mut self,
         disk: &mut Disk<'_>,
         at: usize,
@@ -296,7 +252,7 @@ impl<'a> Scanner<'a> {
         Found::Bad(Bad { lsn: self.lsn, why, header })
     }
 
-    fn is_blank(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
+    pub(crate) fn is_blank(&mut self, disk: &mut Disk<'_>, at: usize, lsn: Lsn) -> Result<bool, OpenError> {
         let offset = self.source(at).map_or(0, |s| s.offset(lsn));
         Ok(self.window(disk, at)?.view(disk, offset, PAGE_BYTES)? == BLANK)
     }
@@ -349,7 +305,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// The footer of the batch at `lsn` of segment `at`, whose header is not known, within `len` bytes; and its end.
-    fn footer_at(
+    pub(crate) fn footer_at(
         &mut self,
         disk: &mut Disk<'_>,
         at: usize,
@@ -403,117 +359,6 @@ impl<'a> Scanner<'a> {
             }
             Err(why) => Ok(self.bad(why, Some(header))),
         }
-    }
-
-    /// Gathers what can be known about a bad batch: all the rest of the epoch is looked at, until it is proven.
-    pub(crate) fn evidence(&mut self, disk: &mut Disk<'_>, bad: &Bad) -> Result<Evidence, OpenError> {
-        let mut evidence = Evidence { proven: self.part.end.is_some(), ..Evidence::default() };
-        evidence.unreadable = bad.why == BadWhy::Unreadable;
-        self.search(disk, bad, &mut evidence)?;
-        if let Some((footer, end, link)) = self.own_footer(disk, bad, &mut evidence)? {
-            evidence.spans = Some(footer.own);
-            (evidence.end, evidence.known_by) = (Some((end, link)), end);
-        }
-        if evidence.spans.is_none()
-            && let Some((at, next)) = evidence.next
-            && next.prev == bad.lsn
-        {
-            let footer = self.footer(disk, at, &next)?;
-            evidence.spans = footer.filter(|f| f.echo_batch_seq + 1 == next.batch_seq).map(|f| f.echo);
-            let link = Link { lsn: bad.lsn, crc: next.prev_crc, seq: next.batch_seq.saturating_sub(1) };
-            evidence.end = evidence.spans.as_ref().map(|_| (next.lsn, link));
-            evidence.known_by = next.end();
-        }
-        Ok(evidence)
-    }
-
-    /// Looks for valid headers behind the bad batch, page by page.
-    fn search(&mut self, disk: &mut Disk<'_>, bad: &Bad, evidence: &mut Evidence) -> Result<(), OpenError> {
-        for at in self.at..self.part.segments.len() {
-            let Some(source) = self.source(at) else { break };
-            let mut lsn = if at == self.at { bad.lsn } else { source.header.start() };
-            let recycled = source.header.recycled;
-            let mut leavings: Option<(u64, u64)> = None;
-            if recycled
-                && at == self.at
-                && let Some(header) = &bad.header
-            {
-                leavings =
-                    Some((source.offset(bad.lsn), source.offset(header.end().min(source.header.end()))));
-            }
-            while lsn.0 + PAGE <= source.header.end().0
-                && self.part.end.is_none_or(|end| lsn < end)
-                && (evidence.next.is_none() || !evidence.proven)
-            {
-                let offset = source.offset(lsn);
-                // What was there before the file became this segment is not left by a batch.
-                if !recycled && !self.is_blank(disk, at, lsn)? {
-                    let from = leavings.map_or(offset, |l| l.0);
-                    leavings = Some((from, offset + PAGE));
-                }
-                if lsn > bad.lsn {
-                    match self.header(disk, at, lsn)? {
-                        Ok(header) => {
-                            if recycled {
-                                let end = source.offset(header.end().min(source.header.end()));
-                                let from = leavings.map_or(offset, |l| l.0);
-                                leavings = Some((from, leavings.map_or(end, |l| l.1.max(end))));
-                            }
-                            evidence.proven |= header.durable > bad.lsn;
-                            evidence.next.get_or_insert((at, header));
-                        }
-                        Err(BadWhy::Unreadable) => evidence.unreadable = true,
-                        Err(_) => {}
-                    }
-                }
-                lsn = lsn.plus(PAGE);
-            }
-            evidence.leavings.extend(leavings.map(|(from, to)| (at, from, to)));
-        }
-        Ok(())
-    }
-
-    /// Spans from the bad batch's own footer.
-    fn own_footer(
-        &mut self,
-        disk: &mut Disk<'_>,
-        bad: &Bad,
-        evidence: &mut Evidence,
-    ) -> Result<Option<(Footer, Lsn, Link)>, OpenError> {
-        if let Some(header) = &bad.header {
-            let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
-            return Ok(self.footer(disk, self.at, header)?.map(|f| (f, header.end(), link)));
-        }
-        let Some(source) = self.here() else { return Ok(None) };
-        let len = match evidence.next {
-            Some((at, next)) if at == self.at => next.lsn.0 - bad.lsn.0,
-            _ => u64::MAX,
-        };
-        let Some((footer, end)) = self.footer_at(disk, self.at, bad.lsn, len)? else { return Ok(None) };
-        if source.header.recycled {
-            let (from, to) = (source.offset(bad.lsn), source.offset(Lsn(end)).next_multiple_of(PAGE));
-            match evidence.leavings.iter_mut().find(|l| l.0 == self.at) {
-                Some(leaving) => (leaving.1, leaving.2) = (leaving.1.min(from), leaving.2.max(to)),
-                None => evidence.leavings.insert(0, (self.at, from, to)),
-            }
-        }
-        let link = Link { lsn: bad.lsn, crc: footer.header_crc, seq: footer.batch_seq };
-        let end = bad.lsn.plus((end - bad.lsn.0).next_multiple_of(PAGE));
-        Ok(Some((footer, end, link)))
-    }
-
-    /// The footer of a batch whose header is valid, if it is valid, too, and that header's.
-    fn footer(
-        &mut self,
-        disk: &mut Disk<'_>,
-        at: usize,
-        header: &BatchHeader,
-    ) -> Result<Option<Footer>, OpenError> {
-        let Some(source) = self.source(at) else { return Ok(None) };
-        let offset = source.offset(header.lsn) + u64::from(header.footer_offset);
-        let len = header.total_len - header.footer_offset;
-        let bytes = self.window(disk, at)?.view(disk, offset, len as usize)?;
-        Ok(footer_of(bytes, header))
     }
 
     /// The bytes of a bad batch that ends at `end`, as far as its segment has them; pages that cannot be read are zeros.
@@ -608,7 +453,7 @@ pub(crate) fn records_of<'b>(
 mod tests {
     use super::*;
     use crate::format::Footer;
-    use tidelog_types::{Generation, Incarnation, Index, PartitionId, WallMs};
+    use tidelog_types::{Generation, Incarnation, Index, PartitionId, RecordKind, WallMs};
 
     fn entry(index: u64, fill: u8) -> Vec<u8> {
         let payload = [fill; 40];
@@ -692,36 +537,6 @@ mod tests {
                 Err(BadWhy::Misplaced { field: named, .. }) => assert_eq!(named, field),
                 result => panic!("{field}: {result:?}"),
             }
-        }
-    }
-
-    /// The table of `docs/formats/batch.md`.
-    #[test]
-    fn verdicts() {
-        let span = |kind| Span {
-            partition: PartitionId(1),
-            generation: Generation(1),
-            a: Index(1),
-            count: 1,
-            offset: 128,
-            kind,
-        };
-        let entry = Some(vec![span(RecordKind::HighWater), span(RecordKind::Data)]);
-        let hints = Some(vec![span(RecordKind::HighWater)]);
-        let table = [
-            (true, entry.clone(), false, Verdict::Damaged),
-            (true, hints.clone(), false, Verdict::Superseded),
-            (true, Some(vec![]), true, Verdict::Superseded),
-            (true, None, false, Verdict::Unknown),
-            (false, entry.clone(), false, Verdict::Suspect),
-            (false, entry, true, Verdict::Suspect),
-            (false, hints, false, Verdict::Torn),
-            (false, None, false, Verdict::Torn),
-            (false, None, true, Verdict::Unknown),
-        ];
-        for (proven, spans, unreadable, expected) in table {
-            let evidence = Evidence { proven, spans, unreadable, ..Evidence::default() };
-            assert_eq!(verdict(&evidence), expected, "{evidence:?}");
         }
     }
 

@@ -10,20 +10,23 @@
 //! read it. What cannot be read is told ([`crate::WalEvent::Damaged`]), for the replica to fetch it from its peers. What
 //! can be read still is written again at the log's end, as a move: the batch around it is not what it was, and the next
 //! fault there must not find the only copy. The same holds for promises and marks in such a batch, and a new
-//! checkpoint is begun where an opening would have to read the range. Nothing is ever written in place: a torn write there
-//! would take a neighbour along. What is bad and held nothing that counts is only counted.
+//! checkpoint is begun where an opening would have to read the range. Nothing is written in place, because a torn write there
+//! would take a neighbour along, but for a copy of a header (`heads`). A bad summary is written again (`resum`). What is bad and held
+//! nothing that counts is only counted.
 //!
 //! Promises: an entry is told damaged only if the lookup named the bytes that were bad, after they were read. It pins
 //! nothing between two reads; a segment that is given back meanwhile is passed over. What it does not know: who has the
 //! bytes. A pass is not remembered over a restart; the next life begins with one of its own.
 
 use crate::format::{BATCHES_START, BatchHeader, SegmentHeader, Span};
-use crate::growing::Link;
+use crate::frozen::Link;
+use crate::heads::Heads;
 use crate::reads::{READS_MAX, ReadJob, Run};
 use crate::saving::Kept;
 use crate::scan::belongs;
 use crate::wal::Wal;
 use crate::walk::{Ends, Flawed, Walk};
+use bytes::Bytes;
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use tidelog_io::{Io, IoError, IoErrorKind};
@@ -57,6 +60,8 @@ pub struct ScrubStats {
     pub moved: u64,
     /// Bad places in which nothing lay that counts.
     pub superseded: u64,
+    /// Summaries of segments, and copies of their headers, that were bad and were written again.
+    pub rewritten: u64,
     /// The last bad place, in words.
     pub last: String,
 }
@@ -103,6 +108,10 @@ pub(crate) struct Scrub {
     pub(crate) reading: bool,
     /// The piece is read page by page, because the device did not give all of it.
     by_page: usize,
+    /// The header's pages as they came one by one, because the device did not give both at once.
+    head_pages: Option<Vec<Result<Bytes, String>>>,
+    /// Copies of headers that are to be written again.
+    pub(crate) heads: Heads,
     /// Of this segment.
     pub(crate) bad: Vec<BadRange>,
     /// Live entries in them that are still to be read.
@@ -178,7 +187,10 @@ impl Wal {
                 {
                     self.scrub.next_at = self.clock.now.after(AGAIN);
                 }
-                Some((base, bytes)) => self.scrub_read(io, base, base, bytes),
+                Some((base, bytes)) => {
+                    let page = self.scrub.head_pages.as_ref().map_or(0, Vec::len);
+                    self.scrub_read(io, base, base.plus(page as u64 * PAGE), bytes);
+                }
                 None => self.scrub_segment(),
             },
             Phase::Batches => self.scrub_batches(io),
@@ -193,6 +205,7 @@ impl Wal {
         let base = base.filter(|base| *base < self.scrub.until);
         let every = self.options.scrub_every;
         let scrub = &mut self.scrub;
+        scrub.head_pages = None;
         match base {
             Some(base) => (scrub.at, scrub.phase) = (base, Phase::Head),
             None => {
@@ -229,6 +242,7 @@ impl Wal {
     fn header_extent(&self) -> Option<(Lsn, usize)> {
         let (base, next) = self.scrubbed_segments()?;
         match self.scrub.phase {
+            Phase::Head if self.scrub.head_pages.is_some() => Some((base, PAGE_BYTES)),
             Phase::Head => Some((base, 2 * PAGE_BYTES)),
             _ => next.map(|next| (next, 3 * PAGE_BYTES)),
         }
@@ -302,19 +316,43 @@ impl Wal {
 
     fn scrubbed_head(&mut self, base: Lsn, result: Result<&[u8], &IoError>) {
         let Some(known) = self.known_segment(base) else { return self.scrub_segment() };
-        let bytes = result.unwrap_or_default();
-        for copy in 0..2 {
-            let page = bytes.get(copy * PAGE_BYTES..).unwrap_or_default();
-            let why = match (SegmentHeader::decode(page), result) {
-                (Ok(header), _) if is_same(&header, &known) => continue,
-                (Ok(_), _) => "another segment's".to_owned(),
-                (Err(_), Err(error)) => error.to_string(),
-                (Err(error), Ok(_)) => error.to_string(),
-            };
+        let pages = match (self.scrub.head_pages.take(), result) {
+            (None, Ok(bytes)) => {
+                let page = |at: usize| bytes.get(at * PAGE_BYTES..(at + 1) * PAGE_BYTES).unwrap_or_default();
+                [0, 1].map(|at| Ok(Bytes::copy_from_slice(page(at)))).into()
+            }
+            // One of them may be to be had.
+            (None, Err(_)) => return self.scrub.head_pages = Some(Vec::new()),
+            (Some(mut pages), result) => {
+                let page = result.map(Bytes::copy_from_slice).map_err(IoError::to_string);
+                pages.push(page);
+                if pages.len() < 2 {
+                    return self.scrub.head_pages = Some(pages);
+                }
+                pages
+            }
+        };
+        let mut good = None;
+        let mut bad = Vec::new();
+        for (copy, page) in pages.into_iter().enumerate() {
+            let header = page.and_then(|page| match SegmentHeader::decode(&page) {
+                Ok(header) if is_same(&header, &known) => Ok((header, page)),
+                Ok(_) => Err("another segment's".to_owned()),
+                Err(error) => Err(error.to_string()),
+            });
+            match header {
+                Ok(header) => good = Some(header),
+                Err(why) => bad.push((copy, why)),
+            }
+        }
+        for (copy, why) in bad {
             self.scrub.stats.superseded += 1;
             // An opening that begins behind this segment does not need its header.
             let what = format!("copy {} of the segment's header: {why}", copy + 1);
             self.note_bad(base, base.plus(copy as u64 * PAGE), known.end(), &what);
+            if let Some((header, page)) = &good {
+                self.head_is_bad(base, copy, *header, page.clone());
+            }
         }
         let scrub = &mut self.scrub;
         // An epoch's first batch follows what was proven of the one before, wherever that was.
@@ -406,10 +444,8 @@ impl Wal {
                 file.summary.as_ref().is_some_and(|pieces| pieces.iter().any(|p| from <= p.lsn && p.lsn < to))
             });
             if let Some((of, _)) = summed {
-                tracing::warn!(
-                    segment = of.0,
-                    "the summary of this segment is bad: it is read whole instead"
-                );
+                tracing::warn!(segment = of.0, "the summary of this segment is bad");
+                self.summary_is_bad(of);
             }
         }
     }

@@ -9,10 +9,11 @@ use crate::cache::Gather;
 use crate::error::ReadError;
 use crate::files::Piece;
 use crate::format::{SummarySpan, visit_summary};
-use crate::lookup::{LookupSpan, Place};
+use crate::places::{LookupSpan, Place};
 use crate::reads::{Purpose, READS_MAX, ReadId, ReadJob, Run, Stage, TRIES_MAX};
+use crate::reports::WalEvent;
 use crate::rescan::Rescan;
-use crate::wal::{Pending, Wal, WalEvent};
+use crate::wal::{Pending, Wal};
 use bytes::Bytes;
 use std::sync::Arc;
 use tidelog_io::{Io, IoError, Op, OpenMode, Output};
@@ -92,6 +93,8 @@ impl Wal {
                 Ok(run) => self.scrub_rescued(job, run),
                 Err(error) => self.scrub_failed(job, error),
             },
+            // Its answer is what the rescan found.
+            Purpose::Resum => _ = self.background.bad_summaries.remove(&job.base),
             purpose => self.read_for_move(purpose, job.partition, job.last, result),
         }
     }
@@ -211,7 +214,7 @@ impl Wal {
     }
 
     /// Reads all of the segment at `base`, because its summary is not to be had.
-    fn rescan(&mut self, io: &mut dyn Io, mut job: ReadJob, base: Lsn) {
+    pub(crate) fn rescan(&mut self, io: &mut dyn Io, mut job: ReadJob, base: Lsn) {
         let Some(file) = self.files.peek(base) else {
             return self.answer(&job, Err(ReadError::Closed));
         };
@@ -382,7 +385,10 @@ impl Wal {
                     None => {
                         let place = self.partitions.get(&job.partition).and_then(|log| log.find(job.first));
                         match place {
-                            Some(Place::Segment { segment, .. }) => self.rescan(io, job, segment),
+                            Some(Place::Segment { segment, .. }) => {
+                                self.summary_is_bad(segment);
+                                self.rescan(io, job, segment);
+                            }
                             _ => self.plan_read(io, job),
                         }
                     }
@@ -397,8 +403,13 @@ impl Wal {
                 }
                 job.stage = Stage::Segment(Box::new(Rescan::empty()));
                 self.release(&job);
-                self.blocks.insert(job.base, Block::Rescanned(Arc::new(rescan.spans())));
-                self.plan_read(io, job);
+                let whole = !rescan.has_gaps();
+                let found = Arc::new(rescan.spans());
+                self.rescanned(job.base, whole.then_some(&found));
+                self.blocks.insert(job.base, Block::Rescanned(found));
+                if job.purpose != Purpose::Resum {
+                    self.plan_read(io, job);
+                }
             }
         }
     }

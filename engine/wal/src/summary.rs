@@ -7,8 +7,8 @@
 use crate::background::{RESIDENT_SEGMENTS, Summing};
 use crate::files::Piece;
 use crate::format::{SummaryHead, SummarySpan, encode_summary};
-use crate::growing::{Class, Shape};
-use crate::lookup::LookupSpan;
+use crate::places::LookupSpan;
+use crate::shape::{Class, Shape};
 use crate::wal::Wal;
 use tidelog_types::limits::PAGED_PAYLOAD_BYTES;
 use tidelog_types::record::HEADER_BYTES;
@@ -68,9 +68,7 @@ impl Wal {
                 self.background.resident.pop_front();
                 continue;
             }
-            let head =
-                SummaryHead { store: self.options.store, segment_seq: file.seq, base, piece: 0, pieces: 1 };
-            let end = file.end;
+            let (end, seq) = (file.end, file.seq);
             let mut groups: Vec<(PartitionId, Vec<SummarySpan>)> = Vec::new();
             for (id, log) in &self.partitions {
                 let inside = |s: &&LookupSpan| base <= s.lsn && s.lsn < end;
@@ -80,13 +78,25 @@ impl Wal {
                 }
             }
             groups.sort_unstable_by_key(|g| g.0);
-            let limit = PIECE_BYTES_MAX.min(self.message_bytes_max().saturating_sub(HEADER_BYTES));
-            let given = groups.iter().map(|(id, spans)| (*id, spans.as_slice()));
-            let mut left = encode_summary(&head, given, limit);
-            left.reverse();
-            self.background.summing = Some(Summing { base, left, put: Vec::new(), seq: 0 });
+            let left = self.summary_pieces(base, seq, &groups);
+            self.background.summing = Some(Summing { base, left, put: Vec::new(), seq: 0, again: false });
             return;
         }
+    }
+
+    /// The pieces of a summary of the segment at `base`, the last one first.
+    pub(crate) fn summary_pieces(
+        &self,
+        base: Lsn,
+        segment_seq: u64,
+        groups: &[(PartitionId, Vec<SummarySpan>)],
+    ) -> Vec<(PartitionId, Vec<u8>)> {
+        let head = SummaryHead { store: self.options.store, segment_seq, base, piece: 0, pieces: 1 };
+        let limit = PIECE_BYTES_MAX.min(self.message_bytes_max().saturating_sub(HEADER_BYTES));
+        let given = groups.iter().map(|(id, spans)| (*id, spans.as_slice()));
+        let mut left = encode_summary(&head, given, limit);
+        left.reverse();
+        left
     }
 
     /// If the summary is durable, lets the spans go.
@@ -99,6 +109,7 @@ impl Wal {
         let Some(summing) = self.background.summing.take() else { return };
         self.background.resident.retain(|base| *base != summing.base);
         self.stats.summaries += 1;
+        self.scrub.stats.rewritten += u64::from(summing.again);
         let Some(file) = self.files.get(summing.base) else { return };
         file.summary = Some(summing.put);
         let end = file.end;
@@ -113,7 +124,7 @@ impl Wal {
     }
 }
 
-fn summed(span: &LookupSpan, base: Lsn) -> SummarySpan {
+pub(crate) fn summed(span: &LookupSpan, base: Lsn) -> SummarySpan {
     SummarySpan {
         first: span.first,
         count: span.count,

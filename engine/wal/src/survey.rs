@@ -5,9 +5,10 @@
 use crate::chain::{Chain, ChainError, From, chain};
 use crate::disk::Disk;
 use crate::error::{Finding, OpenError};
+use crate::evidence::{Evidence, verdict};
 use crate::format::{FLAG_DONE, FLAG_OPEN, SegmentHeader};
 use crate::names::{self, Name};
-use crate::scan::{Bad, Evidence, Found, Scanner, Source, verdict};
+use crate::scan::{Bad, Found, Scanner, Source};
 use crate::window::Window;
 use std::path::{Path, PathBuf};
 use tidelog_io::{IoError, IoErrorKind, OpenMode};

@@ -8,13 +8,15 @@
 use crate::background::Background;
 use crate::blocks::Blocks;
 use crate::cache::TailCache;
-use crate::error::{ReadError, WalError};
+use crate::error::WalError;
 use crate::files::Files;
 use crate::format::FLAG_SEAL;
-use crate::growing::{Frozen, Growing, Identity, Link};
+use crate::frozen::{Frozen, Identity, Link};
+use crate::growing::Growing;
 use crate::lookup::PartitionLog;
 use crate::options::Options;
-use crate::reads::{ReadId, ReadJob, Run};
+use crate::reads::ReadJob;
+use crate::reports::{Closed, Stats, WalEvent};
 use crate::scrub::Scrub;
 use crate::segments::{RESERVED_SEGMENTS, Segment, Segments, Step};
 use core::time::Duration;
@@ -32,104 +34,6 @@ const SPURIOUS_MAX: u32 = 10_000;
 /// Appends what the shard saves of a partition.
 type Save<'s> = dyn FnMut(PartitionId, &mut Vec<u8>) + 's;
 
-/// What the log reports.
-#[derive(Clone, Debug)]
-pub enum WalEvent {
-    /// Everything of this partition up to this ticket is on stable storage.
-    Durable {
-        /// The partition.
-        partition: PartitionId,
-        /// Its highest ticket that is durable.
-        ticket: Ticket,
-    },
-    /// A read's result.
-    Read {
-        /// The caller's number.
-        read: ReadId,
-        /// Records, at least the first one asked for; or why not.
-        result: Result<Run, ReadError>,
-    },
-    /// The log is dead: nothing that was not reported durable will be. Drop it (after [`Wal::close`], which waits
-    /// for what is still in flight) and open it again.
-    Fenced {
-        /// The file, and why.
-        error: WalError,
-    },
-    /// The disk is full: entries are refused from now on, promises and cuts are not.
-    Full,
-    /// There is space again.
-    SpaceBack,
-    /// Scrubbing found entries whose bytes are bad: they are in the log, and cannot be read.
-    Damaged {
-        /// The partition.
-        partition: PartitionId,
-        /// First index.
-        first: Index,
-        /// Last index.
-        last: Index,
-        /// Their generation.
-        generation: Generation,
-        /// File, place, and in which way.
-        error: ReadError,
-    },
-    /// The log is over its budget, and a snapshot of this partition (or a higher low-water mark) would let go of its
-    /// oldest segment. After the third time its live entries are moved instead.
-    SnapshotWanted {
-        /// The partition.
-        partition: PartitionId,
-    },
-}
-
-/// What [`Wal::close`] leaves.
-#[derive(Debug)]
-pub struct Closed {
-    /// Reported while closing.
-    pub events: Vec<WalEvent>,
-    /// Completions of others that arrived meanwhile.
-    pub others: Vec<Completion>,
-}
-
-/// Counters since opening, and levels.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Stats {
-    /// Batches submitted, seals among them.
-    pub batches: u64,
-    /// Durable writes completed.
-    pub syncs: u64,
-    /// Seals submitted.
-    pub seals: u64,
-    /// Records in submitted batches, padding included.
-    pub records: u64,
-    /// Bytes of submitted batches.
-    pub bytes: u64,
-    /// Payload bytes in submitted batches.
-    pub payload_bytes: u64,
-    /// Payload bytes copied into batches. Divided by `payload_bytes`: copies per payload byte.
-    pub copied_bytes: u64,
-    /// Segments in use.
-    pub segments: usize,
-    /// Segments and spares ready to be written.
-    pub spares: usize,
-    /// Batches in flight.
-    pub in_flight: usize,
-    /// Reads in flight.
-    pub reads: usize,
-    /// Memory held by the tail cache.
-    pub cache_bytes: usize,
-    /// Checkpoints that were written, read back and named.
-    pub checkpoints: u64,
-    /// Bytes of the newest one.
-    pub checkpoint_bytes: u64,
-    /// Segment summaries written.
-    pub summaries: u64,
-    /// Segments given back to the pool or removed.
-    pub reclaimed: u64,
-    /// Live records moved out of old segments, and their bytes.
-    pub moved_records: u64,
-    /// See there.
-    pub moved_bytes: u64,
-}
-
 /// What an operation of ours was.
 #[derive(Debug)]
 pub(crate) enum Pending {
@@ -139,6 +43,9 @@ pub(crate) enum Pending {
     OpenForRead(ReadJob),
     /// A part of a checkpoint is read back.
     Verify,
+    /// The file of a segment whose header has a bad copy is opened; the copy is written.
+    OpenHead,
+    WriteHead,
     Closing,
 }
 
@@ -185,7 +92,7 @@ pub struct Wal {
     pub(crate) hints_at: Monotonic,
     /// Whether nothing unproven lies before the end.
     pub(crate) sealed: bool,
-    seal_at: Monotonic,
+    pub(crate) seal_at: Monotonic,
     pub(crate) clock: Clock,
     pub(crate) full: bool,
     pub(crate) no_space: bool,
@@ -284,6 +191,8 @@ impl Wal {
         self.reclaim();
         self.make_segments(io);
         self.advance_scrub(io);
+        self.advance_heads(io);
+        self.advance_resum(io);
     }
 
     fn may_submit(&self) -> bool {
@@ -365,6 +274,8 @@ impl Wal {
                 Pending::Read(job) => self.read_done(io, job, completion.result),
                 Pending::OpenForRead(job) => self.opened_for_read(io, job, completion.result),
                 Pending::Verify => self.verified(io, completion.result),
+                Pending::OpenHead => self.head_opened(io, completion.result),
+                Pending::WriteHead => self.head_written(io, completion.result),
                 Pending::Closing => {}
             }
         }
@@ -505,6 +416,9 @@ impl Wal {
         self.background.in_batch = false;
         if frozen.link.lsn == self.active.header.start() {
             self.background.segment_names = identity.checkpoints.0;
+        }
+        if self.background.named_by.0 != identity.checkpoints {
+            self.background.named_by = (identity.checkpoints, frozen.link.seq);
         }
         self.link = frozen.link;
         self.cache.insert(&frozen, self.durable);

@@ -10,7 +10,7 @@
 
 use crate::error::BadWhy;
 use crate::format::{BATCH_HEADER_BYTES, BatchHeader, SegmentHeader, Span};
-use crate::growing::Link;
+use crate::frozen::Link;
 use crate::scan::{belongs, footer_of};
 use tidelog_types::limits::PAGE_BYTES;
 use tidelog_types::record::HEADER_BYTES;

@@ -262,6 +262,25 @@ fn unreadable_pages_are_damage_and_never_an_end() {
     }
 }
 
+/// A file that was a segment before may have such pages where the log has not come to yet.
+#[test]
+fn a_page_that_no_batch_begins_in_is_no_reason_not_to_open() {
+    let (file, offset, len, _) = batches(&mut closed_log(6)).last().unwrap().clone();
+    let next = |rig: &Rig| wal_files(rig).into_iter().find(|(name, _)| *name > file);
+    for page in 1..4 {
+        let mut rig = closed_log(6);
+        assert!(rig.world.make_unreadable(NODE, &file, offset + len + page * 4096, 4096));
+        let (behind, _) = next(&rig).expect("a segment that is ready");
+        assert!(rig.world.make_unreadable(NODE, &behind, 8192 + page * 4096, 4096));
+        assert_eq!(outcome(&mut rig, &format!("page {page}")), Outcome::Whole);
+    }
+    // The first batch of the next segment may have lain there, and be all that there was behind this.
+    let mut rig = closed_log(6);
+    let (behind, _) = next(&rig).expect("a segment that is ready");
+    assert!(rig.world.make_unreadable(NODE, &behind, 8192, 4096));
+    assert_eq!(outcome(&mut rig, "the first page"), Outcome::Refused);
+}
+
 /// Only the batch behind it says that the log had gone on to another segment.
 #[test]
 fn the_first_batch_of_a_segment_that_is_not_there_at_all() {

@@ -7,7 +7,9 @@ use common::scripts::{busy, busy_options, stream};
 use common::{DIR, NODE, Rig, judge, tiny};
 use std::path::Path;
 use std::time::Duration;
+use tidelog_io::{Io, Wait};
 use tidelog_sim::{Moment, Random, Rate};
+use tidelog_types::RecordKind;
 use tidelog_wal::{OpenError, Options, inspect};
 
 const MOMENTS: [Moment; 3] = [Moment::Before, Moment::Inside, Moment::After];
@@ -133,6 +135,71 @@ fn a_bad_checkpoint_is_replaced_by_the_one_before_it() {
     let mut rig = damaged(usize::MAX);
     let error = rig.open().unwrap_err();
     assert!(matches!(error, OpenError::Checkpoint { .. }), "{error}");
+}
+
+/// Chunks of all checkpoints, by the position that each is of: (position, file, offset); and the newest one that a batch names.
+fn checkpoints(rig: &mut Rig) -> (Vec<(u64, String, u64)>, Option<u64>) {
+    let (mut chunks, mut ends, mut named) = (Vec::new(), Vec::new(), 0);
+    rig.io = None;
+    let mut at = 0;
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| match item {
+        inspect::Item::Record { file, offset, header, .. } => match header.kind {
+            RecordKind::CheckpointChunk => {
+                chunks.push((header.generation.0, file.display().to_string(), offset));
+            }
+            RecordKind::CheckpointEnd => ends.push((at, header.generation.0)),
+            _ => {}
+        },
+        inspect::Item::Batch { header, .. } => {
+            (at, named) = (header.lsn.0, header.checkpoint.0);
+        }
+        _ => {}
+    })
+    .unwrap();
+    (chunks, ends.iter().find(|end| end.0 == named).map(|end| end.1))
+}
+
+/// What the newest checkpoint that batches name needs may go only when durable batches name a newer one as well: the newest
+/// that is named may be bad.
+#[test]
+fn a_segment_is_given_back_when_batches_name_both_that_are_kept() {
+    let mut crashes = 0;
+    for reclaimed in 1..40 {
+        let mut rig = Rig::new(4, tiny());
+        rig.open().unwrap();
+        // Step by step, up to the moment at which that many segments went.
+        let mut last = 0;
+        while rig.wal().stats().reclaimed < reclaimed {
+            if rig.acked == rig.acts.len() {
+                last += 1;
+                rig.entry(0, &[last as u8; 3000]).unwrap();
+                if last % 4 == 3 && last > 8 {
+                    rig.mark(0, last - 1);
+                    rig.low_water(0, last - 8).unwrap();
+                }
+            }
+            rig.flush();
+            if rig.wal().stats().reclaimed < reclaimed {
+                rig.poll(Wait::Forever);
+            }
+        }
+        // Until its name is gone, and no more.
+        let names = segments(&rig);
+        let end = rig.io.as_ref().unwrap().clock().now.after(Duration::from_millis(3));
+        while segments(&rig) == names && rig.io.as_ref().unwrap().clock().now < end {
+            rig.poll(Wait::Until(end));
+        }
+        rig.world.crash(NODE);
+        let (chunks, named) = checkpoints(&mut rig);
+        let Some(victim) = named else { continue };
+        crashes += 1;
+        for (_, file, offset) in chunks.iter().filter(|chunk| chunk.0 == victim) {
+            assert!(rig.world.flip(NODE, file, offset + 70));
+        }
+        rig.open().unwrap_or_else(|e| panic!("{reclaimed} given back: {e}"));
+        assert!(rig.check_all());
+    }
+    assert!(crashes > 3, "{crashes}");
 }
 
 /// Quiet partitions hold nothing back: what is live in the oldest segment is moved, within the bound.

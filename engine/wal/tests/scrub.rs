@@ -3,9 +3,11 @@
 mod common;
 
 use common::{DIR, NODE, Rig, tiny};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use tidelog_io::{Io, Wait};
+use tidelog_sim::{DiskFault, Moment};
 use tidelog_types::RecordKind;
 use tidelog_wal::inspect::{self, Item};
 use tidelog_wal::{Options, ScrubStats};
@@ -193,18 +195,156 @@ fn pages_that_cannot_be_read_and_writes_that_never_came() {
 }
 
 #[test]
-fn a_bad_copy_of_a_header_is_counted_and_an_opening_does_without_it() {
+fn a_bad_copy_of_a_header_is_written_again() {
     let options = scrubbed();
     let files: std::collections::BTreeSet<String> = layout(&options).into_iter().map(|b| b.file).collect();
     for (file, copy) in files.iter().flat_map(|file| [(file, 0), (file, 1)]) {
+        for unreadable in [false, true] {
+            let mut rig = long_log(&options);
+            let before = rig.world.durable_range(NODE, file, 0, 8192).unwrap();
+            if unreadable {
+                rig.world.make_unreadable(NODE, file, copy * 4096, 4096);
+            } else {
+                rig.world.flip(NODE, file, copy * 4096 + 33);
+            }
+            pass(&mut rig);
+            let found = stats(&mut rig);
+            assert!(found.superseded == 1 && found.last.contains("segment's header"), "{found:?}");
+            rig.rest(Duration::from_millis(20));
+            assert_eq!(stats(&mut rig).rewritten, 1, "{:?}", stats(&mut rig));
+            assert!(
+                rig.world.durable_range(NODE, file, 0, 8192).unwrap() == before,
+                "as it was written first"
+            );
+            pass(&mut rig);
+            assert_eq!(stats(&mut rig).superseded, 1, "it is not found again");
+            // And the other one may go now.
+            rig.world.flip(NODE, file, (1 - copy) * 4096 + 33);
+            rig.close();
+            rig.open().unwrap();
+            rig.check_all();
+        }
+    }
+}
+
+#[test]
+fn a_header_of_which_both_copies_are_bad_is_not_written() {
+    let options = scrubbed();
+    let file = layout(&options)[0].file.clone();
+    let mut rig = long_log(&options);
+    rig.world.flip(NODE, &file, 33);
+    rig.world.flip(NODE, &file, 4096 + 33);
+    pass(&mut rig);
+    rig.rest(Duration::from_millis(20));
+    assert_eq!((stats(&mut rig).superseded, stats(&mut rig).rewritten), (2, 0));
+}
+
+/// The power goes, or the write fails, at each step of it: the log is never worse than it was.
+#[test]
+fn a_copy_of_a_header_that_could_not_be_written() {
+    let options = scrubbed();
+    let file = layout(&options)[2].file.clone();
+    let mut crashed = 0;
+    for (step, moment) in
+        (0..6).flat_map(|step| [Moment::Before, Moment::Inside, Moment::After].map(|m| (step, m)))
+    {
         let mut rig = long_log(&options);
-        rig.world.flip(NODE, file, copy * 4096 + 33);
-        pass(&mut rig);
-        let found = stats(&mut rig);
-        assert!(found.superseded == 1 && found.last.contains("segment's header"), "{found:?}");
-        rig.close();
+        rig.world.flip(NODE, &file, 4096 + 33);
+        rig.world.crash_at(NODE, rig.world.disk_ops(NODE) + step, moment);
+        while rig.alive() && stats(&mut rig).superseded == 0 {
+            rig.rest(EVERY / 10);
+        }
+        crashed += u64::from(!rig.alive());
+        if rig.alive() {
+            rig.world.crash(NODE);
+        }
         rig.open().unwrap();
         rig.check_all();
+        pass(&mut rig);
+        pass(&mut rig);
+        rig.rest(Duration::from_millis(20));
+        let page = rig.world.durable_range(NODE, &file, 0, 8192).unwrap();
+        assert!(page[..4096] == page[4096..], "step {step}, {moment:?}");
+    }
+    assert!(crashed > 6, "{crashed}");
+    let mut failed = 0;
+    for n in 0..6 {
+        let mut rig = long_log(&options);
+        rig.world.flip(NODE, &file, 33);
+        rig.world.fail_at(NODE, rig.world.disk_ops(NODE) + n, DiskFault::WriteError);
+        while rig.fenced.is_none() && stats(&mut rig).superseded == 0 {
+            rig.rest(EVERY / 10);
+        }
+        if rig.fenced.is_some() || stats(&mut rig).rewritten == 1 {
+            continue; // it was another one's
+        }
+        failed += 1;
+        // Nothing rests on it: the log goes on, and the next pass finds it again.
+        rig.entry(0, b"on").unwrap();
+        rig.drain();
+        pass(&mut rig);
+        rig.rest(Duration::from_millis(20));
+        assert_eq!(stats(&mut rig).rewritten, 1);
+    }
+    assert!(failed > 0);
+}
+
+/// The places of all pieces of summaries: by segment, (file, offset of the record, of its batch).
+fn summaries(rig: &mut Rig) -> BTreeMap<u64, Vec<(String, u64)>> {
+    let mut found: BTreeMap<u64, Vec<(String, u64)>> = BTreeMap::new();
+    rig.io = None;
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+        if let Item::Record { file, offset, header, .. } = item
+            && header.kind == RecordKind::Summary
+        {
+            found.entry(header.index.0).or_default().push((file.display().to_string(), offset));
+        }
+    })
+    .unwrap();
+    found
+}
+
+#[test]
+fn a_bad_summary_is_written_again() {
+    let options = scrubbed();
+    let mut rig = long_log(&options);
+    rig.close();
+    let all = summaries(&mut rig);
+    assert!(all.len() > 2, "{all:?}");
+    for (of, places) in &all {
+        for reader in [false, true] {
+            let mut rig = long_log(&options);
+            if reader {
+                // Before the scrubber comes by: whoever wants an entry finds it.
+                rig.close();
+                rig.options.scrub_rate = 0;
+                rig.open().unwrap();
+            }
+            let (file, offset) = &places[0];
+            assert!(rig.world.flip(NODE, file, offset + 80));
+            if reader {
+                rig.check_all();
+            } else {
+                pass(&mut rig);
+            }
+            rig.rest(Duration::from_millis(50));
+            let found = stats(&mut rig);
+            // What holds nothing that is live any more needs none.
+            let known = rig.wal().stats().segments > 0;
+            assert!(known && (found.rewritten == 1), "{of}, {places:?}: {found:?}");
+            rig.check_all();
+            if !reader {
+                pass(&mut rig);
+                assert_eq!(stats(&mut rig).rewritten, 1, "{of}: once");
+            }
+            rig.close();
+            let now = summaries(&mut rig);
+            assert!(!now[of].is_empty() && now[of][0] != places[0], "{of}: {now:?}");
+            // The old one is no loss any more, for the next life as well.
+            rig.open().unwrap();
+            rig.check_all();
+            assert_eq!(stats(&mut rig).rewritten, 0, "{of}");
+        }
     }
 }
 

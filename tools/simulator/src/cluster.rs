@@ -5,6 +5,7 @@ use crate::machine::{Journal, Step};
 use crate::platter;
 use crate::profile::Profile;
 use crate::tap::{Sent, TapIo, TapTransport};
+use crate::undecided::undecided;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tidelog::Commands;
@@ -177,17 +178,15 @@ impl Cluster {
         out
     }
 
-    /// Entries whose damage replicas know of, and that nothing here can make whole: by node, partition and index.
-    pub(crate) fn hopeless(&self, partitions: u64) -> Vec<(u64, u64, u64)> {
+    /// Entries whose damage replicas know of: by node, partition and index.
+    pub(crate) fn every_damaged(&self, partitions: u64) -> Vec<(u64, u64, u64)> {
         let mut out = Vec::new();
         for (id, process) in self.nodes.values().filter_map(|node| Some((node.id, node.process.as_ref()?))) {
             for partition in 0..partitions {
                 let Some(replica) = process.shard.replica(PartitionId(partition)) else { continue };
                 let mut from = Index(1);
                 while let Some(index) = replica.damaged_from(from) {
-                    if !self.can_be_whole(id, partition, index.0) {
-                        out.push((id, partition, index.0));
-                    }
+                    out.push((id, partition, index.0));
                     from = index.next();
                 }
             }
@@ -210,6 +209,23 @@ impl Cluster {
         self.nodes
             .values()
             .any(|node| replica(node).is_some_and(|(keeps, gone)| if node.id == id { gone } else { keeps }))
+    }
+
+    /// Whether a partition has no leader, and every one that has none can have none.
+    pub(crate) fn waits_rightly(&self, partitions: u64) -> bool {
+        let shards: Vec<_> =
+            self.nodes.values().filter_map(|node| Some(&node.process.as_ref()?.shard)).collect();
+        let mut waits = false;
+        for partition in (0..partitions).map(PartitionId) {
+            let replicas: Vec<_> = shards.iter().filter_map(|shard| shard.replica(partition)).collect();
+            if !replicas.iter().any(|replica| replica.is_leader()) {
+                if undecided(&replicas).is_none() {
+                    return false;
+                }
+                waits = true;
+            }
+        }
+        waits
     }
 
     /// What a node's scrubbing came to, and the marks of a replica there.

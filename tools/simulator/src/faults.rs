@@ -116,6 +116,8 @@ impl Schedule {
                 blows.push((random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND))), Blow::Damage));
             }
         }
+        // Everywhere, or what rests on a leader's leases and rounds would hardly be tried.
+        blows.push((random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND))), Blow::PauseLeader));
         if nodes.len() >= 5 {
             // Only there can a leader and one follower be on their own while the rest is a quorum.
             blows.push((

@@ -28,6 +28,7 @@ mod report;
 mod rot;
 mod run;
 mod tap;
+mod undecided;
 mod wire;
 mod workload;
 

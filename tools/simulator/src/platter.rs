@@ -19,11 +19,11 @@ pub(crate) mod kind {
     pub(crate) const PROMISE: u8 = 64;
     pub(crate) const CUT: u8 = 65;
     pub(crate) const LOW_WATER: u8 = 67;
-    const CHECKPOINT_CHUNK: u8 = 69;
-    const CHECKPOINT_END: u8 = 70;
+    pub(crate) const CHECKPOINT_CHUNK: u8 = 69;
+    pub(crate) const CHECKPOINT_END: u8 = 70;
     /// The next `index` records are copies of entries.
     pub(crate) const MOVED: u8 = 71;
-    const SUMMARY: u8 = 72;
+    pub(crate) const SUMMARY: u8 = 72;
     /// `count` entries from `index` on are in the log, and their bytes are lost.
     pub(crate) const LOST: u8 = 74;
     /// Entries are below.
@@ -62,6 +62,8 @@ pub(crate) struct Batch {
     pub(crate) end: u64,
     /// What was durable of its epoch when it was submitted.
     pub(crate) durable: u64,
+    /// The two newest checkpoints as it names them, by the batches that end them; 0: none.
+    pub(crate) named: (u64, u64),
     /// Offset of the footer in it, and of the zeros between the records and it.
     pub(crate) footer: u64,
     pub(crate) records_end: u64,
@@ -165,6 +167,7 @@ fn batch(bytes: &[u8]) -> Result<Batch, String> {
         prev: u64_at(bytes, 56),
         end: lsn + total as u64,
         durable: u64_at(bytes, 64),
+        named: (u64_at(bytes, 72), u64_at(bytes, 112)),
         footer: footer as u64,
         records_end: at as u64,
         done: flags & 2 != 0,

@@ -16,6 +16,9 @@ pub enum Outcome {
     Ok,
     /// Nothing was wrong, but too little happened: it does not count.
     Thin,
+    /// Nothing was wrong, but in the end a partition rightly waits: nobody can tell whether an entry was committed, and progress
+    /// could not be asked for.
+    Undecided,
     /// An invariant was broken.
     Failed,
 }
@@ -101,6 +104,8 @@ pub struct Summary {
     pub ok: u64,
     /// Too little happened.
     pub thin: Vec<u64>,
+    /// A partition rightly waited in the end.
+    pub undecided: Vec<u64>,
     /// Seeds that failed.
     pub failed: Vec<u64>,
     /// Sums over all seeds.
@@ -124,6 +129,8 @@ pub struct Summary {
 impl Summary {
     /// From so many seeds on, each fault must have fired.
     pub const FAULTS_EXPECTED_FROM: u64 = 200;
+    /// Of so many seeds one may end undecided; with more, a campaign proves too little.
+    pub const UNDECIDED_ONE_IN: u64 = 50;
     /// Faults that this simulator does not draw: the driver deals its own misdirected writes, where the atlas lets it.
     pub const FAULTS_NOT_DRAWN: &'static [&'static str] = &["misdirected write"];
 
@@ -133,6 +140,7 @@ impl Summary {
         match report.outcome {
             Outcome::Ok => self.ok += 1,
             Outcome::Thin => self.thin.push(report.seed),
+            Outcome::Undecided => self.undecided.push(report.seed),
             Outcome::Failed => self.failed.push(report.seed),
         }
         self.commits += report.commits;
@@ -149,6 +157,7 @@ impl Summary {
     /// After the last seed.
     pub fn close(&mut self) {
         self.thin.sort_unstable();
+        self.undecided.sort_unstable();
         self.failed.sort_unstable();
         if self.seeds >= Summary::FAULTS_EXPECTED_FROM {
             let never = self
@@ -159,8 +168,14 @@ impl Summary {
         }
     }
 
+    /// Whether more seeds end undecided than a few.
+    pub fn too_undecided(&self) -> bool {
+        let undecided = u64::try_from(self.undecided.len()).unwrap_or(u64::MAX);
+        undecided > 1 + self.seeds / Summary::UNDECIDED_ONE_IN
+    }
+
     /// Whether the campaign passed.
     pub fn passed(&self) -> bool {
-        self.failed.is_empty() && self.faults_never_fired.is_empty()
+        self.failed.is_empty() && self.faults_never_fired.is_empty() && !self.too_undecided()
     }
 }

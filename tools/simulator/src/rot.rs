@@ -2,10 +2,15 @@
 //! every batch one copy of its spans on its own disk. So both can be demanded: that nothing damaged is ever taken for
 //! right or for absent, and that everything heals.
 //!
+//! A checkpoint is struck only if no other one is bad that an opening may come to, until two newer ones are named, and only if no
+//! entry is bad in the log that an opening without it would read; and the other way round. Two such faults in one node would
+//! take both copies of what its replicas knew of entries that are let go everywhere. A summary may be struck at any time: the segment
+//! says what it said.
+//!
 //! Only what is proven durable is struck: a damaged tail cannot be told from a torn one on one disk, and what follows from
 //! that is the log's own tests' business.
 
-use crate::checkers::{Checkers, Disk, Place};
+use crate::checkers::{Checkers, Disk, Place, Stored};
 use crate::platter;
 use std::collections::{BTreeMap, BTreeSet};
 use tidelog_sim::{Random, World};
@@ -16,6 +21,8 @@ const BATCH_HEAD: u64 = 128;
 const TAIL: usize = 4;
 /// Batches looked at for one strike.
 const TRIES: usize = 24;
+/// Newest files of segments, that which is ready among them, that may be without a summary.
+const NEWEST: usize = 4;
 
 /// A way in which bytes go bad.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -46,9 +53,33 @@ const ROTS: [(Rot, &str); 7] = [
     (Rot::SegmentHeader, "damage: segment header copy"),
 ];
 
-/// Names of all ways, for reports.
+/// What a batch holds beside the traffic's records. It is rare, and each kind has its own way back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Holds {
+    Moved,
+    Checkpoint,
+    Summary,
+}
+
+const HOLDS: [(Holds, &str); 3] = [
+    (Holds::Moved, "damage to moved entries"),
+    (Holds::Checkpoint, "damage to a checkpoint"),
+    (Holds::Summary, "damage to a summary"),
+];
+
+impl Holds {
+    const fn is_in(self, place: &Place) -> bool {
+        match self {
+            Holds::Moved => place.moved,
+            Holds::Checkpoint => place.checkpoint.is_some(),
+            Holds::Summary => place.summary.is_some(),
+        }
+    }
+}
+
+/// Names of all ways, and of what is struck, for reports.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    ROTS.iter().map(|(_, name)| *name)
+    ROTS.iter().map(|(_, name)| *name).chain(HOLDS.iter().map(|(_, name)| *name))
 }
 
 /// What is damaged where.
@@ -58,35 +89,49 @@ pub(crate) struct Atlas {
     bad: BTreeMap<u64, BTreeSet<u64>>,
     /// Batches with a bad footer only.
     footers: BTreeMap<u64, BTreeSet<u64>>,
-    /// Segments whose header has lost a copy.
+    /// Segments whose header has lost a copy, and is not known to have it again, by node and base.
     headers: BTreeSet<(u64, u64)>,
+    /// Batches with a piece of a summary that were struck: by node and LSN, the segment's base.
+    summaries: BTreeMap<(u64, u64), u64>,
+    /// Batches with a page that cannot be read, by node and LSN.
+    unreadable: BTreeSet<(u64, u64)>,
     /// Something was, at some time.
     struck: bool,
 }
 
 impl Atlas {
-    /// Strikes a disk once, if the atlas finds a place where it may. Says in which way.
+    /// Strikes a disk once, if the atlas finds a place where it may. Says in which way, and what.
     pub(crate) fn strike(
         &mut self,
         world: &World,
         checkers: &Checkers,
         random: &mut Random,
         node: u64,
-    ) -> Option<&'static str> {
+    ) -> Vec<&'static str> {
         self.forget(checkers);
-        let disk = checkers.disk(node)?;
-        let (rot, name) = *random.pick(&ROTS)?;
+        self.headers.retain(|(node, base)| header_is_bad(world, *node, *base));
+        let Some(disk) = checkers.disk(node) else { return Vec::new() };
+        let Some((rot, name)) = random.pick(&ROTS).copied() else { return Vec::new() };
+        let places = disk.places();
+        // Every other time one of what is rare.
+        let rare = if random.coin() { random.pick(&HOLDS).copied() } else { None };
+        let mut from: Vec<usize> =
+            (0..places.len()).filter(|at| rare.is_some_and(|(holds, _)| holds.is_in(&places[*at]))).collect();
+        if from.is_empty() {
+            from = (0..places.len()).collect();
+        }
         for _ in 0..TRIES {
-            let places = disk.places();
-            let at = usize::try_from(random.below(places.len().max(1) as u64)).ok()?;
+            let Some(at) = random.pick(&from).copied() else { break };
             if self.may_strike(checkers, disk, node, at)
                 && self.hit(world, disk, node, rot, at, random).is_some()
             {
                 self.struck = true;
-                return Some(name);
+                let batch = !matches!(rot, Rot::SegmentHeader | Rot::Footer);
+                let held = HOLDS.iter().filter(|(holds, _)| batch && holds.is_in(&places[at]));
+                return std::iter::once(name).chain(held.map(|(_, name)| *name)).collect();
             }
         }
-        None
+        Vec::new()
     }
 
     /// Whether nothing was ever struck.
@@ -109,6 +154,47 @@ impl Atlas {
         out
     }
 
+    /// Checkpoints that a log names and that are bad: (node, position that it is of).
+    pub(crate) fn bad_checkpoints(&self, checkers: &Checkers) -> Vec<(u64, u64)> {
+        let mut out = BTreeSet::new();
+        for (node, disk) in checkers.disks() {
+            let (newer, older) = disk.named();
+            for place in disk.places().iter().filter(|place| self.is_bad(node, place.lsn)) {
+                out.extend(
+                    place.checkpoint.filter(|at| [newer, older].contains(&Some(*at))).map(|at| (node, at)),
+                );
+            }
+        }
+        out.into_iter().collect()
+    }
+
+    /// Segments of which a copy of the header is bad, or the summary: (node, base, which).
+    ///
+    /// A summary that was struck is bad as long as no later one of the segment is good, where entries are wanted. One of the newest
+    /// segments need not have any: an opening may have all of it in memory. Nor one that cannot be read whole.
+    pub(crate) fn not_rewritten(&self, world: &World, checkers: &Checkers) -> Vec<(u64, u64, &'static str)> {
+        let heads = self.headers.iter().filter(|(node, base)| header_is_bad(world, *node, *base));
+        let mut out: Vec<_> = heads.map(|(node, base)| (*node, *base, "header")).collect();
+        for ((node, lsn), base) in &self.summaries {
+            let Some(disk) = checkers.disk(*node) else { continue };
+            let mut bases: Vec<u64> =
+                world.files(*node).iter().filter_map(|(path, _)| platter::segment_base(path)).collect();
+            bases.sort_unstable();
+            let newer = bases.iter().filter(|other| *other > base).count();
+            let Some(end) = bases.iter().find(|other| *other > base) else { continue };
+            let held = |entry: &Stored| (*base..*end).contains(&entry.batch);
+            let wanted = disk.logs().any(|(_, log)| log.live().any(|(_, entry)| held(entry)));
+            let again = disk.places().iter().any(|place| {
+                place.summary == Some(*base) && place.lsn > *lsn && !self.is_bad(*node, place.lsn)
+            });
+            let readable = self.unreadable.range((*node, *base)..(*node, *end)).next().is_none();
+            if bases.contains(base) && newer >= NEWEST && wanted && readable && !again {
+                out.push((*node, *base, "summary"));
+            }
+        }
+        out
+    }
+
     pub(crate) fn is_bad(&self, node: u64, batch: u64) -> bool {
         self.bad.get(&node).is_some_and(|bad| bad.contains(&batch))
     }
@@ -125,6 +211,29 @@ impl Atlas {
         }
     }
 
+    /// Where an opening begins to read if the newer of the two named checkpoints is bad.
+    fn read_from(disk: &Disk) -> u64 {
+        match disk.named() {
+            (Some(newer), Some(older)) => newer.min(older),
+            _ => 0,
+        }
+    }
+
+    /// Whether a checkpoint, or entries, may be lost beside what is bad already. A checkpoint and the log behind the one before it
+    /// say the same: of what was let go since, nobody else may have a copy.
+    fn may_lose(&self, disk: &Disk, node: u64, place: &Place) -> bool {
+        let low = Atlas::read_from(disk);
+        let mut bad = disk.places().iter().filter(|place| self.is_bad(node, place.lsn));
+        let other = |at: Option<u64>| at.is_some_and(|at| at >= low && Some(at) != place.checkpoint);
+        let read = place.lsn >= low;
+        bad.all(|bad| {
+            let checkpoints = place.checkpoint.is_none() || !other(bad.checkpoint);
+            let behind_entries = place.checkpoint.is_none() || !bad.entries || bad.lsn < low;
+            let behind_checkpoint = !place.entries || !read || !other(bad.checkpoint);
+            checkpoints && behind_entries && behind_checkpoint
+        })
+    }
+
     /// Whether the batch may be lost: it is proven, its neighbours keep its spans, and others have its entries.
     fn may_strike(&self, checkers: &Checkers, disk: &Disk, node: u64, at: usize) -> bool {
         let places = disk.places();
@@ -134,7 +243,7 @@ impl Atlas {
             self.is_bad(node, place.lsn) || self.footers.get(&node).is_some_and(|f| f.contains(&place.lsn))
         };
         at + TAIL < places.len()
-            && !place.derived
+            && self.may_lose(disk, node, place)
             && disk.is_proven(place)
             && next.epoch == place.epoch
             && !touched(place)
@@ -185,6 +294,7 @@ impl Atlas {
                 world.flip(node, &path, offset + BATCH_HEAD + random.below(records))
             }
             Rot::Unreadable => {
+                self.unreadable.insert((node, place.lsn));
                 world.make_unreadable(node, &path, offset + random.below(len / PAGE) * PAGE, PAGE)
             }
             Rot::LostWrite => {
@@ -203,8 +313,19 @@ impl Atlas {
             }
         };
         self.bad.entry(node).or_default().insert(place.lsn);
+        if let Some(base) = place.summary {
+            self.summaries.insert((node, place.lsn), base);
+        }
         done.then_some(())
     }
+}
+
+/// Whether a copy of the header is not as it should be; false if the segment is gone.
+fn header_is_bad(world: &World, node: u64, base: u64) -> bool {
+    let Some((path, of)) = file(world, node, base).filter(|(_, of)| *of == base) else { return false };
+    let copy = |at: u64| world.durable_range(node, &path, at, 4096);
+    let whole = |bytes: &Vec<u8>| matches!(platter::items(bytes).first(), Some(platter::Item::Segment(segment)) if segment.base == of);
+    !copy(0).is_some_and(|bytes| whole(&bytes)) || copy(0) != copy(PAGE)
 }
 
 /// The segment's file that holds a position, and its base.

@@ -60,6 +60,8 @@ struct Run {
     turned: BTreeSet<u64>,
     /// Faults are over: nothing explains a failure any more.
     calm: bool,
+    /// A partition can have no leader: see [`crate::undecided`].
+    undecided: bool,
 }
 
 /// Runs one seed from its beginning to its end.
@@ -87,6 +89,7 @@ pub fn run_seed(options: &SimOptions) -> SeedReport {
         crashes: 0,
         turned: BTreeSet::new(),
         calm: false,
+        undecided: false,
     };
     let failure = match panics::catch(|| run.all(options.seconds)) {
         Ok(Ok(())) => None,
@@ -114,6 +117,7 @@ impl Run {
         let (commits, recoveries) = (self.checkers.commits(), self.checkers.recoveries());
         let outcome = match &failure {
             Some(_) => Outcome::Failed,
+            None if self.undecided => Outcome::Undecided,
             None if commits < COMMITS_MIN || recoveries < RECOVERIES_MIN => Outcome::Thin,
             None => Outcome::Ok,
         };
@@ -151,9 +155,14 @@ impl Run {
         self.workload.start();
         self.until(seconds * SECOND, |_| false)?;
         self.settle_down()?;
-        self.progress()?;
-        self.heal()?;
-        self.converge()?;
+        if self.undecided {
+            self.lost = self.atlas.unhealed(&self.checkers);
+            self.lost.extend(self.cluster.every_damaged(self.profile.partitions));
+        } else {
+            self.progress()?;
+            self.heal()?;
+            self.converge()?;
+        }
         self.stop_all()?;
         self.checkers.finish(&self.lost)
     }
@@ -326,7 +335,7 @@ impl Run {
         for _ in 0..self.random.between((1, 2 * self.profile.nodes.len() as u64)) {
             let Some(node) = self.random.pick(&self.profile.nodes).copied() else { return };
             let Run { atlas, world, checkers, random, .. } = self;
-            if let Some(name) = atlas.strike(world, checkers, random, node) {
+            for name in atlas.strike(world, checkers, random, node) {
                 *self.dealt.entry(name).or_insert(0) += 1;
             }
         }
@@ -375,6 +384,10 @@ impl Run {
         let limit = self.world.now() + patience;
         let led = self.until(limit, |run| run.checkers.led(run.cluster.nodes.values()).is_ok())?;
         match self.checkers.led(self.cluster.nodes.values()) {
+            Err(_) if !led && self.cluster.waits_rightly(self.profile.partitions) => {
+                self.undecided = true;
+                Ok(())
+            }
             Err(why) if !led => {
                 broken(18, format!("ten election time-outs after everything was healed: {why}"))
             }
@@ -404,9 +417,12 @@ impl Run {
             let unhealed = self.atlas.unhealed(&self.checkers);
             let can_be_whole = |at: &(u64, u64, u64)| self.cluster.can_be_whole(at.0, at.1, at.2);
             let (hidden, lost): (Vec<_>, Vec<_>) = unhealed.into_iter().partition(can_be_whole);
-            if known.is_empty() && hidden.is_empty() {
+            let checkpoints = self.atlas.bad_checkpoints(&self.checkers);
+            let as_they_were = self.atlas.not_rewritten(&self.world, &self.checkers);
+            if known.is_empty() && hidden.is_empty() && checkpoints.is_empty() && as_they_were.is_empty() {
                 self.lost = lost;
-                self.lost.extend(self.cluster.hopeless(self.profile.partitions));
+                let known = self.cluster.every_damaged(self.profile.partitions);
+                self.lost.extend(known.into_iter().filter(|at| !can_be_whole(at)));
                 break;
             }
             if self.world.now() >= limit {
@@ -414,7 +430,8 @@ impl Run {
                 return broken(
                     18,
                     format!(
-                        "(node, partition, damaged entries) {known:?} are known and not repaired; {} entries lie in bad places: {lacking:?}",
+                        "(node, partition, damaged entries) {known:?} are known and not repaired; {} entries lie in bad places: {lacking:?}; \
+                         bad checkpoints (node, position) {checkpoints:?} are still named; {as_they_were:?} are not written again",
                         hidden.len()
                     ),
                 );

@@ -15,7 +15,8 @@ pub(crate) const EXAMPLES: &str = "Examples:
   tidelog sim --minutes 30
 
 The same seed and version give the same run; a failure says which invariant, at which event, and how to replay it. Exit code
-1 on any failure, and in a campaign of 200 seeds or more if a fault never fired.";
+1 on any failure, in a campaign of 200 seeds or more if a fault never fired, and if more than one seed and one of fifty ends
+undecided: torn writes on several nodes, of which nobody can tell whether they were complete, so a partition rightly waits.";
 
 /// Lines of the trace that come with a failure of a single seed.
 const TRACE_LINES: usize = 40;
@@ -91,6 +92,7 @@ fn tell(out: &mut Printer, report: &SeedReport) -> std::io::Result<()> {
     let outcome = match report.outcome {
         Outcome::Ok => "ok",
         Outcome::Thin => "ok, but too little happened to count",
+        Outcome::Undecided => "ok, but a partition waits: nobody can tell whether an entry was committed",
         Outcome::Failed => "FAILED",
     };
     out.line(format!(
@@ -121,12 +123,14 @@ fn tell(out: &mut Printer, report: &SeedReport) -> std::io::Result<()> {
 fn end(out: &mut Printer, summary: &Summary, took: Duration) -> std::io::Result<()> {
     let hours = summary.simulated_ms as f64 / 3_600_000.0;
     out.line(format!(
-        "{} seeds in {:.0} s: {} ok, {} too thin to count {:?}, {} failed {:?}; {hours:.2} simulated hours, {} events, {} commits, {} elections, {} crashes, {} recoveries",
+        "{} seeds in {:.0} s: {} ok, {} too thin to count {:?}, {} that wait undecided {:?}, {} failed {:?}; {hours:.2} simulated hours, {} events, {} commits, {} elections, {} crashes, {} recoveries",
         summary.seeds,
         took.as_secs_f64(),
         summary.ok,
         summary.thin.len(),
         summary.thin,
+        summary.undecided.len(),
+        summary.undecided,
         summary.failed.len(),
         summary.failed,
         summary.events,
@@ -137,6 +141,9 @@ fn end(out: &mut Printer, summary: &Summary, took: Duration) -> std::io::Result<
     ))?;
     let faults: Vec<String> = summary.faults.iter().map(|(name, count)| format!("{name} {count}")).collect();
     out.line(format!("faults fired: {}", faults.join(", ")))?;
+    if summary.too_undecided() {
+        out.line("FAILED: so many seeds end undecided that they prove too little".to_owned())?;
+    }
     if !summary.faults_never_fired.is_empty() {
         out.line(format!("FAILED: these faults never fired: {}", summary.faults_never_fired.join(", ")))?;
     }

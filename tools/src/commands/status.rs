@@ -85,11 +85,12 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
     ))?;
     for scrub in &s.scrub {
         out.line(format!(
-            "  scrubbing: passes {}, {} bytes in this one, {} entries repaired, {} bad places without consequence{}{}",
+            "  scrubbing: passes {}, {} bytes in this one, {} entries repaired, {} bad places without consequence, {} written again{}{}",
             scrub.passes,
             scrub.bytes,
             scrub.repaired,
             scrub.superseded,
+            scrub.rewritten,
             if scrub.last.is_empty() { "" } else { "; last " },
             scrub.last
         ))?;

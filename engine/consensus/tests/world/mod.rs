@@ -18,8 +18,8 @@ use tidelog_consensus::{
     ReadOutcome, Refused, Repair, Replica, Retention,
 };
 use tidelog_types::{
-    Clock, EntryMeta, Generation, Index, Monotonic, NodeId, PartitionId, RecordKind, SessionKey, SessionRef,
-    Ticket, WallMs,
+    Clock, EntryMeta, Generation, Index, Monotonic, NodeId, PartitionId, Position, RecordKind, SessionKey,
+    SessionRef, Ticket, WallMs,
 };
 
 pub const ELECTION: Duration = Duration::from_millis(100);
@@ -58,6 +58,8 @@ pub struct Node {
     held: Vec<(Ticket, Outgoing<Asserting>)>,
     waiters: Vec<Waiter>,
     lives: u64,
+    /// The last generation in which it asked everyone for what it lost.
+    inquired: Generation,
     /// How far its wall clock is from the truth.
     pub skew_ms: i64,
 }
@@ -81,6 +83,10 @@ pub struct World {
     pub reads: BTreeMap<u64, (Index, Option<ReadOutcome>)>,
     /// Most entries put into one append.
     pub fit_max: u64,
+    /// Whether an elected candidate asks everyone for what it lost by itself.
+    pub inquires: bool,
+    /// Cuts of candidates that had been denied an entry.
+    pub decided: u64,
     seed: u64,
     /// The event under way, for messages of failures.
     pub event: String,
@@ -100,6 +106,8 @@ impl World {
             outcomes: BTreeMap::new(),
             reads: BTreeMap::new(),
             fit_max: u64::MAX,
+            inquires: false,
+            decided: 0,
             seed,
             event: String::new(),
         };
@@ -110,6 +118,7 @@ impl World {
                 held: Vec::new(),
                 waiters: Vec::new(),
                 lives: 0,
+                inquired: Generation::ZERO,
                 skew_ms: 0,
             };
             world.nodes.insert(id, node);
@@ -310,6 +319,15 @@ impl World {
                 self.wire.push(packet);
             }
         }
+        if self.inquires && replica.is_deciding() && node.inquired < replica.generation() {
+            node.inquired = replica.generation();
+            if let Some(DamagedRange { first, last, generation }) = replica.repair_wanted() {
+                for peer in replica.peers() {
+                    let message = Message::Repair(Repair::Fetch { generation, first, last });
+                    self.wire.push(Packet { from: id, to: peer.0, message, entries: Vec::new() });
+                }
+            }
+        }
         let reported = node.disk.reported;
         let mut left = Vec::new();
         for (ticket, outgoing) in node.held.drain(..) {
@@ -334,7 +352,7 @@ impl World {
                 let message = match replica.can_give(first, last, generation) {
                     Some(last) => Repair::Fetched { generation, first, count: last.0 - first.0 + 1 },
                     None => {
-                        let damaged = replica.damaged_from(first) == Some(first);
+                        let damaged = !replica.denies(Position::new(first, generation));
                         Repair::Missing { generation, first, damaged, promised: self.node(to).disk.promise.0 }
                     }
                 };
@@ -351,7 +369,17 @@ impl World {
                 self.input(to, &entries, |replica, _, effects| replica.repair(&metas, effects));
                 return;
             }
-            Message::Repair(Repair::Missing { .. }) => return,
+            Message::Repair(Repair::Missing { generation, first, damaged, promised }) => {
+                let cut = self.input(to, &[], |replica, clock, effects| {
+                    if !damaged {
+                        let entry = Position::new(first, generation);
+                        replica.denied(clock, NodeId(from), entry, promised, effects);
+                    }
+                    effects.append.iter().any(|op| matches!(op.kind, LogOpKind::Cut { .. }))
+                });
+                self.decided += u64::from(cut == Some(true));
+                return;
+            }
             _ => {}
         }
         self.input(to, &entries, |replica, clock, effects| {
@@ -595,8 +623,9 @@ pub fn show(packet: &Packet) -> String {
             Repair::Fetched { .. } => {
                 format!("fetched {}", packet.entries.iter().map(Stored::show).collect::<Vec<_>>().join(" "))
             }
-            Repair::Missing { generation, first, damaged, .. } => {
-                format!("missing {first}@{generation}{}", if *damaged { " damaged" } else { "" })
+            Repair::Missing { generation, first, damaged, promised } => {
+                let what = if *damaged { " damaged" } else { "" };
+                format!("missing {first}@{generation}{what} g{promised}")
             }
         },
         Message::Asserting(m) => match m {

@@ -48,7 +48,7 @@ pub(crate) struct Elections {
 }
 
 /// The runs of a replica's log, by bisection; of what it does not keep any more, as its disk had it.
-fn runs(replica: &Replica, durable: &super::disk::DurableLog) -> Vec<(u64, u64)> {
+fn runs(replica: &Replica, durable: &super::durable_log::DurableLog) -> Vec<(u64, u64)> {
     let last = replica.marks().last.0;
     let at = |index: u64| {
         let kept = replica.generation_at(Index(index)).map(|g| g.0);

@@ -7,9 +7,11 @@
 mod commit;
 mod content;
 mod disk;
+mod durable_log;
 mod election;
 mod history;
 mod kept;
+mod place;
 mod reread;
 mod violation;
 
@@ -23,8 +25,10 @@ use crate::machine::Step;
 use crate::platter::{self, Item, Segment};
 use crate::profile::Profile;
 use commit::Commits;
-pub(crate) use disk::{Disk, GivenUp, Place};
+pub(crate) use disk::{Disk, GivenUp};
+pub(crate) use durable_log::Stored;
 use election::Elections;
+pub(crate) use place::Place;
 use std::collections::{BTreeMap, BTreeSet};
 use tidelog_sim::World;
 use tidelog_types::{Index, PartitionId};
