@@ -1,7 +1,8 @@
 //! What a long log costs: throughput by number of partitions, opening by length, reading all of it, memory of quiet partitions, moving.
 //!
 //! `cargo run --release -p tidelog-wal --example longlog -- DIR partitions|open|scan|memory|moving [GiB]`: DIR should be on the disk
-//! that is meant; what is in it is replaced. `scan` takes the payload's bytes behind the GiB.
+//! that is meant; what is in it is replaced. `scan` takes the payload's bytes behind the GiB, `partitions` the records to
+//! append in a second instead of as many as there can be.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -131,8 +132,15 @@ fn resident() -> u64 {
     line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
-fn partitions(dir: &Path) {
-    for round in 0..2 {
+/// Nanoseconds that this thread was on a processor.
+fn processor_time() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    stat.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// Appends at full speed, or `rate` records a second.
+fn partitions(dir: &Path, rate: Option<u64>) {
+    for round in 0..3 {
         for count in [1usize, 100, 10_000] {
             let _ = std::fs::remove_dir_all(dir);
             let mut log = Log::open(dir, count, |o| o.log_bytes_target = 1 << 30);
@@ -141,9 +149,15 @@ fn partitions(dir: &Path) {
             for partition in 0..count {
                 log.append(partition, &payload, crc);
             }
-            let (start, before) = (log.now(), log.wal.stats());
+            let (start, before, busy) = (log.now(), log.wal.stats(), processor_time());
             let mut records = 0u64;
-            while log.now().since(start) < Duration::from_secs(8) {
+            while log.now().since(start) < Duration::from_secs(3) {
+                if let Some(rate) = rate {
+                    let due = start.after(Duration::from_secs_f64(records as f64 / rate as f64));
+                    while log.now() < due {
+                        log.turn(Wait::Until(due));
+                    }
+                }
                 for i in 0..256u64 {
                     log.append(((records + i) % count as u64) as usize, &payload, crc);
                 }
@@ -161,8 +175,9 @@ fn partitions(dir: &Path) {
             }
             let (stats, spent) = (log.wal.stats(), log.now().since(start).as_secs_f64());
             println!(
-                "round {round}, {count} partitions: {:.0} records/s, {} per batch, {:.3} log bytes a payload byte, {} checkpoints of {} KiB, {} summaries, {} reclaimed, {} segments",
+                "round {round}, {count} partitions: {:.0} records/s, {:.2} us of the processor each, {} per batch, {:.3} log bytes a payload byte, {} checkpoints of {} KiB, {} summaries, {} reclaimed, {} segments",
                 records as f64 / spent,
+                (processor_time() - busy) as f64 / 1e3 / records as f64,
                 (stats.records - before.records) / (stats.batches - before.batches).max(1),
                 (stats.bytes - before.bytes) as f64 / (stats.payload_bytes - before.payload_bytes) as f64,
                 stats.checkpoints,
@@ -350,7 +365,7 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     let dir = PathBuf::from(args.get(1).expect("a directory")).join("longlog");
     match args.get(2).map(String::as_str) {
-        Some("partitions") => partitions(&dir),
+        Some("partitions") => partitions(&dir, args.get(3).and_then(|n| n.parse().ok())),
         Some("open") => open(&dir, args.get(3).and_then(|n| n.parse().ok()).unwrap_or(4)),
         Some("scan") => {
             let number = |at: usize| args.get(at).and_then(|n| n.parse().ok());
