@@ -38,6 +38,7 @@ pub(crate) struct Profile {
     pub(crate) clients: u64,
     scrub_rate: u64,
     scrub_every: Duration,
+    retention: Retention,
 }
 
 impl Profile {
@@ -65,7 +66,18 @@ impl Profile {
             clients: random.between((2, 4)),
             scrub_rate: random.between((16 << 20, 128 << 20)),
             scrub_every: Duration::from_millis(random.between((1_000, 8_000))),
+            retention: Profile::draw_retention(random),
             nodes,
+        }
+    }
+
+    /// Every third seed lets go of what is too old or too much, whatever snapshots cover.
+    fn draw_retention(random: &mut Random) -> Retention {
+        let (bytes, age) = (random.between((64 << 10, 2 << 20)), random.between((2_000, 30_000)));
+        match random.below(6) {
+            0 => Retention { age: None, bytes: Some(bytes) },
+            1 => Retention { age: Some(Duration::from_millis(age)), bytes: None },
+            _ => Retention { age: None, bytes: None },
         }
     }
 
@@ -94,7 +106,7 @@ impl Profile {
         Keep {
             snapshot_every: if self.machines { 96 << 10 } else { u64::MAX },
             snapshot_interval: if self.machines { Some(Duration::from_secs(3)) } else { None },
-            retention: Retention { age: None, bytes: None },
+            retention: self.retention,
             follower_bytes: u64::MAX,
             follower_age: Duration::MAX,
             pin_bytes: u64::MAX,

@@ -124,6 +124,7 @@ impl Run {
         let mut faults: BTreeMap<String, u64> =
             self.world.fault_counts().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
         faults.extend(self.dealt.iter().map(|(name, count)| ((*name).to_owned(), *count)));
+        faults.insert("retention: a later log start".to_owned(), self.checkers.later_starts());
         let clients = self.checkers.history.outcomes;
         SeedReport {
             seed: options.seed,

@@ -16,12 +16,15 @@ const SNAPSHOTS: &str = "/data/node/snap";
 struct Seen {
     low_water: u64,
     snapshot: Position,
+    log_start: u64,
 }
 
 /// What was seen of every replica.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     seen: BTreeMap<(u64, u64), Seen>,
+    /// How often the committed log start of a replica rose.
+    pub(crate) later_starts: u64,
 }
 
 impl Kept {
@@ -44,7 +47,10 @@ impl Kept {
             whole(world, node, partition, snapshot)
                 .or_else(|why| broken(10, format!("{}: its snapshot of {snapshot:?}: {why}", here())))?;
         }
-        *seen = Seen { low_water: low.0, snapshot };
+        let log_start = replica.log_start().0;
+        // A life that begins anew learns it again.
+        self.later_starts += u64::from(log_start > seen.log_start);
+        *seen = Seen { low_water: low.0, snapshot, log_start: log_start.max(seen.log_start) };
         Ok(())
     }
 }

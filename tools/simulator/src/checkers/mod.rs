@@ -92,6 +92,11 @@ impl Checkers {
         self.elections.newest(partition).map(|(_, node)| node)
     }
 
+    /// How often retention let a replica's log begin later.
+    pub(crate) fn later_starts(&self) -> u64 {
+        self.kept.later_starts
+    }
+
     /// Elections won.
     pub(crate) fn elections(&self) -> u64 {
         self.elections.elected
