@@ -126,14 +126,16 @@ impl Partition {
         }
     }
 
-    /// What is damaged here, and may go, and no replica has any more, is let go, with what lies before it: nobody can be
-    /// brought on over it from this log anyway.
+    /// What is damaged here, and may go, and no replica has any more, is let go, with what lies before it and what is damaged
+    /// right behind it: nobody can be brought on over it from this log anyway.
     fn given_up(&self, may: Index, reader: Option<Index>) -> Index {
-        let Some(lost) = self.hopeless().filter(|lost| *lost < may && self.replica.knows(*lost)) else {
+        let Some(lost) = self.hopeless().filter(|lost| lost.first < may && self.replica.knows(lost.first))
+        else {
             return Index::ZERO;
         };
+        let unknown = self.replica.unknown_from(lost.first).unwrap_or(may);
         let applied = self.marks().applied.next();
-        lost.next().min(applied).min(reader.unwrap_or(applied))
+        lost.last.next().min(may).min(unknown).min(applied).min(reader.unwrap_or(applied))
     }
 
     /// What the durable snapshot covers or the committed log start says: everything below this may go.
@@ -174,7 +176,9 @@ impl Partition {
         }
         // Let go of, it would never be known, and this replica could not lead any more in this life or the next.
         let kept = self.replica.marks().low_water.max(Index(1));
-        if let Some(at) = self.replica.unknown_from(kept).filter(|at| self.hopeless() != Some(*at)) {
+        if let Some(at) =
+            self.replica.unknown_from(kept).filter(|at| self.hopeless().map(|lost| lost.first) != Some(*at))
+        {
             hold(at, HeldBy::Repair);
         }
         let keep = &self.keep;

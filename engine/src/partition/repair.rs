@@ -164,11 +164,11 @@ impl Partition {
         }
     }
 
-    /// The first damaged entry, if every peer has said that it cannot give it.
-    pub(super) fn hopeless(&self) -> Option<Index> {
+    /// What is damaged first, if every peer has said that it cannot give even the first of it.
+    pub(super) fn hopeless(&self) -> Option<DamagedRange> {
         let (first, by) = &self.repairs.denied;
-        let lost = self.replica.repair_wanted()?.first;
-        (lost == *first && self.replica.peers().iter().all(|peer| by.contains(peer))).then_some(lost)
+        let lost = self.replica.repair_wanted()?;
+        (lost.first == *first && self.replica.peers().iter().all(|peer| by.contains(peer))).then_some(lost)
     }
 
     /// Peers that lost something a moment ago, and from which entry on.

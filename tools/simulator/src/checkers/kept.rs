@@ -7,7 +7,7 @@ use std::path::Path;
 use tidelog::snapshot::format::{CHUNK_BYTES, Piece, Walk};
 use tidelog_consensus::Replica;
 use tidelog_sim::World;
-use tidelog_types::Position;
+use tidelog_types::{Index, Position};
 
 /// Where a simulated node's snapshots lie.
 const SNAPSHOTS: &str = "/data/node/snap";
@@ -16,13 +16,15 @@ const SNAPSHOTS: &str = "/data/node/snap";
 struct Seen {
     low_water: u64,
     snapshot: Position,
-    log_start: u64,
+    log_start: Index,
 }
 
 /// What was seen of every replica.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     seen: BTreeMap<(u64, u64), Seen>,
+    /// The highest log start that any replica of a partition knew to be committed.
+    starts: BTreeMap<u64, Index>,
     /// How often the committed log start of a replica rose.
     pub(crate) later_starts: u64,
 }
@@ -39,7 +41,10 @@ impl Kept {
         ensure(10, snapshot >= seen.snapshot, || {
             format!("{}: its snapshot went from {:?} to {snapshot:?}", here(), seen.snapshot)
         })?;
-        let covered = snapshot.index.next().max(replica.log_start());
+        // A life that begins anew has to learn again that its log start was committed.
+        let start = self.starts.entry(partition).or_default();
+        *start = replica.log_start().max(*start);
+        let covered = snapshot.index.next().max(*start);
         ensure(10, low <= covered, || {
             format!("{}: it keeps entries from {low} on, {covered} is covered", here())
         })?;
@@ -47,8 +52,7 @@ impl Kept {
             whole(world, node, partition, snapshot)
                 .or_else(|why| broken(10, format!("{}: its snapshot of {snapshot:?}: {why}", here())))?;
         }
-        let log_start = replica.log_start().0;
-        // A life that begins anew learns it again.
+        let log_start = replica.log_start();
         self.later_starts += u64::from(log_start > seen.log_start);
         *seen = Seen { low_water: low.0, snapshot, log_start: log_start.max(seen.log_start) };
         Ok(())
