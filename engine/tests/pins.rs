@@ -72,8 +72,8 @@ impl Node {
         loop {
             let status = self.status();
             assert!(status.low_water <= low.0.max(1), "{low} is to be kept: {status:?}");
-            if status.low_water == low.0 {
-                return status;
+            if status.low_water == low.0 && self.log.marks().low_water == low {
+                return status; // the marks may be a turn behind an answer
             }
             assert!(Instant::now() < end, "the low-water mark does not come to {low}: {status:?}");
             std::thread::sleep(Duration::from_millis(2)); // it is asked again
@@ -121,7 +121,6 @@ fn a_pin_holds_what_a_snapshot_would_let_go() {
     assert!(covered.index >= last, "{covered:?}");
     let status = node.wait_low_water(first);
     assert_eq!((status.snapshot, status.low_water_held_by.as_str()), (covered.index.0, "backup"));
-    assert_eq!(node.log.marks().low_water, first);
     assert_eq!(node.read_from(first).unwrap(), 81);
     let gone = node.log.pin(first.prev(), PinFor::Backup).unwrap_err();
     assert_eq!(gone, RequestError::Truncated { first });
