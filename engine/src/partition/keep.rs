@@ -134,7 +134,8 @@ impl Partition {
             return Index::ZERO;
         };
         let unknown = self.replica.unknown_from(lost.first).unwrap_or(may);
-        let applied = self.marks().applied.next();
+        // A plain log applies nothing: what is let go is passed over. A state machine needs each entry that it has not applied.
+        let applied = if self.machine.is_some() { self.marks().applied.next() } else { may };
         lost.last.next().min(may).min(unknown).min(applied).min(reader.unwrap_or(applied))
     }
 
