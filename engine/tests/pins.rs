@@ -1,6 +1,5 @@
 //! Pins through the public interface: what a backup relies on, on a real disk.
 #![allow(clippy::disallowed_methods)] // real time, on a real disk: nothing here is replayed
-#![allow(clippy::disallowed_methods)] // a whole engine on a real disk, looked at from outside: nothing here is replayed
 
 use std::io::{Cursor, Read, Result};
 use std::path::PathBuf;

@@ -200,7 +200,9 @@ impl Cluster {
         let (partition, index) = (PartitionId(partition), Index(index));
         let replica = |node: &Node| {
             let replica = node.process.as_ref()?.shard.replica(partition)?;
-            let covered = replica.snapshot().index.next().max(replica.log_start());
+            // A state machine needs what it has not applied, also below a log start: only its snapshot covers that.
+            let start = if self.profile.machines { Index(1) } else { replica.log_start() };
+            let covered = replica.snapshot().index.next().max(start);
             let gone = covered > index && replica.knows(index);
             let marks = replica.marks();
             let there = marks.low_water <= index && index <= marks.last;

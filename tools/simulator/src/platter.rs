@@ -119,9 +119,15 @@ pub(crate) fn items(bytes: &[u8]) -> Vec<Item> {
 pub(crate) fn items_at(bytes: &[u8]) -> Vec<(usize, Item)> {
     let mut out = Vec::new();
     let mut at = 0;
+    // Of a whole segment.
+    let mut base = None;
     while let Some(rest) = bytes.get(at..).filter(|rest| rest.len() >= PAGE) {
         match &rest[..4] {
             b"TLba" => match batch(rest) {
+                // A misdirected write: what its header says of its length is not of what lies here.
+                Ok(batch) if base.is_some_and(|base| batch.lsn != base + at as u64) => {
+                    out.push((at, Item::Broken(format!("batch at LSN {} lies elsewhere", batch.lsn))));
+                }
                 Ok(batch) => {
                     let start = at;
                     at += usize::try_from(batch.end - batch.lsn).unwrap_or(PAGE);
@@ -137,6 +143,7 @@ pub(crate) fn items_at(bytes: &[u8]) -> Vec<(usize, Item)> {
                     epoch: u64_at(rest, 56),
                     prev_epoch_end: u64_at(rest, 64),
                 };
+                base = Some(segment.base);
                 out.push((at, Item::Segment(segment)));
             }
             _ => {}
