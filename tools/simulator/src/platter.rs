@@ -247,8 +247,10 @@ mod tests {
     fn the_documents_examples_say_what_the_documents_say() {
         let batch = example(include_str!("../../../docs/formats/batch.md"));
         let segment = example(include_str!("../../../docs/formats/segment.md"));
-        let together = [segment, vec![0; PAGE], batch].concat();
-        let items = items(&together);
+        let place = |at: usize| [&segment[..], &vec![0; at - segment.len()], &batch].concat();
+        let elsewhere = items(&place(0x4000));
+        assert!(matches!(elsewhere.last(), Some(Item::Broken(_))), "{elsewhere:?}");
+        let items = items(&place(0x3000));
         assert!(matches!(items[0], Item::Segment(s) if s.base == 0x40_0000 && s.epoch == 2), "{items:?}");
         let Some(Item::Batch(batch)) = items.last() else { panic!("{items:?}") };
         assert_eq!((batch.epoch, batch.lsn, batch.prev, batch.end), (2, 0x40_3000, 0x40_2000, 0x40_4000));
