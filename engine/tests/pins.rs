@@ -75,7 +75,6 @@ impl Node {
                 return status; // the marks may be a turn behind an answer
             }
             assert!(Instant::now() < end, "the low-water mark does not come to {low}: {status:?}");
-            std::thread::sleep(Duration::from_millis(2)); // it is asked again
         }
     }
 

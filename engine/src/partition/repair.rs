@@ -2,8 +2,8 @@
 //!
 //! What is damaged is fetched range by range from whoever has it, one request of a partition at a time and a few of
 //! a shard, each peer in its turn; an answer that does not come, or denies, passes the turn on. A replica that has been elected
-//! and must know what becomes of its damage before it leads asks all of them at once. What comes is verified record by record and written back at the log's end as a move; when that is durable the range is whole. Requests
-//! of peers are served like followers that are behind: from the tail cache or by a read, in what room is left.
+//! and must know what becomes of its damage before it leads asks all of them at once. What comes is verified record by
+//! record and written back at the log's end as a move; when that is durable the range is whole. Requests of peers are served like followers that are behind: from the tail cache or by a read, in what room is left.
 //!
 //! Promises that no damaged entry is given to anyone, and that a peer's answer is believed only for what its records
 //! prove. Does not know who leads: repair needs nobody to.
