@@ -46,6 +46,12 @@ pub fn whole() -> Options {
     Options { checkpoint_every: 1 << 50, ..tiny() }
 }
 
+/// Seeds from 1, as many as a test has time for; `TIDELOG_TEST_ROUNDS` times as many if that is set.
+pub fn seeds(count: u64) -> std::ops::RangeInclusive<u64> {
+    let rounds = std::env::var("TIDELOG_TEST_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    1..=count * rounds
+}
+
 /// The log and the model.
 pub struct Rig {
     pub world: World,
