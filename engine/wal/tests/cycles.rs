@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{NODE, Rig, seeds, tiny, whole};
+use common::{NODE, Naming, Rig, seeds, tiny, whole};
 use std::time::Duration;
 use tidelog_sim::{DiskFaults, Moment, Random, Rate};
 use tidelog_wal::{OpenError, Options};
@@ -196,6 +196,7 @@ fn every_crash_point_of_writing_a_long_window_again() {
 
 /// Lives of random length with random acts, ended by power loss, death of the process, a clean stop, or a disk error.
 fn lives(seed: u64, options: Options, partitions: u64, payload_max: u64, faults: Option<DiskFaults>) {
+    let _naming = Naming(seed);
     let mut random = Random::new(seed);
     let mut rig = Rig::new(seed, options);
     for _ in 0..8 {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::scripts::{busy, busy_options, stream};
-use common::{DIR, NODE, Rig, judge, seeds, tiny};
+use common::{DIR, NODE, Naming, Rig, judge, seeds, tiny};
 use std::path::Path;
 use std::time::Duration;
 use tidelog_io::{Io, Wait};
@@ -309,6 +309,7 @@ fn every_crash_point_of_a_long_log() {
 #[test]
 fn random_long_lives() {
     for seed in seeds(40) {
+        let _naming = Naming(seed);
         let mut random = Random::new(seed);
         let options = Options {
             log_bytes_target: 500 << 10,

@@ -52,6 +52,17 @@ pub fn seeds(count: u64) -> std::ops::RangeInclusive<u64> {
     1..=count * rounds
 }
 
+/// Says of which seed a life was that failed.
+pub struct Naming(pub u64);
+
+impl Drop for Naming {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("seed {}", self.0);
+        }
+    }
+}
+
 /// The log and the model.
 pub struct Rig {
     pub world: World,

@@ -63,6 +63,7 @@ impl Rig {
                 if self.lost.contains_key(&(partition, next)) {
                     match self.read(partition, next, sequenced, 20 << 10) {
                         Err(ReadError::Damaged { index, .. }) => assert_eq!(index, Index(next)),
+                        Err(_) if !self.alive() => return false,
                         other => panic!("partition {partition} index {next} is lost, and read: {other:?}"),
                     }
                     next += 1;
