@@ -35,6 +35,8 @@ pub(crate) struct Background {
     /// Segments whose spans are in memory, oldest first, the active one last.
     pub(crate) resident: VecDeque<Lsn>,
     pub(crate) summing: Option<Summing>,
+    /// Segments in which entries are lost, and the active one when they were looked for.
+    pub(crate) lost_in: (Lsn, BTreeSet<Lsn>),
     /// Segments whose summary is bad.
     pub(crate) bad_summaries: BTreeSet<Lsn>,
     pub(crate) saving: Option<Saving>,

@@ -3,6 +3,9 @@
 //! When a segment is not among the newest any more, its spans are written into the log as summary records, wherever the
 //! log is by then; when those are durable, the spans leave memory, and reads of the segment look them up there. What the
 //! summary says is not authority: entries may have been cut or moved since, and the refs know.
+//!
+//! A segment in which entries were found lost when the log was opened gets none until they are back, or not wanted any more: the
+//! summary would say for good what may be a device's passing trouble, and the next opening reads them once more.
 
 use crate::background::{RESIDENT_SEGMENTS, Summing};
 use crate::files::Piece;
@@ -56,19 +59,24 @@ impl Wal {
 
     /// Takes the oldest segment that need not be in memory any more.
     fn begin_summary(&mut self) {
-        while self.background.resident.len() > RESIDENT_SEGMENTS
-            && let Some(&base) = self.background.resident.front()
+        let mut at = 0;
+        while self.background.resident.len() > RESIDENT_SEGMENTS + at
+            && let Some(&base) = self.background.resident.get(at)
         {
             let Some(file) = self.files.peek(base) else {
-                self.background.resident.pop_front();
+                self.background.resident.remove(at);
                 continue;
             };
             if file.holds == 0 {
                 // Nothing in it is live, and nothing in it can become live again.
-                self.background.resident.pop_front();
+                self.background.resident.remove(at);
                 continue;
             }
             let (end, seq) = (file.end, file.seq);
+            if self.has_lost(base) {
+                at += 1;
+                continue;
+            }
             let mut groups: Vec<(PartitionId, Vec<SummarySpan>)> = Vec::new();
             for (id, log) in &self.partitions {
                 let inside = |s: &&LookupSpan| base <= s.lsn && s.lsn < end;
@@ -82,6 +90,18 @@ impl Wal {
             self.background.summing = Some(Summing { base, left, put: Vec::new(), seq: 0, again: false });
             return;
         }
+    }
+
+    /// Whether entries in the segment at `base` are known to be lost. Looked for once a segment that is begun.
+    fn has_lost(&mut self, base: Lsn) -> bool {
+        let active = self.active.base();
+        if self.background.lost_in.0 != active {
+            let lost =
+                self.partitions.values().flat_map(|log| log.spans.iter()).filter(|span| span.is_lost());
+            let bases = lost.filter_map(|span| self.files.holding(span.lsn)).map(|(base, _)| base);
+            self.background.lost_in = (active, bases.collect());
+        }
+        self.background.lost_in.1.contains(&base)
     }
 
     /// The pieces of a summary of the segment at `base`, the last one first.
