@@ -244,6 +244,10 @@ impl Wal {
             moving.asked = (base, 0);
         }
         moving.cheap = moving.live_bytes * MOVED_PART <= size;
+        if moving.todo.is_empty() {
+            // What is live there was not to be read when the summary was written: the refs say which entries that is.
+            return self.measure_by_refs();
+        }
         if moving.cheap || (waiting && (moving.asked.1 >= REQUESTS || full)) {
             tracing::debug!(base = base.0, live = moving.live_bytes, "a segment is emptied");
             return;
@@ -281,6 +285,7 @@ impl Wal {
                 if run.last < last {
                     moving.todo.push_front((partition, run.last.next(), last));
                 }
+                moving.failed = false;
                 moving.ready_bytes += run.bytes;
                 moving.ready.push_back((partition, run));
             }
@@ -288,11 +293,13 @@ impl Wal {
                 if !moving.failed {
                     tracing::warn!(%partition, %error, "an entry cannot be moved; its segment stays");
                 }
+                // Each attempt may read all of the segment.
+                let again = if moving.failed { ASK_SELDOM } else { ASK_AGAIN };
                 moving.failed = true;
                 let base = moving.base.unwrap_or_default();
                 moving.stop();
                 moving.asked = (base, 0);
-                moving.ask_again = self.clock.now.after(ASK_AGAIN);
+                moving.ask_again = self.clock.now.after(again);
             }
         }
     }
