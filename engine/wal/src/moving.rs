@@ -76,6 +76,8 @@ pub(crate) struct Moving {
     cheap: bool,
     traffic_at: Monotonic,
     failed: bool,
+    /// What is left in it is not in its summary.
+    unsummed: bool,
 }
 
 impl Moving {
@@ -88,6 +90,7 @@ impl Moving {
     fn stop(&mut self) {
         self.base = None;
         self.measured = None;
+        self.unsummed = false;
         self.live_bytes = 0;
         self.holders.clear();
         self.todo.clear();
@@ -246,6 +249,7 @@ impl Wal {
         moving.cheap = moving.live_bytes * MOVED_PART <= size;
         if moving.todo.is_empty() {
             // What is live there was not to be read when the summary was written: the refs say which entries that is.
+            moving.unsummed = true;
             return self.measure_by_refs();
         }
         if moving.cheap || (waiting && (moving.asked.1 >= REQUESTS || full)) {
@@ -285,7 +289,6 @@ impl Wal {
                 if run.last < last {
                     moving.todo.push_front((partition, run.last.next(), last));
                 }
-                moving.failed = false;
                 moving.ready_bytes += run.bytes;
                 moving.ready.push_back((partition, run));
             }
@@ -294,7 +297,7 @@ impl Wal {
                     tracing::warn!(%partition, %error, "an entry cannot be moved; its segment stays");
                 }
                 // Each attempt may read all of the segment.
-                let again = if moving.failed { ASK_SELDOM } else { ASK_AGAIN };
+                let again = if moving.unsummed { ASK_SELDOM } else { ASK_AGAIN };
                 moving.failed = true;
                 let base = moving.base.unwrap_or_default();
                 moving.stop();
