@@ -80,14 +80,12 @@ impl Search {
         batch: Lsn,
         tried: &mut BTreeSet<Lsn>,
     ) -> Result<(), OpenError> {
-        // One that lies in what was given back, or begins there, has two newer ones behind it.
-        let gone = |lsn: Lsn| names.first().is_none_or(|oldest| lsn < oldest.base);
-        if batch == Lsn(0) || gone(batch) || !tried.insert(batch) {
+        if batch == Lsn(0) || is_gone(names, batch) || !tried.insert(batch) {
             return Ok(());
         }
         match load(disk, names, store, batch)? {
-            Ok(loaded) if gone(loaded.kept.at) => {}
-            Ok(loaded) => self.loaded = Some(loaded),
+            Ok(None) => {}
+            Ok(Some(loaded)) => self.loaded = Some(loaded),
             Err(why) => {
                 tracing::warn!(lsn = batch.0, %why, "a checkpoint is bad");
                 self.bad.push((batch, why));
@@ -165,13 +163,18 @@ fn bytes_at(disk: &mut Disk<'_>, names: &[Named], lsn: Lsn, len: usize) -> Resul
     Ok(got)
 }
 
-/// Reads the checkpoint that ends in the batch at `batch`.
+/// Whether a position lies in what was given back. A checkpoint that ends or begins there has two newer ones behind it.
+fn is_gone(names: &[Named], lsn: Lsn) -> bool {
+    names.first().is_none_or(|oldest| lsn < oldest.base)
+}
+
+/// Reads the checkpoint that ends in the batch at `batch`; none if it begins in what was given back.
 fn load(
     disk: &mut Disk<'_>,
     names: &[Named],
     store: Incarnation,
     batch: Lsn,
-) -> Result<Result<Loaded, String>, OpenError> {
+) -> Result<Result<Option<Loaded>, String>, OpenError> {
     let no = |why: &str| Ok(Err(why.to_owned()));
     let head = bytes_at(disk, names, batch, PAGE_BYTES)?;
     let header = match BatchHeader::decode(&head) {
@@ -197,6 +200,10 @@ fn load(
         Some(Ok(_)) => return no("its end is another one's"),
         None => return no("its last batch has no end of a checkpoint"),
     };
+    // Its chunks may have gone, too: that is no damage.
+    if is_gone(names, end.at) {
+        return Ok(Ok(None));
+    }
     if end.bytes > CHECKPOINT_BYTES_MAX {
         return no("it is too large");
     }
@@ -228,7 +235,7 @@ fn load(
         Err(error) => return Ok(Err(format!("its content: {error}"))),
     };
     let kept = Kept { at: end.at, batch, bytes: end.bytes };
-    Ok(Ok(Loaded { kept, content }))
+    Ok(Ok(Some(Loaded { kept, content })))
 }
 
 /// Which files an opening from a checkpoint looks into: those from the one that holds the position on. The others are

@@ -1,0 +1,178 @@
+//! What is given back on a disk that is full, and what an opening makes of the checkpoints that began there.
+
+mod common;
+
+use common::{DIR, NODE, Rig, tiny};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+use tidelog_types::RecordKind;
+use tidelog_wal::{OpenError, Options, inspect};
+
+/// The bases of the segments, ascending.
+fn segments(rig: &Rig) -> Vec<u64> {
+    let base = |name: &str| {
+        let name = name.strip_prefix(DIR)?.strip_prefix('/')?.strip_suffix(".wal")?;
+        (name.len() == 16).then(|| u64::from_str_radix(name, 16).ok()).flatten()
+    };
+    let mut bases: Vec<_> = rig.world.files(NODE).iter().filter_map(|f| base(&f.0)).collect();
+    bases.sort_unstable();
+    bases
+}
+
+/// What the log's batches say about checkpoints.
+#[derive(Default, Debug)]
+struct Named {
+    /// The one that the first batch of the newest written segment names: the batch that ends it.
+    first: u64,
+    /// The two that the last batch names.
+    last: (u64, u64),
+    /// Of each whose end is there: its position, by the batch that ends it.
+    at: BTreeMap<u64, u64>,
+    /// Files and offsets of their chunks, by their position.
+    chunks: Vec<(u64, String, u64)>,
+}
+
+fn named(rig: &mut Rig) -> Named {
+    rig.io = None;
+    rig.wal = None;
+    let (mut named, mut batch) = (Named::default(), 0);
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| match item {
+        inspect::Item::Batch { header, offset, .. } => {
+            batch = header.lsn.0;
+            named.last = (header.checkpoint.0, header.older_checkpoint.0);
+            if offset == 8192 {
+                named.first = header.checkpoint.0;
+            }
+        }
+        inspect::Item::Record { header, file, offset, .. } => match header.kind {
+            RecordKind::CheckpointEnd => _ = named.at.insert(batch, header.generation.0),
+            RecordKind::CheckpointChunk => {
+                named.chunks.push((header.generation.0, file.display().to_string(), offset));
+            }
+            _ => {}
+        },
+        _ => {}
+    })
+    .unwrap();
+    named
+}
+
+/// A log on a disk that is filled up. A quiet partition's entry lies in its second segment.
+fn full_log(options: Options) -> Rig {
+    let mut rig = Rig::new(1, options);
+    rig.open().unwrap();
+    for i in 0..40 {
+        rig.entry(0, &[i; 6000]).unwrap();
+        if segments(&rig)[1] < rig.wal().stats().bytes && rig.part(9).entries.is_empty() {
+            rig.entry(9, b"quiet").unwrap();
+        }
+        rig.mark(0, u64::from(i) + 1);
+        rig.drain();
+    }
+    let used = rig.world.disk_used(NODE);
+    rig.world.set_capacity(NODE, Some(used + 64 * 1024));
+    let mut tries = 0;
+    while !rig.full {
+        let _ = rig.entry(0, &[7; 6000]);
+        rig.drain();
+        rig.rest(Duration::from_millis(1));
+        tries += 1;
+        assert!(tries < 2000, "it never filled up");
+    }
+    rig
+}
+
+/// Lets go of everything but the last entry, and of what the quiet partition has, if `quiet`; until the first segments have gone.
+fn let_go(rig: &mut Rig, quiet: bool) {
+    let parts: &[u64] = if quiet { &[0, 9] } else { &[0] };
+    for &partition in parts {
+        let last = rig.part(partition).entries.len() as u64;
+        rig.mark(partition, last);
+        rig.drain();
+        rig.low_water(partition, if partition == 0 { last } else { last + 1 }).unwrap();
+    }
+    let before = segments(rig);
+    let mut steps = 0;
+    while segments(rig)[0] == before[0] {
+        rig.flush();
+        rig.rest(Duration::from_millis(1));
+        steps += 1;
+        assert!(steps < 1000, "nothing goes: {:?}", rig.wal().stats());
+    }
+}
+
+/// On a full disk checkpoints follow each other in one segment, so its first batch may name one that begins in a segment that has gone,
+/// or has been used again under another name. An opening passes over that, which is no damage, and takes one that the later batches
+/// name; if they are bad it says so, and does not begin with half a log.
+#[test]
+fn an_opening_passes_over_a_checkpoint_that_begins_in_what_was_given_back() {
+    // The segment's first batch names one that is gone as a whole; one of which the end is there still, and some chunks, or all.
+    let mut kinds = [0; 3];
+    for every in (60..188).step_by(4) {
+        for (quiet, wait) in [(true, 0), (true, 100), (false, 0), (false, 3), (false, 100)] {
+            for bad in 0..3 {
+                let mut rig = full_log(Options { checkpoint_every: every << 10, ..tiny() });
+                let_go(&mut rig, quiet);
+                rig.rest(Duration::from_millis(wait));
+                rig.world.crash(NODE);
+                let named = named(&mut rig);
+                let oldest = segments(&rig)[0];
+                let what = format!("{every} KiB, quiet {quiet}, {wait} ms, {bad} bad: {named:x?}");
+                let at = named.at.get(&named.first).copied();
+                assert!(named.first > 0, "{what}");
+                // A name that had gone may be there again, and so may all that the first one needs.
+                if oldest == 0
+                    || named.first == named.last.0
+                    || named.first == named.last.1
+                    || at.is_some_and(|at| at >= oldest)
+                {
+                    continue; // it is one of the two
+                }
+                let whole = at.is_some_and(|at| named.chunks.iter().filter(|c| c.0 == at).count() >= 3);
+                kinds[usize::from(at.is_some()) + usize::from(whole)] += 1;
+                let kept = [named.last.0, named.last.1].map(|batch| named.at[&batch]);
+                for (_, file, offset) in named.chunks.iter().filter(|c| kept[..bad].contains(&c.0)) {
+                    assert!(rig.world.flip(NODE, file, offset + 70));
+                }
+                let before = rig.world.files(NODE);
+                let opened = rig.open();
+                if bad == 2 {
+                    let error = opened.expect_err(&what);
+                    assert!(matches!(error, OpenError::Checkpoint { .. }), "{what}: {error}");
+                    assert_eq!(rig.world.files(NODE), before, "{what}: nothing was changed");
+                    continue;
+                }
+                let report = opened.unwrap_or_else(|e| panic!("{what}: {e}"));
+                assert_eq!(report.checkpoint.map(|at| at.0), Some(kept[bad]), "{what}");
+                assert_eq!(report.bad_checkpoints.len(), bad, "{what}: {:?}", report.bad_checkpoints);
+                assert!(rig.check_all());
+                rig.close();
+                rig.open().unwrap_or_else(|e| panic!("{what}, again: {e}"));
+                assert!(rig.check_all());
+            }
+        }
+    }
+    println!("{kinds:?}");
+    assert!(kinds.iter().all(|n| *n > 0), "{kinds:?}");
+}
+
+/// As long as everything is there, no checkpoint is needed.
+#[test]
+fn an_opening_without_a_good_checkpoint_reads_everything() {
+    let mut rig = Rig::new(1, tiny());
+    rig.open().unwrap();
+    for i in 0..200u8 {
+        rig.entry(u64::from(i % 2), &vec![i; 6000]).unwrap();
+        rig.drain();
+    }
+    rig.close();
+    let named = named(&mut rig);
+    assert!(named.last.1 > 0 && segments(&rig)[0] == 0, "{named:x?}");
+    for (_, file, offset) in &named.chunks {
+        assert!(rig.world.flip(NODE, file, offset + 70));
+    }
+    let report = rig.open().unwrap();
+    assert_eq!((report.checkpoint, report.bad_checkpoints.is_empty()), (None, false));
+    assert!(rig.check_all());
+}
