@@ -6,6 +6,7 @@ use common::{DIR, NODE, Rig, tiny};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
+use tidelog_io::Io;
 use tidelog_types::RecordKind;
 use tidelog_wal::{OpenError, Options, inspect};
 
@@ -174,5 +175,132 @@ fn an_opening_without_a_good_checkpoint_reads_everything() {
     }
     let report = rig.open().unwrap();
     assert_eq!((report.checkpoint, report.bad_checkpoints.is_empty()), (None, false));
+    assert!(rig.check_all());
+}
+
+/// A full log of which the last segment is filled up by promises as well: `promises` of them, or as many as there is room for.
+fn filled_up(promises: u64) -> Rig {
+    let mut rig = full_log(Options { checkpoint_every: 96 << 10, ..tiny() });
+    for generation in 2..2 + promises {
+        if rig.promise(5, generation, 1).is_err() {
+            break;
+        }
+        rig.drain();
+    }
+    // There is one last batch that lets everything go, or none.
+    for partition in [0, 9] {
+        let last = rig.part(partition).entries.len() as u64;
+        rig.mark(partition, last);
+        let _ = rig.low_water(partition, last + 1);
+    }
+    rig.drain();
+    rig
+}
+
+/// Until the oldest segment's name is gone, or for so long; promises fill the log further meanwhile, if `busy`. Whether it is gone.
+fn until_one_goes(rig: &mut Rig, most: Duration, busy: bool) -> bool {
+    let oldest = segments(rig)[0];
+    let end = rig.io.as_ref().unwrap().clock().now.after(most);
+    while rig.io.as_ref().unwrap().clock().now < end {
+        if segments(rig)[0] != oldest {
+            return true;
+        }
+        if busy && rig.wal().stats().in_flight == 0 {
+            let generation = rig.part(5).promise.0 + 1;
+            let _ = rig.promise(5, generation, 1);
+        }
+        rig.flush();
+        rig.rest(Duration::from_micros(200));
+    }
+    false
+}
+
+/// Whether there is a place for one more batch: behind the last one, or in a segment behind that.
+fn has_room(rig: &mut Rig) -> bool {
+    let (mut end, mut newest) = (0, 0);
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+        if let inspect::Item::Batch { header, offset, .. } = item {
+            (end, newest) = (header.end().0, header.lsn.0 - offset);
+        }
+    })
+    .unwrap();
+    end + 8192 <= newest + tiny().segment_bytes || segments(rig).iter().any(|base| *base > newest)
+}
+
+/// The newest checkpoint may have no batch that names it, because there is no place for one: then something has to go without it.
+/// Otherwise nothing does before such a batch is durable, though it be the last one that there is room for: should the newest of
+/// those that are named be bad, there is the other one. And whatever is stuck goes on when there is space again.
+#[test]
+fn what_goes_when_there_is_no_room_for_a_batch() {
+    let (mut named_first, mut nowhere, mut stuck) = (0, 0, 0);
+    for (promises, busy) in (70..140).flat_map(|promises| [(promises, false), (promises, true)]) {
+        let what = format!("{promises} promises, busy {busy}");
+        for damaged in [true, false] {
+            let mut rig = filled_up(promises);
+            if !until_one_goes(&mut rig, Duration::from_secs(2), busy) {
+                if damaged {
+                    stuck += 1;
+                    goes_on(&mut rig, &what);
+                }
+                continue;
+            }
+            rig.world.crash(NODE);
+            let named = named(&mut rig);
+            let room = has_room(&mut rig);
+            let newest = named.at[&named.last.0];
+            for (_, file, offset) in named.chunks.iter().filter(|c| damaged && c.0 == newest) {
+                assert!(rig.world.flip(NODE, file, offset + 70));
+            }
+            // An opening needs a segment of its own.
+            rig.world.set_capacity(NODE, None);
+            match rig.open() {
+                Ok(_) => named_first += u64::from(damaged),
+                Err(error) => {
+                    assert!(damaged && !room, "{what}: {error}; {named:x?}");
+                    nowhere += 1;
+                    continue;
+                }
+            }
+            assert!(rig.check_all());
+            goes_on(&mut rig, &what);
+        }
+    }
+    println!("{named_first} named first, {nowhere} without a place for it, {stuck} stuck");
+    assert!(named_first > 20 && nowhere > 0 && stuck > 0);
+}
+
+/// There is space again: the log takes entries, and gives segments back.
+fn goes_on(rig: &mut Rig, what: &str) {
+    rig.world.set_capacity(NODE, None);
+    let mut waited = 0;
+    rig.rest(Duration::from_millis(500));
+    while rig.full {
+        rig.rest(Duration::from_millis(500));
+        waited += 1;
+        assert!(waited < 40, "{what}: writing never resumed");
+    }
+    let before = rig.wal().stats().reclaimed;
+    for partition in [0, 9] {
+        let last = rig.part(partition).entries.len() as u64;
+        rig.mark(partition, last);
+        rig.drain();
+        rig.low_water(partition, last + 1).unwrap();
+    }
+    for i in 0..2000u64 {
+        if rig.wal().stats().reclaimed > before {
+            break;
+        }
+        // A checkpoint comes when sixteen times the length of the last one was written.
+        rig.entry(0, &[i as u8; 6000]).unwrap_or_else(|e| panic!("{what}: {e}"));
+        rig.drain();
+        let last = rig.part(0).entries.len() as u64;
+        rig.mark(0, last);
+        rig.low_water(0, last).unwrap();
+        rig.drain();
+    }
+    assert!(rig.wal().stats().reclaimed > before, "{what}: {:?}", rig.wal().stats());
+    assert!(rig.check_all());
+    rig.world.crash(NODE);
+    rig.open().unwrap_or_else(|e| panic!("{what}: {e}"));
     assert!(rig.check_all());
 }
