@@ -1,8 +1,9 @@
-//! What is given back on a disk that is full, and what an opening makes of the checkpoints that began there.
+//! What is given back on a disk that is full, and which checkpoint an opening begins with.
 
 mod common;
 
-use common::{DIR, NODE, Rig, tiny};
+use common::scripts::stream;
+use common::{DIR, NODE, Rig, batches, tiny};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -303,4 +304,51 @@ fn goes_on(rig: &mut Rig, what: &str) {
     rig.world.crash(NODE);
     rig.open().unwrap_or_else(|e| panic!("{what}: {e}"));
     assert!(rig.check_all());
+}
+
+/// Two batches in a row that cannot be read, of which the first is told of by nothing that is left: what can be given back is, and two
+/// checkpoints are begun behind them. The next opening begins with one of these, although its segment's first batch names an older one.
+#[test]
+fn an_opening_begins_behind_what_nothing_tells_of() {
+    let scrubbed = Options { scrub_rate: 64 << 20, scrub_every: Duration::from_secs(10), ..tiny() };
+    let make = |entries: u64| {
+        let mut rig = Rig::new(13, scrubbed.clone());
+        rig.open().unwrap();
+        stream(&mut rig, 1, entries, 4);
+        rig.rest(Duration::from_millis(20));
+        rig
+    };
+    let (mut older, mut opened) = (0, 0);
+    for entries in (120..200).step_by(7) {
+        let mut rig = make(entries);
+        rig.close();
+        let all = batches(&mut rig);
+        for at in (all.len() - 30..all.len() - 6).step_by(5) {
+            let mut rig = make(entries);
+            for (file, offset, header) in &all[at..at + 2] {
+                let len = u64::from(header.total_len);
+                assert!(rig.world.make_unreadable(NODE, file, *offset, len));
+            }
+            let passes = rig.wal().scrubbed().passes;
+            while rig.wal().scrubbed().passes == passes {
+                rig.rest(Duration::from_secs(1));
+            }
+            rig.heal();
+            for _ in 0..20 {
+                rig.rest(Duration::from_millis(200));
+                rig.flush();
+            }
+            rig.close();
+            let what = format!("{entries}: {at}");
+            let report = rig.open().unwrap_or_else(|e| panic!("{what}: {e}"));
+            let began = report.checkpoint.unwrap().0;
+            let (.., first) = all.iter().rfind(|(_, offset, _)| *offset == 8192).unwrap();
+            let same = (first.lsn.0..first.lsn.0 + tiny().segment_bytes - 8192).contains(&began);
+            older += u64::from(same && first.checkpoint.0 < began);
+            assert!(rig.lost.is_empty(), "{what}: {:?}", rig.lost);
+            rig.check_all();
+            opened += 1;
+        }
+    }
+    assert!(opened > 30 && older > 10, "{opened} opened, of {older} the first batch names an older one");
 }

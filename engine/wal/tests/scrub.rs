@@ -52,8 +52,6 @@ struct Batch {
     offset: u64,
     len: u64,
     footer: u64,
-    /// The newest checkpoint when it was written.
-    names: u64,
     kinds: Vec<RecordKind>,
 }
 
@@ -75,7 +73,6 @@ fn batches(rig: &mut Rig) -> Vec<Batch> {
                 offset,
                 len: u64::from(header.total_len),
                 footer: u64::from(header.footer_offset),
-                names: header.checkpoint.0,
                 kinds: footer.map_or(vec![], |f| f.own.iter().map(|s| s.kind).collect()),
             });
         }
@@ -488,48 +485,6 @@ fn a_bad_checkpoint_is_replaced_before_the_other_one_goes_bad() {
     }
     assert!(rig.wal().stats().checkpoints >= before + 2, "both that are kept are new");
     whole_again(&mut rig, "a checkpoint");
-}
-
-/// Two batches in a row that cannot be read, of which the first is told of by nothing that is left: what can be given back is, and two
-/// checkpoints are begun behind them. The next opening begins with one of these, although its segment's first batch names an older one.
-#[test]
-fn an_opening_begins_behind_what_nothing_tells_of() {
-    let make = |entries: u64| {
-        let mut rig = Rig::new(13, scrubbed());
-        rig.open().unwrap();
-        stream(&mut rig, 1, entries, 4);
-        rig.rest(Duration::from_millis(20));
-        rig
-    };
-    let (mut older, mut opened) = (0, 0);
-    for entries in (120..200).step_by(7) {
-        let mut rig = make(entries);
-        rig.close();
-        let all = batches(&mut rig);
-        for at in (all.len() - 30..all.len() - 6).step_by(5) {
-            let mut rig = make(entries);
-            for batch in &all[at..at + 2] {
-                assert!(rig.world.make_unreadable(NODE, &batch.file, batch.offset, batch.len));
-            }
-            pass(&mut rig);
-            rig.heal();
-            for _ in 0..20 {
-                rig.rest(Duration::from_millis(200));
-                rig.flush();
-            }
-            rig.close();
-            let what = format!("{entries}: {:?}", &all[at..at + 2]);
-            let report = rig.open().unwrap_or_else(|e| panic!("{what}: {e}"));
-            let began = report.checkpoint.unwrap().0;
-            let first = all.iter().rfind(|batch| batch.offset == 8192).unwrap();
-            older +=
-                u64::from(first.file == segment(began / (192 << 10) * (192 << 10)) && first.names < began);
-            assert!(rig.lost.is_empty(), "{what}: {:?}", rig.lost);
-            rig.check_all();
-            opened += 1;
-        }
-    }
-    assert!(opened > 30 && older > 10, "{opened} opened, of {older} the first batch names an older one");
 }
 
 #[test]
