@@ -208,8 +208,11 @@ impl Opening<'_, '_> {
         for path in &directory.unfinished {
             self.remove(disk, path)?;
         }
-        let left_over = chain.left_over.iter().filter_map(|&at| sources.get(at)).map(|s| &s.path);
-        for path in left_over.chain(&unknown) {
+        // But not what the newest epoch has cut from older ones: what it says may be there to be read and not be durable, because its
+        // opening failed, or died, before the device had confirmed it. Then that tail is the only copy.
+        let left_over = || chain.left_over.iter().filter_map(|&at| sources.get(at));
+        let (cut, begun): (Vec<_>, Vec<_>) = left_over().partition(|source| source.header.epoch < newest);
+        for path in begun.iter().map(|source| &source.path).chain(&unknown) {
             self.remove(disk, path)?;
         }
         // From the highest down, each durably before the next: a hole among them would look like a lost segment
@@ -231,6 +234,9 @@ impl Opening<'_, '_> {
         self.rewrite(disk, &mut wal, &mut judged)?;
         for log in wal.partitions.values_mut() {
             log.sequenced = log.last.index;
+        }
+        for source in cut {
+            self.remove(disk, &source.path)?;
         }
         for base in behind {
             if let Some(file) = wal.files.remove(base) {

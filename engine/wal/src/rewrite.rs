@@ -43,12 +43,14 @@ impl Opening<'_, '_> {
         let headers = || sources.iter().map(|s| s.header);
         let epoch = 1 + headers().map(|h| h.epoch).max().unwrap_or(0);
         self.report.epoch = epoch;
+        let ends = state.files.iter().map(|(_, file)| file.end).chain(headers().map(|h| h.end()));
         let upcoming = SegmentHeader {
             shard: self.options.shard,
             store: self.options.store,
             node: self.options.node,
             segment_seq: 1 + headers().map(|h| h.segment_seq).max().unwrap_or(0),
-            base: state.files.iter().map(|(_, file)| file.end).max().unwrap_or(Lsn(0)),
+            // Behind what is left over, too: it is still there.
+            base: ends.max().unwrap_or(Lsn(0)),
             bytes: self.options.segment_bytes,
             epoch,
             prev_epoch_end: judged.end,

@@ -4,7 +4,7 @@ mod common;
 
 use common::{NODE, Naming, Rig, seeds, tiny, whole};
 use std::time::Duration;
-use tidelog_sim::{DiskFaults, Moment, Random, Rate};
+use tidelog_sim::{DiskFault, DiskFaults, Moment, Random, Rate};
 use tidelog_wal::{OpenError, Options};
 
 const MOMENTS: [Moment; 3] = [Moment::Before, Moment::Inside, Moment::After];
@@ -192,6 +192,50 @@ fn every_crash_point_of_writing_a_long_window_again() {
         }
         assert!(boundary > 15, "{boundary}");
     }
+}
+
+/// An opening writes the last life's tail again, and the device does not confirm it; the next opening, in the same process, can read it
+/// all the same. If the power goes before that one has come to its end, only the last life's own segments have the tail.
+#[test]
+fn every_crash_point_of_an_opening_behind_one_that_was_not_confirmed() {
+    // The last batch is the first one of a segment, and nothing proves it.
+    let make = || {
+        let mut rig = Rig::new(1, whole());
+        rig.open().unwrap();
+        let segments = rig.wal().stats().segments;
+        while rig.wal().stats().segments < segments + 1 {
+            rig.entry(0, &[3; 9_000]).unwrap();
+            rig.drain();
+        }
+        rig.world.kill(NODE);
+        rig.io = Some(rig.world.node(NODE));
+        rig
+    };
+    let operations = {
+        let mut rig = make();
+        rig.open().unwrap();
+        rig.world.disk_ops(NODE)
+    };
+    let mut crashes = 0;
+    for number in 0..operations {
+        for boundary in 0.. {
+            let mut rig = make();
+            rig.world.fail_at(NODE, number, DiskFault::SyncError);
+            if rig.open().is_ok() {
+                break; // it was no sync
+            }
+            rig.world.crash_at(NODE, rig.world.disk_ops(NODE) + boundary, MOMENTS[boundary as usize % 3]);
+            let _ = rig.open();
+            if rig.alive() {
+                break;
+            }
+            crashes += 1;
+            let what = format!("a failed sync at {number}, a crash {boundary} operations behind it");
+            rig.open().unwrap_or_else(|e| panic!("{what}: {e}"));
+            assert!(rig.check_all(), "{what}");
+        }
+    }
+    assert!(crashes > 50, "{crashes}");
 }
 
 /// Lives of random length with random acts, ended by power loss, death of the process, a clean stop, or a disk error.
