@@ -358,6 +358,9 @@ impl Replica {
         let State::Leader(leader) = &mut self.state else { return };
         leader.round += 1;
         leader.round_begun = Some(clock.now);
+        if self.peers.is_empty() {
+            return; // its own word is a quorum's
+        }
         let spacing = self.config.election_timeout / u32::try_from(SAMPLES_MAX).unwrap_or(u32::MAX);
         if leader.samples.back().is_none_or(|(_, at)| clock.now.since(*at) >= spacing) {
             if leader.samples.len() >= SAMPLES_MAX {

@@ -269,6 +269,8 @@ impl Replica {
     /// When [`Self::tick`] is wanted next.
     pub fn deadline(&self) -> Monotonic {
         match &self.state {
+            // A single voter has nobody to beat for; of its damage it learns otherwise.
+            State::Leader(_) if self.peers.is_empty() => Monotonic(u64::MAX),
             State::Leader(leader) => leader.heartbeat_deadline,
             _ if self.voting => self.election_deadline,
             _ => Monotonic(u64::MAX),

@@ -69,8 +69,11 @@ impl Partition {
     /// Entries turned out to be damaged.
     pub(crate) fn found_damaged(&mut self, cx: &mut Context<'_>, range: DamagedRange) {
         let before = self.replica.damaged_entries();
-        self.replica.damaged(cx.clock, range, &mut self.effects);
+        self.replica.damaged(cx.clock, range, &mut cx.shared.effects);
         let damaged = self.replica.damaged_entries();
+        if damaged > 0 {
+            cx.shared.damaged.insert(self.id);
+        }
         if damaged > before {
             tracing::error!(
                 partition = %self.id, first = %range.first, last = %range.last, generation = %range.generation, damaged,
@@ -96,6 +99,10 @@ impl Partition {
             "partition {} index {index}{more} is damaged on this node: {what}. {place}",
             self.id
         ))
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.replica.damaged_entries() > 0
     }
 
     pub(super) fn is_alone(&self) -> bool {
@@ -211,7 +218,7 @@ impl Partition {
                 let before = self.replica.damaged_entries();
                 if !damaged {
                     let entry = Position::new(first, generation);
-                    self.replica.denied(cx.clock, from, entry, promised, &mut self.effects);
+                    self.replica.denied(cx.clock, from, entry, promised, &mut cx.shared.effects);
                     self.settle(cx, Source::None);
                 }
                 if self.replica.damaged_entries() < before {
@@ -242,7 +249,7 @@ impl Partition {
                 };
                 // What does not fit is asked for again.
                 let now = records.slice(..bytes);
-                let taken = self.replica.repair(part, &mut self.effects);
+                let taken = self.replica.repair(part, &mut cx.shared.effects);
                 self.settle(cx, Source::Message { records: &now, metas: part });
                 tracing::info!(partition = %self.id, %from, %first, taken, "damaged entries came back");
                 self.stop_asking(cx, if taken > 0 { cx.clock.now } else { cx.clock.now.after(PAUSE) });
@@ -288,8 +295,8 @@ impl Partition {
 
     /// When the partition wants its tick.
     pub(crate) fn deadline(&self) -> Monotonic {
-        let replica = self.replica.deadline();
-        self.repair_deadline().map_or(replica, |at| at.min(replica))
+        let others = [self.repair_deadline(), self.upkeep_deadline()];
+        others.into_iter().flatten().fold(self.replica.deadline(), Monotonic::min)
     }
 
     /// The last index up to which entries from `from` on can be read here; none if `from` itself is damaged.

@@ -27,7 +27,7 @@ impl Shard {
             match event {
                 WalEvent::Durable { partition, ticket } => {
                     replicas.touched.insert(partition);
-                    if let Some(p) = replicas.partitions.get_mut(&partition) {
+                    if let Some(p) = replicas.partitions.get_mut(partition) {
                         p.durable(&mut cx, ticket);
                     }
                 }
@@ -36,7 +36,7 @@ impl Shard {
                     if let (Some(what), Err(error)) = (&what, &result) {
                         let partition = what.partition();
                         replicas.touched.insert(partition);
-                        if let Some(p) = replicas.partitions.get_mut(&partition) {
+                        if let Some(p) = replicas.partitions.get_mut(partition) {
                             p.read_failed(&mut cx, error);
                         }
                     }
@@ -46,7 +46,7 @@ impl Shard {
                     });
                     match what {
                         Some(ReadFor::Client { partition, wanted }) => {
-                            match (run, replicas.partitions.get(&partition)) {
+                            match (run, replicas.partitions.get(partition)) {
                                 (Ok(run), Some(p)) => p.answer_read(&mut cx, wanted, run),
                                 (Err(error), Some(p)) => p.refuse_read(&mut cx, wanted, error),
                                 (Err(error), None) => cx.respond(wanted.origin, Err(error)),
@@ -55,18 +55,18 @@ impl Shard {
                         }
                         Some(ReadFor::Peer { partition, peer }) => {
                             replicas.touched.insert(partition);
-                            if let Some(p) = replicas.partitions.get_mut(&partition) {
+                            if let Some(p) = replicas.partitions.get_mut(partition) {
                                 p.fetched(peer, run.ok());
                             }
                         }
                         Some(ReadFor::Repair { partition, peer }) => {
-                            if let (Ok(run), Some(p)) = (run, replicas.partitions.get(&partition)) {
+                            if let (Ok(run), Some(p)) = (run, replicas.partitions.get(partition)) {
                                 p.give_run(&mut cx, peer, run);
                             }
                         }
                         Some(ReadFor::Apply { partition }) => {
                             replicas.touched.insert(partition);
-                            if let Some(p) = replicas.partitions.get_mut(&partition) {
+                            if let Some(p) = replicas.partitions.get_mut(partition) {
                                 p.apply_read(&mut cx, run.ok());
                             }
                         }
@@ -85,7 +85,7 @@ impl Shard {
                 }
                 WalEvent::Damaged { partition, first, last, generation, error } => {
                     replicas.touched.insert(partition);
-                    if let Some(p) = replicas.partitions.get_mut(&partition) {
+                    if let Some(p) = replicas.partitions.get_mut(partition) {
                         p.note_damage(&error.to_string());
                         p.found_damaged(&mut cx, DamagedRange { first, last, generation });
                     }

@@ -12,9 +12,11 @@ mod events;
 mod forming;
 mod life;
 mod lives;
+mod replicas;
 mod status;
 
 use life::{Life, split};
+pub(crate) use replicas::Partitions;
 
 use crate::error::Error;
 use crate::formation::Hello;
@@ -168,7 +170,7 @@ impl Shard {
     pub fn is_settled(&self) -> bool {
         self.life.as_ref().is_some_and(|life| {
             life.replicas.full
-                || life.replicas.partitions.values().all(|p| {
+                || life.replicas.partitions.iter().all(|(_, p)| {
                     let (replica, marks) = (p.replica(), p.marks());
                     // Damage keeps the only voter from leading, and waiting heals nothing.
                     replica.damaged_entries() > 0
@@ -186,7 +188,7 @@ impl Shard {
 
     /// The replica of a partition, for checkers and status.
     pub fn replica(&self, partition: PartitionId) -> Option<&Replica> {
-        self.life.as_ref()?.replicas.partitions.get(&partition).map(Partition::replica)
+        self.life.as_ref()?.replicas.partitions.get(partition).map(Partition::replica)
     }
 
     /// A node that has a replica of a partition which has none here.
@@ -274,7 +276,7 @@ impl Shard {
                 "this process was paused; one round of failure detection is skipped"
             );
             if let Some(life) = &mut self.life {
-                for partition in life.replicas.partitions.values_mut() {
+                for partition in life.replicas.partitions.iter_mut() {
                     partition.paused(self.clock);
                 }
                 life.replicas.touch_all();
@@ -316,14 +318,14 @@ impl Shard {
                     Event::Up(node) => {
                         self.connected.insert(node);
                         if let Some(life) = &mut self.life {
-                            life.replicas.partitions.values_mut().for_each(|p| p.peer_up(self.clock, node));
+                            life.replicas.partitions.iter_mut().for_each(|p| p.peer_up(self.clock, node));
                             life.replicas.touch_all();
                         }
                     }
                     Event::Down(node) => {
                         self.connected.remove(&node);
                         if let Some(life) = &mut self.life {
-                            life.replicas.partitions.values_mut().for_each(|p| p.peer_down(self.clock, node));
+                            life.replicas.partitions.iter_mut().for_each(|p| p.peer_down(self.clock, node));
                             life.replicas.touch_all();
                         }
                     }
@@ -384,17 +386,18 @@ impl Shard {
                 None => Some(RequestError::Unavailable(
                     "the cluster is not formed yet: all founding nodes must be up once".into(),
                 )),
-                Some(life) if !life.replicas.partitions.contains_key(&partition) => Some(match request {
-                    Request::Read { level: Level::Local, .. } | Request::Snapshot { .. } => {
-                        RequestError::NoSuchPartition(partition)
+                Some(life) => match life.replicas.partitions.get(partition) {
+                    None => Some(match request {
+                        Request::Read { level: Level::Local, .. } | Request::Snapshot { .. } => {
+                            RequestError::NoSuchPartition(partition)
+                        }
+                        _ => self.elsewhere(&life.placement, partition),
+                    }),
+                    Some(p) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
+                        Some(self.refused_for_space(&request, p.replica().leader()))
                     }
-                    _ => self.elsewhere(&life.placement, partition),
-                }),
-                Some(life) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
-                    let leader = life.replicas.partitions.get(&partition).and_then(|p| p.replica().leader());
-                    Some(self.refused_for_space(&request, leader))
-                }
-                Some(_) => None,
+                    Some(_) => None,
+                },
             }
         };
         if let Some(error) = refusal {
@@ -418,6 +421,7 @@ impl Shard {
             transport: &mut *self.transport,
             reads: &mut life.reads,
             returning: &mut life.returning,
+            shared: &mut life.shared,
             clock: self.clock,
             cluster: life.cluster,
             addresses: &self.addresses,
@@ -434,7 +438,7 @@ impl Shard {
             life.and_then(|l| l.wal.deadline()),
             life.and_then(|l| l.snapshots.deadline()),
             life.and_then(|l| (!l.replicas.due.is_empty()).then_some(self.clock.now)),
-            life.and_then(|l| l.replicas.ticks.first().map(|(at, _)| *at)),
+            life.and_then(|l| l.replicas.ticks.next()),
             self.stopping,
             self.sealing,
             // Commands that were left in the inbox by the bound on a turn.

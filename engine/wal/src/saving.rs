@@ -96,15 +96,14 @@ impl Wal {
     pub(crate) fn begin_checkpoint(&mut self, save: &mut dyn FnMut(PartitionId, &mut Vec<u8>)) {
         assert!(self.growing.is_empty(), "a checkpoint is of a position between two batches");
         let at = self.growing.lsn;
-        let mut ids: Vec<_> = self.partitions.keys().copied().collect();
-        ids.sort_unstable();
+        let ids: Vec<_> = self.partitions.ids().collect();
         let size = self.background.newest.map_or(4096, |k| k.bytes as usize);
         let mut content = Vec::with_capacity(size + size / 8);
         let newest = self.background.newest;
         checkpoint::begin(&mut content, self.link, newest, &self.files, at, ids.len());
         let mut state = Vec::new();
         for id in ids {
-            if let Some(log) = self.partitions.get(&id) {
+            if let Some(log) = self.partitions.get(id) {
                 state.clear();
                 save(id, &mut state);
                 checkpoint::partition(&mut content, id, log, &state);

@@ -70,14 +70,13 @@ impl Wal {
             }
             let (end, seq) = (file.end, file.seq);
             let mut groups: Vec<(PartitionId, Vec<SummarySpan>)> = Vec::new();
-            for (id, log) in &self.partitions {
+            for (id, log) in self.partitions.iter() {
                 let inside = |s: &&LookupSpan| base <= s.lsn && s.lsn < end;
                 let spans: Vec<_> = log.spans.iter().filter(inside).map(|s| summed(s, base)).collect();
                 if !spans.is_empty() {
-                    groups.push((*id, spans));
+                    groups.push((id, spans));
                 }
             }
-            groups.sort_unstable_by_key(|g| g.0);
             let left = self.summary_pieces(base, seq, &groups);
             self.background.summing = Some(Summing { base, left, put: Vec::new(), seq: 0, again: false });
             return;
@@ -118,7 +117,7 @@ impl Wal {
 
     /// Turns the spans of a segment with a durable summary into refs.
     pub(crate) fn demote(&mut self, base: Lsn, end: Lsn) {
-        for log in self.partitions.values_mut() {
+        for log in self.partitions.iter_mut() {
             log.demote(base, end, &mut self.files);
         }
     }
