@@ -475,6 +475,12 @@ impl Leader {
         stamps.stamp(clock, last, progress.iter().map(|peer| peer.witness))
     }
 
+    /// See [`Replica::warm`].
+    pub(crate) fn warm(&self) -> u64 {
+        let uncommitted = self.uncommitted.back().map_or(0, |bytes| u64::from(*bytes));
+        self.since.0 ^ uncommitted ^ self.grace.0 ^ self.round ^ self.uncommitted_bytes
+    }
+
     /// What is known of the peers, in their order.
     pub(crate) fn progress(&self) -> &[Progress] {
         &self.progress
