@@ -49,7 +49,8 @@ impl Partition {
         if news || self.may_go() > self.replica.marks().low_water {
             return Some(self.done.upkeep.after(UPKEEP_EVERY));
         }
-        let expires = self.keep.retention.is_bounded() && self.replica.is_leader() && self.replica.may_expire();
+        let expires =
+            self.keep.retention.is_bounded() && self.replica.is_leader() && self.replica.may_expire();
         expires.then(|| self.done.retain.max(self.done.upkeep).after(RETAIN_EVERY))
     }
 

@@ -142,6 +142,24 @@ impl Partition {
         self.marks.publish(m);
     }
 
+    /// Reads a word of each part that an append and its durability touch: see [`Replica::warm`].
+    pub(crate) fn warm(&self) -> u64 {
+        let waiting = self.waiting.first().map_or(0, |at| at.index.0);
+        let lists = self.held.len() + self.unwritten.len() + self.read_rounds.len() + self.fetches.len();
+        let marks = self.marks.load().high_water.0;
+        [
+            self.durable.0,
+            waiting,
+            lists as u64,
+            marks,
+            self.applied.0,
+            self.done.upkeep.0,
+            self.replica.warm(),
+        ]
+        .into_iter()
+        .fold(self.id.0, u64::wrapping_add)
+    }
+
     // --- input -------------------------------------------------------------------------------------------
 
     /// A peer's message. What the growing batch has no room for comes back, to be given again later.
@@ -384,7 +402,7 @@ impl Partition {
             );
         }
         if let Some(high_water) = effects.committed.take() {
-            cx.wal.note_high_water(self.id, high_water.min(cx.wal.last(self.id).index));
+            cx.wal.note_high_water(self.id, high_water);
             self.waiting.committed(high_water, |position, waiter| done(cx, position, waiter));
             self.apply(cx);
         }

@@ -1,7 +1,7 @@
 //! One life of a shard's log, from opening to the next: the log, and the replicas on it.
 
 use super::Shard;
-use super::replicas::{Partitions, Ticks, Touched};
+use super::replicas::{AHEAD, Partitions, Ticks, Touched};
 use crate::error::Error;
 use crate::inbox::RETRY_AFTER;
 use crate::partition::{Context, Origin, Shared};
@@ -239,7 +239,11 @@ impl Shard {
             }
             replicas.unsent.drain(..).for_each(|id| replicas.touched.insert(id));
             let touched = replicas.touched.take(std::mem::take(&mut replicas.visited));
-            for &id in &touched {
+            for (at, &id) in touched.iter().enumerate() {
+                if at.is_multiple_of(AHEAD) {
+                    let ahead = touched.iter().skip(at).take(AHEAD).copied();
+                    replicas.partitions.warm(ahead, |_| 0);
+                }
                 let Some(p) = replicas.partitions.get_mut(id) else { continue };
                 p.seek_repair(&mut cx);
                 if p.pump(&mut cx) {
@@ -255,7 +259,10 @@ impl Shard {
                 replicas.ticks.want(id, p.deadline());
             }
             replicas.visited = touched;
-            assert!(cx.shared.is_settled(), "what a step of one replica asks for is done before the next one's");
+            assert!(
+                cx.shared.is_settled(),
+                "what a step of one replica asks for is done before the next one's"
+            );
         }
         self.transport.flush(io);
         Ok(())

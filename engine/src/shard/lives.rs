@@ -204,7 +204,9 @@ impl Shard {
     pub(super) fn drained(&self) -> bool {
         self.life.as_ref().is_none_or(|l| {
             let r = &l.replicas;
-            r.requests.is_empty() && r.messages.is_empty() && r.partitions.iter().all(|(_, p)| p.waiting() == 0)
+            r.requests.is_empty()
+                && r.messages.is_empty()
+                && r.partitions.iter().all(|(_, p)| p.waiting() == 0)
         })
     }
 

@@ -16,6 +16,7 @@ mod replicas;
 mod status;
 
 use life::{Life, split};
+use replicas::AHEAD;
 pub(crate) use replicas::Partitions;
 
 use crate::error::Error;
@@ -88,6 +89,10 @@ pub struct Shard {
     report: Option<RecoveryReport>,
     completions: Vec<Completion>,
     wal_events: Vec<WalEvent>,
+    /// Of the log's events at hand, whose say that something is durable.
+    durable: Vec<PartitionId>,
+    /// Commands taken from the inbox that are next.
+    commands: VecDeque<Command>,
     events: Vec<Event>,
 }
 
@@ -130,6 +135,8 @@ impl Shard {
             report: None,
             completions: Vec::new(),
             wal_events: Vec::new(),
+            durable: Vec::new(),
+            commands: VecDeque::new(),
             events: Vec::new(),
         };
         if shard.options.nodes.len() == 1 && shard.identity.formed.is_none() {
@@ -312,6 +319,12 @@ impl Shard {
     fn handle_events(&mut self, io: &mut dyn Io) -> Result<(), Error> {
         let mut events = std::mem::take(&mut self.events);
         loop {
+            let asked = events.iter().filter_map(|event| match event {
+                Event::Request { request, .. } => request.partition(),
+                _ => None,
+            });
+            let mut asked: VecDeque<_> = asked.collect();
+            let mut visited = 0;
             for event in events.drain(..) {
                 match event {
                     Event::Hello { hello } => self.heard(io, hello)?,
@@ -335,6 +348,13 @@ impl Shard {
                         }
                     }
                     Event::Request { client, request } => {
+                        if visited % AHEAD == 0
+                            && let Some(life) = &self.life
+                        {
+                            let ahead = asked.drain(..AHEAD.min(asked.len()));
+                            life.replicas.partitions.warm(ahead, |id| life.wal.warm(id));
+                        }
+                        visited += 1;
                         self.take_request(io, Origin::Client(client), request)
                     }
                     Event::ClientGone { .. } => {}
@@ -357,7 +377,7 @@ impl Shard {
             if self.life.as_ref().is_some_and(Life::has_enough) {
                 break;
             }
-            match self.inbox.next() {
+            match self.next_command() {
                 Some(Command::Request { request, asker }) => {
                     self.take_request(io, Origin::Local(asker), request)
                 }
@@ -367,18 +387,27 @@ impl Shard {
         }
     }
 
+    /// The next command, from among a few that are looked at before.
+    fn next_command(&mut self) -> Option<Command> {
+        if self.commands.is_empty() {
+            self.commands.extend(std::iter::from_fn(|| self.inbox.next()).take(AHEAD));
+            if let Some(life) = &self.life {
+                let ahead = self.commands.iter().filter_map(|command| match command {
+                    Command::Request { request, .. } => request.partition(),
+                    Command::Stop => None,
+                });
+                life.replicas.partitions.warm(ahead, |id| life.wal.warm(id));
+            }
+        }
+        self.commands.pop_front()
+    }
+
     fn take_request(&mut self, io: &mut dyn Io, origin: Origin, request: Request) {
         if matches!(request, Request::Status) {
             let status = Box::new(self.status());
             return answer(&mut *self.transport, origin, Ok(Reply::Status(status)));
         }
-        let partition = match &request {
-            Request::Append { partition, .. }
-            | Request::OpenSession { partition, .. }
-            | Request::Snapshot { partition }
-            | Request::Read { partition, .. } => *partition,
-            Request::Status => return,
-        };
+        let Some(partition) = request.partition() else { return };
         let refusal = if self.stopping.is_some() {
             Some(RequestError::Unavailable("the node is stopping".into()))
         } else {
@@ -442,7 +471,8 @@ impl Shard {
             self.stopping,
             self.sealing,
             // Commands that were left in the inbox by the bound on a turn.
-            (!self.inbox.is_empty() && !life.is_some_and(Life::has_enough)).then_some(self.clock.now),
+            ((!self.commands.is_empty() || !self.inbox.is_empty()) && !life.is_some_and(Life::has_enough))
+                .then_some(self.clock.now),
         ]
         .into_iter()
         .flatten()
