@@ -16,6 +16,8 @@ use tidelog_types::{EntryMeta, Index, RecordKind, ReplicatedMs};
 const SAMPLES_MAX: usize = 256;
 /// So many entries of a short log have one each.
 const EXACT: usize = 16;
+/// Most samples saved. A checkpoint has those of every partition, and is written each so many bytes of log.
+const SAVED_MAX: usize = EXACT;
 /// More are no closer than this in bytes, unless they are this far from each other in time.
 const DISTANCE_MIN: u64 = 4 << 10;
 const MS_MIN: u64 = 100;
@@ -49,13 +51,14 @@ impl History {
         History { last: base, newest: stamp, ..History::default() }
     }
 
-    /// Appends its bytes.
+    /// Appends its bytes: of many samples some, evenly.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        for number in [self.last.0, self.newest.0, self.end, self.last_of_client.0, self.samples.len() as u64]
-        {
+        let every = self.samples.len().div_ceil(SAVED_MAX).max(1);
+        let saved = self.samples.iter().step_by(every);
+        for number in [self.last.0, self.newest.0, self.end, self.last_of_client.0, saved.len() as u64] {
             put(out, number);
         }
-        for sample in &self.samples {
+        for sample in saved {
             [sample.index.0, sample.timestamp.0, sample.before].iter().for_each(|number| put(out, *number));
         }
     }
@@ -236,6 +239,28 @@ mod tests {
         for old in [1000, 5000, 9900] {
             let first = history.first_after(ReplicatedMs(HOUR * old)).0;
             assert!((old - 10_000 * 4 / SAMPLES_MAX as u64..=old + 1).contains(&first), "{old}: {first}");
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_short_and_knows_the_log_more_roughly() {
+        for entries in [0, 1, 16, 17, 100, 1_000_000] {
+            let history = history(entries, 100);
+            let mut bytes = Vec::new();
+            history.encode(&mut bytes);
+            assert!(bytes.len() <= 8 * (5 + 3 * SAVED_MAX));
+            let mut again = History::decode(&mut Input::new(&bytes)).unwrap();
+            assert_eq!(again.samples.front().map(|s| s.index), history.samples.front().map(|s| s.index));
+            let distance = entries * 100 / (SAVED_MAX as u64 / 2) + DISTANCE_MIN;
+            for first in [1, entries / 3, entries].into_iter().filter(|first| *first > 0) {
+                let (found, exact) = (again.bytes_from(Index(first)), (entries + 1 - first) * 100);
+                assert!(
+                    (exact..=exact + distance).contains(&found),
+                    "{first} of {entries}: {found}, {exact}"
+                );
+            }
+            again.push(&entry(entries + 1, 100, 10 * entries + 10));
+            assert_eq!(again.bytes_from(Index(1)), 100 * (entries + 1));
         }
     }
 
