@@ -230,6 +230,9 @@ impl Shard {
                 // Every replica's steps are in the log: it may be saved.
                 let partitions = &replicas.partitions;
                 cx.wal.flush_saving(cx.io, &mut |id, out| {
+                    if (id.0 as usize).is_multiple_of(AHEAD) {
+                        partitions.warm((id.0..).take(AHEAD).map(PartitionId), |_| 0);
+                    }
                     if let Some(p) = partitions.get(id) {
                         p.replica().save(out);
                     }

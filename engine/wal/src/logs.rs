@@ -51,9 +51,26 @@ impl Logs {
 
     /// All of them, in the order of their numbers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PartitionId, &PartitionLog)> {
-        let numbered = self.dense.iter().enumerate();
+        self.iter_from(PartitionId(0))
+    }
+
+    /// Those from number `first` on.
+    pub(crate) fn iter_from(&self, first: PartitionId) -> impl Iterator<Item = (PartitionId, &PartitionLog)> {
+        let from = slot(first).unwrap_or(self.dense.len());
+        let numbered = self.dense.iter().enumerate().skip(from);
         let dense = numbered.filter_map(|(at, log)| Some((PartitionId(at as u64), log.as_deref()?)));
-        dense.chain(self.others.iter().map(|(id, log)| (*id, log)))
+        dense.chain(self.others.range(first..).map(|(id, log)| (*id, log)))
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn iter_mut_from(
+        &mut self,
+        first: PartitionId,
+    ) -> impl Iterator<Item = (PartitionId, &mut PartitionLog)> {
+        let from = slot(first).unwrap_or(self.dense.len());
+        let numbered = self.dense.iter_mut().enumerate().skip(from);
+        let dense = numbered.filter_map(|(at, log)| Some((PartitionId(at as u64), log.as_deref_mut()?)));
+        dense.chain(self.others.range_mut(first..).map(|(id, log)| (*id, log)))
     }
 
     /// Their numbers, ascending.
@@ -63,7 +80,7 @@ impl Logs {
 
     /// All of them, to be changed.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut PartitionLog> {
-        self.dense.iter_mut().filter_map(Option::as_deref_mut).chain(self.others.values_mut())
+        self.iter_mut_from(PartitionId(0)).map(|(_, log)| log)
     }
 }
 
@@ -85,6 +102,14 @@ mod tests {
         }
         assert!(logs.ids().is_sorted() && logs.ids().count() == ids.len());
         assert_eq!(logs.iter_mut().count(), ids.len());
+        for first in [0, 1, 3, 4, PARTITIONS_MAX - 1, PARTITIONS_MAX, PARTITIONS_MAX + 1, u64::MAX] {
+            let first = PartitionId(first);
+            let from: Vec<_> = logs.iter_from(first).map(|(id, _)| id).collect();
+            let mut wanted: Vec<_> = ids.into_iter().filter(|id| *id >= first).collect();
+            wanted.sort_unstable();
+            assert_eq!(from, wanted);
+            assert_eq!(logs.iter_mut_from(first).map(|(id, _)| id).collect::<Vec<_>>(), wanted);
+        }
         assert!(logs.dense.len() as u64 <= PARTITIONS_MAX);
     }
 }

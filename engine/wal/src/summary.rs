@@ -4,7 +4,7 @@
 //! log is by then; when those are durable, the spans leave memory, and reads of the segment look them up there. What the
 //! summary says is not authority: entries may have been cut or moved since, and the refs know.
 
-use crate::background::{RESIDENT_SEGMENTS, Summing};
+use crate::background::{Collecting, Demoting, RESIDENT_SEGMENTS, Summing};
 use crate::files::Piece;
 use crate::format::{SummaryHead, SummarySpan, encode_summary};
 use crate::places::LookupSpan;
@@ -17,11 +17,14 @@ use tidelog_types::{Index, Lsn, PartitionId, RecordHeader, RecordKind};
 /// Most bytes of a summary's piece: what a read of an old entry may have to load.
 const PIECE_BYTES_MAX: usize = PAGED_PAYLOAD_BYTES - HEADER_BYTES;
 
+/// So many partitions are visited in one turn.
+const VISITS_MAX: usize = 512;
+
 impl Wal {
     /// Puts a piece of a summary into the growing batch, which is empty. False: there is none, or no room for it.
     pub(crate) fn put_summary(&mut self) -> bool {
         if self.background.summing.is_none() {
-            self.begin_summary();
+            self.collect_summary();
         }
         let Some(summing) = &mut self.background.summing else { return false };
         let Some((first, payload)) = summing.left.pop() else { return false };
@@ -54,8 +57,35 @@ impl Wal {
         true
     }
 
-    /// Takes the oldest segment that need not be in memory any more.
-    fn begin_summary(&mut self) {
+    /// Collects the spans of a segment, those of some partitions a call: with thousands of them all at once is a long wait for who
+    /// appends. What is cut or moved meanwhile makes a span shorter than what was collected, and never longer, since
+    /// nothing is appended to the segment any more.
+    fn collect_summary(&mut self) {
+        if self.background.collecting.is_none() {
+            self.background.collecting = self.next_to_collect();
+        }
+        let Some(Collecting { base, next, mut groups }) = self.background.collecting.take() else { return };
+        let Some(file) = self.files.peek(base) else { return };
+        let (end, seq) = (file.end, file.seq);
+        let mut visited = 0;
+        for (id, log) in self.partitions.iter_from(next) {
+            if visited == VISITS_MAX {
+                self.background.collecting = Some(Collecting { base, next: id, groups });
+                return;
+            }
+            visited += 1;
+            let inside = |s: &&LookupSpan| base <= s.lsn && s.lsn < end;
+            let spans: Vec<_> = log.spans.iter().filter(inside).map(|s| summed(s, base)).collect();
+            if !spans.is_empty() {
+                groups.push((id, spans));
+            }
+        }
+        let left = self.summary_pieces(base, seq, &groups);
+        self.background.summing = Some(Summing { base, left, put: Vec::new(), seq: 0, again: false });
+    }
+
+    /// The oldest segment that need not be in memory any more.
+    fn next_to_collect(&mut self) -> Option<Collecting> {
         while self.background.resident.len() > RESIDENT_SEGMENTS
             && let Some(&base) = self.background.resident.front()
         {
@@ -68,19 +98,9 @@ impl Wal {
                 self.background.resident.pop_front();
                 continue;
             }
-            let (end, seq) = (file.end, file.seq);
-            let mut groups: Vec<(PartitionId, Vec<SummarySpan>)> = Vec::new();
-            for (id, log) in self.partitions.iter() {
-                let inside = |s: &&LookupSpan| base <= s.lsn && s.lsn < end;
-                let spans: Vec<_> = log.spans.iter().filter(inside).map(|s| summed(s, base)).collect();
-                if !spans.is_empty() {
-                    groups.push((id, spans));
-                }
-            }
-            let left = self.summary_pieces(base, seq, &groups);
-            self.background.summing = Some(Summing { base, left, put: Vec::new(), seq: 0, again: false });
-            return;
+            return Some(Collecting { base, next: PartitionId(0), groups: Vec::new() });
         }
+        None
     }
 
     /// The pieces of a summary of the segment at `base`, the last one first.
@@ -112,12 +132,22 @@ impl Wal {
         let Some(file) = self.files.get(summing.base) else { return };
         file.summary = Some(summing.put);
         let end = file.end;
-        self.demote(summing.base, end);
+        while self.background.demoting.is_some() {
+            self.advance_demotion();
+        }
+        self.background.demoting = Some(Demoting { base: summing.base, end, next: PartitionId(0) });
     }
 
-    /// Turns the spans of a segment with a durable summary into refs.
-    pub(crate) fn demote(&mut self, base: Lsn, end: Lsn) {
-        for log in self.partitions.iter_mut() {
+    /// Turns spans of a segment with a durable summary into refs, those of some partitions a call.
+    pub(crate) fn advance_demotion(&mut self) {
+        let Some(Demoting { base, end, next }) = self.background.demoting.take() else { return };
+        let mut visited = 0;
+        for (id, log) in self.partitions.iter_mut_from(next) {
+            if visited == VISITS_MAX {
+                self.background.demoting = Some(Demoting { base, end, next: id });
+                return;
+            }
+            visited += 1;
             log.demote(base, end, &mut self.files);
         }
     }

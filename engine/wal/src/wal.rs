@@ -186,6 +186,7 @@ impl Wal {
                 self.submit(io, 0);
             }
         }
+        self.advance_demotion();
         self.verify_checkpoint(io);
         self.advance_moves(io);
         self.reclaim();
