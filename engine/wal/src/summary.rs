@@ -67,13 +67,11 @@ impl Wal {
         let Some(Collecting { base, next, mut groups }) = self.background.collecting.take() else { return };
         let Some(file) = self.files.peek(base) else { return };
         let (end, seq) = (file.end, file.seq);
-        let mut visited = 0;
-        for (id, log) in self.partitions.iter_from(next) {
+        for (visited, (id, log)) in self.partitions.iter_from(next).enumerate() {
             if visited == VISITS_MAX {
                 self.background.collecting = Some(Collecting { base, next: id, groups });
                 return;
             }
-            visited += 1;
             let inside = |s: &&LookupSpan| base <= s.lsn && s.lsn < end;
             let spans: Vec<_> = log.spans.iter().filter(inside).map(|s| summed(s, base)).collect();
             if !spans.is_empty() {
@@ -141,13 +139,11 @@ impl Wal {
     /// Turns spans of a segment with a durable summary into refs, those of some partitions a call.
     pub(crate) fn advance_demotion(&mut self) {
         let Some(Demoting { base, end, next }) = self.background.demoting.take() else { return };
-        let mut visited = 0;
-        for (id, log) in self.partitions.iter_mut_from(next) {
+        for (visited, (id, log)) in self.partitions.iter_mut_from(next).enumerate() {
             if visited == VISITS_MAX {
                 self.background.demoting = Some(Demoting { base, end, next: id });
                 return;
             }
-            visited += 1;
             log.demote(base, end, &mut self.files);
         }
     }
