@@ -246,6 +246,11 @@ impl Partition {
                 tracing::debug!(partition = %self.id, %from, %first, damaged, "a peer cannot give a damaged entry back");
                 self.note_lacked(from, first);
                 let before = self.replica.damaged_entries();
+                if !damaged && self.replica.is_deciding() && promised < self.replica.generation() {
+                    // Its promise is on the way to its disk: its denial will count in a moment.
+                    let soon = cx.clock.now.after(PAUSE);
+                    self.repairs.asked = self.repairs.asked.map(|(asked, until)| (asked, until.min(soon)));
+                }
                 if !damaged {
                     let entry = Position::new(first, generation);
                     self.replica.denied(cx.clock, from, entry, promised, &mut self.effects);

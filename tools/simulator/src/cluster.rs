@@ -47,6 +47,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// The same, which stays for whoever takes it.
+    #[cfg(test)]
+    pub(crate) fn sent(&self) -> Vec<(NodeId, PeerMessage)> {
+        self.sent.borrow().clone()
+    }
+
     /// What its shard sent to peers since the last look.
     pub(crate) fn take_sent(&self) -> Vec<(NodeId, PeerMessage)> {
         std::mem::take(&mut self.sent.borrow_mut())
@@ -197,7 +203,18 @@ impl Cluster {
         self.is_kept_beside(id, partition, index) || self.may_go(id, partition, index)
     }
 
-    fn replica(&self, id: u64, partition: PartitionId) -> Option<&Replica> {
+    /// The voters of a partition, as the replica on `id` knows them.
+    pub(crate) fn voters(&self, id: u64, partition: u64) -> Vec<u64> {
+        let replica = self.replica(id, PartitionId(partition));
+        replica.map_or_else(Vec::new, |replica| replica.voters().iter().map(|voter| voter.0).collect())
+    }
+
+    /// Whom the replica on `id` follows, or itself.
+    pub(crate) fn leader_of(&self, id: u64, partition: u64) -> Option<u64> {
+        Some(self.replica(id, PartitionId(partition))?.leader()?.0)
+    }
+
+    pub(crate) fn replica(&self, id: u64, partition: PartitionId) -> Option<&Replica> {
         self.nodes.get(&id)?.process.as_ref()?.shard.replica(partition)
     }
 

@@ -112,6 +112,13 @@ impl Disk {
         (at(self.named.0), at(self.named.1))
     }
 
+    /// The last batch of a log that is not being opened, by its number among the places.
+    pub(crate) fn tail(&self) -> Option<usize> {
+        let last = self.places.len().checked_sub(1)?;
+        let place = self.places.get(last).filter(|place| place.lsn == self.last && place.epoch == self.epoch);
+        place.filter(|_| self.before.is_none()).map(|_| last)
+    }
+
     /// The logs of all partitions.
     pub(crate) fn logs(&self) -> impl Iterator<Item = (u64, &DurableLog)> {
         self.logs.iter().map(|(partition, log)| (*partition, log))
