@@ -9,6 +9,8 @@ use std::time::Duration;
 use tidelog_sim::Random;
 
 const MILLI: u64 = 1_000_000;
+/// Nodes that lost each other try again within about this time.
+const CONNECT_NS: u64 = 2_000 * MILLI;
 /// How often it is looked whether the leader's log ends as it should.
 pub(crate) const LOOK_NS: u64 = MILLI / 2;
 
@@ -71,8 +73,9 @@ impl Tail {
         let leader_back_ns = follow + random.between((10 * MILLI, 200 * MILLI));
         let meet = leader_back_ns;
         // A damaged candidate waits up to three time-outs before it stands.
-        let others_back_ns = meet + random.between((4 * timeout, 8 * timeout));
-        let end = others_back_ns + random.between((timeout, 4 * timeout));
+        let others_back_ns = meet + CONNECT_NS + random.between((4 * timeout, 8 * timeout));
+        let rest = random.between((timeout, 4 * timeout));
+        let end = if committed { others_back_ns + CONNECT_NS / 2 + rest } else { others_back_ns };
         Tail {
             leader,
             with_it,
