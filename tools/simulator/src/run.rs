@@ -409,6 +409,8 @@ impl Run {
         let tail =
             Tail::draw(&mut self.random, self.world.now(), &voters, leader, self.profile.election_timeout);
         for (one, other) in tail.cuts() {
+            // What is under way would arrive when the link carries again, and others would have it.
+            self.world.break_connections(one, other);
             self.world.partition(one, other);
         }
         for (n, (_, at)) in (0..).zip(tail.steps()) {
