@@ -180,6 +180,15 @@ impl Cluster {
         out.into_iter().map(|((id, partition), count)| (id, partition, count)).collect()
     }
 
+    /// A partition of a node that has more damage than suspects, and its first damaged entry.
+    pub(crate) fn proven_damage(&self, id: u64, partitions: u64) -> Option<(u64, Index)> {
+        (0..partitions).find_map(|partition| {
+            let replica = self.replica(id, PartitionId(partition))?;
+            let first = replica.damaged_from(Index(1))?;
+            (replica.damaged_entries() > replica.suspect_entries()).then_some((partition, first))
+        })
+    }
+
     /// Entries whose damage replicas know of: by node, partition and index.
     pub(crate) fn every_damaged(&self, partitions: u64) -> Vec<(u64, u64, u64)> {
         let mut out = Vec::new();

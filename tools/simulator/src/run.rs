@@ -239,7 +239,19 @@ impl Run {
     }
 
     fn check(&mut self, id: u64) -> Verdict {
-        self.cluster.nodes.get_mut(&id).map_or(Ok(()), |node| self.checkers.after_turn(node))
+        self.cluster.nodes.get_mut(&id).map_or(Ok(()), |node| self.checkers.after_turn(node))?;
+        let Some((partition, first)) = self.cluster.proven_damage(id, self.profile.partitions) else {
+            return Ok(());
+        };
+        ensure(8, !self.atlas.is_untouched() || self.read_errors() > 0, || {
+            format!(
+                "node {id} partition {partition}: entry {first} is taken for damaged, though no disk was touched, and none refused a read"
+            )
+        })
+    }
+
+    fn read_errors(&self) -> u64 {
+        self.world.fault_counts().get("read error").copied().unwrap_or(0)
     }
 
     // Lives.
@@ -545,8 +557,7 @@ impl Run {
             }
             self.until(self.world.now() + HEAL_LOOK_NS, |_| false)?;
         }
-        let read_errors = self.world.fault_counts().get("read error").copied().unwrap_or(0);
-        if self.atlas.is_untouched() && read_errors == 0 {
+        if self.atlas.is_untouched() && self.read_errors() == 0 {
             let found = self.cluster.scrub_findings();
             ensure(8, found.is_empty(), || format!("damage was found where none was done: {found:?}"))?;
         }
