@@ -196,9 +196,10 @@ impl Partition {
         }
         // Let go of, it would never be known, and this replica could not lead any more in this life or the next.
         let kept = self.replica.marks().low_water.max(Index(1));
-        if let Some(at) =
-            self.replica.unknown_from(kept).filter(|at| self.hopeless().map(|lost| lost.first) != Some(*at))
-        {
+        // What nobody has will not be known; what lies behind it may be.
+        let hopeless = self.hopeless().filter(|lost| self.replica.unknown_from(kept) == Some(lost.first));
+        let kept = hopeless.map_or(kept, |lost| lost.last.next());
+        if let Some(at) = self.replica.unknown_from(kept) {
             hold(at, HeldBy::Repair);
         }
         let keep = &self.keep;

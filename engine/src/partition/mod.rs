@@ -350,6 +350,7 @@ impl Partition {
                 self.settle(cx, Source::Proposal { meta, payload, payload_crc });
             }
             Ok(Admitted::Known(position)) if position.index <= self.replica.marks().high_water => {
+                self.marks.raise_high_water(position.index);
                 done(cx, position, waiter);
             }
             Ok(Admitted::Known(position)) => self.waiting.attach(self.replica.generation(), position, waiter),
@@ -403,6 +404,7 @@ impl Partition {
         }
         if let Some(high_water) = effects.committed.take() {
             cx.wal.note_high_water(self.id, high_water);
+            self.marks.raise_high_water(high_water);
             self.waiting.committed(high_water, |position, waiter| done(cx, position, waiter));
             self.apply(cx);
         }

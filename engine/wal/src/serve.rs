@@ -118,10 +118,15 @@ impl Wal {
                 self.lost(&job, lsn);
             }
             Some(Place::Span(at)) => {
+                // The first one is not in the cache, and so no batch in flight; those behind it may be, and their bytes not there yet.
+                let durable = self.durable;
+                let spans = log.spans.range(at..).enumerate();
+                let spans =
+                    spans.take_while(|(n, span)| *n == 0 || span.end() <= durable).map(|(_, span)| span);
                 let planned = log
                     .span(at)
                     .and_then(|span| self.files.holding(span.lsn))
-                    .is_some_and(|segment| job.plan(log.spans.range(at..), segment));
+                    .is_some_and(|segment| job.plan(spans, segment));
                 if planned { self.begin_read(io, job) } else { self.answer(&job, not_here) }
             }
             Some(Place::Segment { segment, last }) => self.plan_old(io, job, segment, last),
