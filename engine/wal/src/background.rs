@@ -57,6 +57,8 @@ pub(crate) struct Background {
     pub(crate) collecting: Option<Collecting>,
     pub(crate) summing: Option<Summing>,
     pub(crate) demoting: Option<Demoting>,
+    /// Segments in which lost entries were met, while the first is the one that is written.
+    pub(crate) lost_in: (Lsn, BTreeSet<Lsn>),
     /// Segments whose summary is bad.
     pub(crate) bad_summaries: BTreeSet<Lsn>,
     pub(crate) saving: Option<Saving>,

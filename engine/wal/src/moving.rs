@@ -76,6 +76,8 @@ pub(crate) struct Moving {
     cheap: bool,
     traffic_at: Monotonic,
     failed: bool,
+    /// What is left in it is not in its summary.
+    unsummed: bool,
 }
 
 impl Moving {
@@ -88,6 +90,7 @@ impl Moving {
     fn stop(&mut self) {
         self.base = None;
         self.measured = None;
+        self.unsummed = false;
         self.live_bytes = 0;
         self.holders.clear();
         self.todo.clear();
@@ -244,6 +247,11 @@ impl Wal {
             moving.asked = (base, 0);
         }
         moving.cheap = moving.live_bytes * MOVED_PART <= size;
+        if moving.todo.is_empty() {
+            // What is live there was not to be read when the summary was written: the refs say which entries that is.
+            moving.unsummed = true;
+            return self.measure_by_refs();
+        }
         if moving.cheap || (waiting && (moving.asked.1 >= REQUESTS || full)) {
             tracing::debug!(base = base.0, live = moving.live_bytes, "a segment is emptied");
             return;
@@ -288,11 +296,13 @@ impl Wal {
                 if !moving.failed {
                     tracing::warn!(%partition, %error, "an entry cannot be moved; its segment stays");
                 }
+                // Each attempt may read all of the segment.
+                let again = if moving.unsummed { ASK_SELDOM } else { ASK_AGAIN };
                 moving.failed = true;
                 let base = moving.base.unwrap_or_default();
                 moving.stop();
                 moving.asked = (base, 0);
-                moving.ask_again = self.clock.now.after(ASK_AGAIN);
+                moving.ask_again = self.clock.now.after(again);
             }
         }
     }

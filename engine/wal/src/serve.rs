@@ -227,7 +227,8 @@ impl Wal {
             return self.answer(&job, Err(ReadError::Busy));
         }
         tracing::warn!(file = %file.path.display(), "a segment's summary is bad; the segment is read instead");
-        let rescan = Rescan::new(self.options.store, file.seq, file.epoch, base, file.end);
+        let cluster = self.options.cluster_tag;
+        let rescan = Rescan::new(self.options.store, file.seq, file.epoch, cluster, (base, file.end));
         self.rescanning = true;
         job.base = base;
         (job.extent, job.extent_bytes) = rescan.extent();
@@ -408,9 +409,8 @@ impl Wal {
                 }
                 job.stage = Stage::Segment(Box::new(Rescan::empty()));
                 self.release(&job);
-                let whole = !rescan.has_gaps();
                 let found = Arc::new(rescan.spans());
-                self.rescanned(job.base, whole.then_some(&found));
+                self.rescanned(job.base, &found);
                 self.blocks.insert(job.base, Block::Rescanned(found));
                 if job.purpose != Purpose::Resum {
                     self.plan_read(io, job);

@@ -3,6 +3,9 @@
 //! When a segment is not among the newest any more, its spans are written into the log as summary records, wherever the
 //! log is by then; when those are durable, the spans leave memory, and reads of the segment look them up there. What the
 //! summary says is not authority: entries may have been cut or moved since, and the refs know.
+//!
+//! A segment in which entries were found lost when the log was opened gets none until they are back, or not wanted any more: the
+//! summary would say for good what may be a device's passing trouble, and the next opening reads them once more.
 
 use crate::background::{Collecting, Demoting, RESIDENT_SEGMENTS, Summing};
 use crate::files::Piece;
@@ -10,6 +13,7 @@ use crate::format::{SummaryHead, SummarySpan, encode_summary};
 use crate::places::LookupSpan;
 use crate::shape::{Class, Shape};
 use crate::wal::Wal;
+use std::collections::BTreeSet;
 use tidelog_types::limits::PAGED_PAYLOAD_BYTES;
 use tidelog_types::record::HEADER_BYTES;
 use tidelog_types::{Index, Lsn, PartitionId, RecordHeader, RecordKind};
@@ -73,6 +77,10 @@ impl Wal {
                 return;
             }
             let inside = |s: &&LookupSpan| base <= s.lsn && s.lsn < end;
+            if log.spans.iter().filter(inside).any(LookupSpan::is_lost) {
+                self.background.lost_in.1.insert(base);
+                return;
+            }
             let spans: Vec<_> = log.spans.iter().filter(inside).map(|s| summed(s, base)).collect();
             if !spans.is_empty() {
                 groups.push((id, spans));
@@ -82,21 +90,25 @@ impl Wal {
         self.background.summing = Some(Summing { base, left, put: Vec::new(), seq: 0, again: false });
     }
 
-    /// The oldest segment that need not be in memory any more.
+    /// The oldest segment that need not be in memory any more. One in which lost entries were met is looked at again once the
+    /// next segment is begun.
     fn next_to_collect(&mut self) -> Option<Collecting> {
-        while self.background.resident.len() > RESIDENT_SEGMENTS
-            && let Some(&base) = self.background.resident.front()
+        let active = self.active.base();
+        if self.background.lost_in.0 != active {
+            self.background.lost_in = (active, BTreeSet::new());
+        }
+        let mut at = 0;
+        while self.background.resident.len() > RESIDENT_SEGMENTS + at
+            && let Some(&base) = self.background.resident.get(at)
         {
-            let Some(file) = self.files.peek(base) else {
-                self.background.resident.pop_front();
-                continue;
-            };
-            if file.holds == 0 {
-                // Nothing in it is live, and nothing in it can become live again.
-                self.background.resident.pop_front();
-                continue;
+            // Nothing live is in it, and nothing in it can become live again.
+            if self.files.peek(base).is_none_or(|file| file.holds == 0) {
+                self.background.resident.remove(at);
+            } else if self.background.lost_in.1.contains(&base) {
+                at += 1;
+            } else {
+                return Some(Collecting { base, next: PartitionId(0), groups: Vec::new() });
             }
-            return Some(Collecting { base, next: PartitionId(0), groups: Vec::new() });
         }
         None
     }
