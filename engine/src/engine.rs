@@ -334,7 +334,7 @@ impl Partition {
     ///
     /// # Errors
     /// [`RequestError::Truncated`] if entries from `first` on are gone or about to go, [`RequestError::Ahead`] if it is more
-    /// than one beyond the high-water mark of [`Self::marks`] (which may be a turn behind an answer), [`RequestError::Busy`] if there
+    /// than one beyond the high-water mark of [`Self::marks`], [`RequestError::Busy`] if there
     /// are 64 already.
     ///
     /// `examples/backup.rs` reads a log under a pin.
@@ -351,7 +351,8 @@ impl Partition {
         }
     }
 
-    /// The partition's marks on this node, as of a recent turn of its shard: what was acknowledged just now may not show yet.
+    /// The partition's marks on this node, as of a recent turn of its shard. The high-water mark is at or above every entry of which this
+    /// node has said that it is committed; the others may be a turn behind.
     pub fn marks(&self) -> Marks {
         self.marks.load()
     }

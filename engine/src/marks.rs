@@ -18,7 +18,8 @@ pub struct Marks {
 }
 
 /// Written by the owning shard at the end of a turn, read by handles. Each mark is exact as of some recent
-/// turn; the four are not read at one instant.
+/// turn; the four are not read at one instant. The high-water mark is never behind an answer: it is raised before whoever
+/// waits for an entry is told that it is committed.
 #[derive(Debug, Default)]
 pub(crate) struct SharedMarks {
     low_water: AtomicU64,
@@ -30,8 +31,16 @@ pub(crate) struct SharedMarks {
 }
 
 impl SharedMarks {
+    /// Entries up to there are committed. They stay so, also while a log that was opened again has yet to learn it.
+    pub(crate) fn raise_high_water(&self, to: Index) {
+        // Nobody else writes it.
+        if self.high_water.load(Ordering::Relaxed) < to.0 {
+            self.high_water.store(to.0, Ordering::Release);
+        }
+    }
+
     pub(crate) fn publish(&self, marks: Marks) {
-        self.high_water.store(marks.high_water.0, Ordering::Release);
+        self.raise_high_water(marks.high_water);
         self.durable.store(marks.durable.0, Ordering::Release);
         self.applied.store(marks.applied.0, Ordering::Release);
         self.low_water.store(marks.low_water.0, Ordering::Release);

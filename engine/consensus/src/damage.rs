@@ -239,9 +239,14 @@ impl Replica {
         self.ordered.marks().1.unwrap_or(Index(1))
     }
 
-    /// What is to be fetched next: damage that nothing is on the way for.
+    /// The first damage that nothing is on the way for: what is to be fetched.
     pub fn repair_wanted(&self) -> Option<DamagedRange> {
-        let (first, last) = self.damage.wanted_from(self.kept_from())?;
+        self.repair_wanted_from(Index(1))
+    }
+
+    /// The first such damage at or behind `from`: what is to be fetched while nobody has what lies before.
+    pub fn repair_wanted_from(&self, from: Index) -> Option<DamagedRange> {
+        let (first, last) = self.damage.wanted_from(from.max(self.kept_from()))?;
         let generation = self.log.generation_at(first)?;
         // One generation at a time: a request names one.
         let last = self.log.last_within(Position::new(last, generation))?.index;
@@ -290,6 +295,16 @@ impl Replica {
         let last = self.log.last_within(Position::new(last, generation))?.index;
         let last = last.min(whole).min(self.tickets.index());
         (first <= last).then_some(last)
+    }
+
+    /// The first run of the entries asked for that this replica can give to a peer ([`Self::can_give`]), where it may have to pass over
+    /// the first ones, which it has let go or lost itself: what lies behind them is no less wanted.
+    pub fn can_give_of(&self, first: Index, last: Index, generation: Generation) -> Option<(Index, Index)> {
+        let mut from = first.max(self.log.base().index.next());
+        if let Some((_, end)) = self.damage.all.first_from(from).filter(|(lost, _)| *lost == from) {
+            from = end.next();
+        }
+        self.can_give(from, last, generation).map(|last| (from, last))
     }
 
     /// What this replica may count as durable here: all that is, up to damage above the high-water mark.

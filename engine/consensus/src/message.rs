@@ -102,7 +102,8 @@ pub enum Repair {
         /// Last index.
         last: Index,
     },
-    /// Some of them, from the first on. Their bytes travel beside it.
+    /// Some of them that follow each other. If they are not from the first one on, the answerer cannot give what lies before. Their bytes
+    /// travel beside it.
     Fetched {
         /// Their generation.
         generation: Generation,
@@ -111,7 +112,7 @@ pub enum Repair {
         /// How many.
         count: u64,
     },
-    /// The answerer has not even the first of them.
+    /// The answerer can give none of them.
     Missing {
         /// The generation asked for.
         generation: Generation,

@@ -253,7 +253,10 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
             }
         }
         if damage && random.one_in(20) {
-            world.fetch(node, 1 + random.below(voters));
+            // Mostly what is damaged first, and now and then what lies behind it.
+            let end = world.node(node).disk.durable.len() as u64;
+            let from = if random.one_in(3) { 1 + random.below(end.max(1)) } else { 1 };
+            world.fetch_from(node, 1 + random.below(voters), Index(from));
         }
         let suspect = damage
             && world.is_up(node)

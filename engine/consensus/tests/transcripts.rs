@@ -136,6 +136,12 @@ impl Script {
                     return Err("nothing is wanted".into());
                 }
             }
+            ["fetch", node, peer, "from", index] => {
+                let from = tidelog_types::Index(number(index)?);
+                if !self.world.fetch_from(number(node)?, number(peer)?, from) {
+                    return Err("nothing is wanted there".into());
+                }
+            }
             ["pause", node] => self.world.paused(number(node)?),
             ["down", node, peer] => self.world.channel(number(node)?, number(peer)?, false),
             ["up", node, peer] => self.world.channel(number(node)?, number(peer)?, true),
@@ -342,6 +348,7 @@ transcripts! {
     pre_vote
     read_index
     repair_below_a_mark_on_its_way
+    repair_goes_round
     replicated_time
     restarted_voter_is_silent
     session_below_the_base

@@ -1,8 +1,9 @@
 //! Healing this replica's log from its peers, and theirs from this one.
 //!
 //! What is damaged is fetched range by range from whoever has it, one request of a partition at a time and a few of
-//! a shard, each peer in its turn; an answer that does not come, or denies, passes the turn on. A replica that has been elected
-//! and must know what becomes of its damage before it leads asks all of them at once. What comes is verified record by
+//! a shard, each peer in its turn; an answer that does not come, or denies, passes the turn on. A range that every peer was asked for in
+//! vain steps back behind the others, so that what nobody keeps holds up nothing that somebody does. A replica that has been elected
+//! and must know what becomes of its damage before it leads asks all of them at once, for the first range. What comes is verified record by
 //! record and written back at the log's end as a move; when that is durable the range is whole. Requests of peers are served like followers that are behind: from the tail cache or by a read, in what room is left.
 //!
 //! Promises that no damaged entry is given to anyone, and that a peer's answer is believed only for what its records
@@ -32,9 +33,13 @@ const LACKING_FOR: Duration = Duration::from_secs(10);
 /// What a partition does about its damage.
 #[derive(Debug, Default)]
 pub(super) struct Repairs {
-    /// Asked for what was wanted from this index on, and until when an answer counts.
-    asked: Option<(Index, Monotonic)>,
-    /// Whose turn it is.
+    /// What was asked for, and until when the answer is waited for.
+    asked: Option<(DamagedRange, Monotonic)>,
+    /// The range whose turn it is begins here or behind.
+    at: Index,
+    /// How many peers were asked for it since its turn began.
+    in_vain: usize,
+    /// Which peer's turn it is.
     turn: usize,
     not_before: Monotonic,
     /// The last generation in which everyone was asked.
@@ -43,7 +48,7 @@ pub(super) struct Repairs {
     place: String,
     /// Entries damaged when last looked at.
     known: u64,
-    /// Who said that they cannot give the entry at this index.
+    /// Who said that they cannot give the entry at this index, the first that is wanted.
     denied: (Index, BTreeSet<NodeId>),
     /// What peers asked for that lost it: from which entry on, and when.
     lacking: BTreeMap<NodeId, (Index, Monotonic)>,
@@ -69,9 +74,14 @@ impl Partition {
     /// Entries turned out to be damaged.
     pub(crate) fn found_damaged(&mut self, cx: &mut Context<'_>, range: DamagedRange) {
         let before = self.replica.damaged_entries();
-        self.replica.damaged(cx.clock, range, &mut self.effects);
+        self.replica.damaged(cx.clock, range, &mut cx.shared.effects);
         let damaged = self.replica.damaged_entries();
+        if damaged > 0 {
+            cx.shared.damaged.insert(self.id);
+        }
         if damaged > before {
+            // What was said before may have been about less.
+            self.repairs.denied = Default::default();
             tracing::error!(
                 partition = %self.id, first = %range.first, last = %range.last, generation = %range.generation, damaged,
                 "damage found; it is not served, and fetched from the peers"
@@ -98,6 +108,10 @@ impl Partition {
         ))
     }
 
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.replica.damaged_entries() > 0
+    }
+
     pub(super) fn is_alone(&self) -> bool {
         self.replica.peers().is_empty()
     }
@@ -114,7 +128,26 @@ impl Partition {
         wanted.then(|| self.repairs.asked.map_or(self.repairs.not_before, |(_, until)| until))
     }
 
-    /// Asks a peer for what is damaged first, if nobody is being asked.
+    /// The range whose turn it is. It has it until every peer was asked for it; then come those behind it, and then the first again. One
+    /// that comes back ends its turn with that. While this replica decides, nothing helps it but the first.
+    fn next_wanted(&mut self, deciding: bool) -> Option<DamagedRange> {
+        let first = self.replica.repair_wanted()?;
+        if deciding {
+            return Some(first);
+        }
+        let from = |at| self.replica.repair_wanted_from(at).unwrap_or(first);
+        let mut range = from(self.repairs.at);
+        let over = range.first == self.repairs.at && self.repairs.in_vain >= self.replica.peers().len();
+        if over {
+            range = from(range.last.next());
+        }
+        if over || range.first != self.repairs.at {
+            (self.repairs.at, self.repairs.in_vain) = (range.first, 0);
+        }
+        Some(range)
+    }
+
+    /// Asks a peer for the damage whose turn it is, if nobody is being asked.
     pub(crate) fn seek_repair(&mut self, cx: &mut Context<'_>) {
         let (now, damaged) = (cx.clock.now, self.replica.damaged_entries());
         if damaged != self.repairs.known {
@@ -142,7 +175,7 @@ impl Partition {
         if now < self.repairs.not_before {
             return;
         }
-        let Some(DamagedRange { first, last, generation }) = self.replica.repair_wanted() else {
+        let Some(range) = self.next_wanted(deciding) else {
             self.repairs.not_before = now.after(PAUSE); // on its way into the log
             return;
         };
@@ -150,7 +183,8 @@ impl Partition {
             self.repairs.not_before = now.after(PAUSE);
             return;
         }
-        self.repairs.asked = Some((first, now.after(ANSWER_TIMEOUT)));
+        let DamagedRange { first, last, generation } = range;
+        self.repairs.asked = Some((range, now.after(ANSWER_TIMEOUT)));
         let peers = self.replica.peers();
         let turn = self.repairs.turn % peers.len().max(1);
         let in_turn = peers.iter().cycle().skip(turn).take(if deciding { peers.len() } else { 1 });
@@ -159,16 +193,29 @@ impl Partition {
             asked |= self.say(cx, *peer, Repair::Fetch { generation, first, last }, Vec::new());
         }
         self.repairs.turn = self.repairs.turn.wrapping_add(1);
+        self.repairs.in_vain += 1; // until it is answered
         if !asked {
             self.stop_asking(cx, now.after(PAUSE));
         }
     }
 
-    /// What is damaged first, if every peer has said that it cannot give even the first of it.
+    /// What is damaged first, if every peer has said that it cannot give even the first of it. Whoever keeps more of it gives that, so
+    /// it is what nobody keeps, but for what comes back at this moment.
     pub(super) fn hopeless(&self) -> Option<DamagedRange> {
         let (first, by) = &self.repairs.denied;
         let lost = self.replica.repair_wanted()?;
         (lost.first == *first && self.replica.peers().iter().all(|peer| by.contains(peer))).then_some(lost)
+    }
+
+    /// A peer cannot give the entry at this index. What lies behind the first damage is asked for again when it is the first.
+    fn note_lacked(&mut self, by: NodeId, first: Index) {
+        if self.replica.repair_wanted().is_none_or(|lost| lost.first != first) {
+            return;
+        }
+        if self.repairs.denied.0 != first {
+            self.repairs.denied = (first, BTreeSet::new());
+        }
+        self.repairs.denied.1.insert(by);
     }
 
     /// Peers that lost something a moment ago, and from which entry on.
@@ -204,14 +251,16 @@ impl Partition {
             Repair::Fetch { generation, first, last } => self.give(cx, from, first, last, generation),
             Repair::Missing { generation, first, damaged, promised } => {
                 tracing::debug!(partition = %self.id, %from, %first, damaged, "a peer cannot give a damaged entry back");
-                if self.repairs.denied.0 != first {
-                    self.repairs.denied = (first, BTreeSet::new());
-                }
-                self.repairs.denied.1.insert(from);
+                self.note_lacked(from, first);
                 let before = self.replica.damaged_entries();
+                if !damaged && self.replica.is_deciding() && promised < self.replica.generation() {
+                    // Its promise is on the way to its disk: its denial will count in a moment.
+                    let soon = cx.clock.now.after(PAUSE);
+                    self.repairs.asked = self.repairs.asked.map(|(asked, until)| (asked, until.min(soon)));
+                }
                 if !damaged {
                     let entry = Position::new(first, generation);
-                    self.replica.denied(cx.clock, from, entry, promised, &mut self.effects);
+                    self.replica.denied(cx.clock, from, entry, promised, &mut cx.shared.effects);
                     self.settle(cx, Source::None);
                 }
                 if self.replica.damaged_entries() < before {
@@ -220,7 +269,7 @@ impl Partition {
                         "no quorum can have this damaged entry: it was never committed, and the log is cut before it"
                     );
                     self.stop_asking(cx, cx.clock.now);
-                } else if self.repairs.asked.is_some_and(|(asked, _)| asked == first)
+                } else if self.repairs.asked.is_some_and(|(asked, _)| asked.first == first)
                     && !self.replica.is_deciding()
                 {
                     self.stop_asking(cx, cx.clock.now.after(PAUSE));
@@ -230,8 +279,12 @@ impl Partition {
                 let known = metas.first().is_some_and(|meta| meta.position.index == first)
                     && metas.len() as u64 == count
                     && metas.iter().all(|meta| meta.position.generation == generation);
-                let asked = self.repairs.asked.is_some_and(|(at, _)| at == first);
-                if !known || !asked {
+                let asked = self.repairs.asked.map(|(asked, _)| asked);
+                let asked = asked.filter(|asked| {
+                    asked.generation == generation && asked.first <= first && first <= asked.last
+                });
+                // One that is late is as good as ever: only what is wanted is taken.
+                if !known || (asked.is_none() && self.replica.damaged_entries() == 0) {
                     return None;
                 }
                 let (fits, bytes) =
@@ -241,11 +294,18 @@ impl Partition {
                     return Some(message);
                 };
                 // What does not fit is asked for again.
+                if let Some(asked) = asked.filter(|asked| asked.first < first) {
+                    self.note_lacked(from, asked.first);
+                }
                 let now = records.slice(..bytes);
-                let taken = self.replica.repair(part, &mut self.effects);
+                let taken = self.replica.repair(part, &mut cx.shared.effects);
                 self.settle(cx, Source::Message { records: &now, metas: part });
-                tracing::info!(partition = %self.id, %from, %first, taken, "damaged entries came back");
-                self.stop_asking(cx, if taken > 0 { cx.clock.now } else { cx.clock.now.after(PAUSE) });
+                if taken > 0 {
+                    tracing::info!(partition = %self.id, %from, %first, taken, "damaged entries came back");
+                }
+                if asked.is_some() {
+                    self.stop_asking(cx, if taken > 0 { cx.clock.now } else { cx.clock.now.after(PAUSE) });
+                }
             }
         }
         None
@@ -253,7 +313,7 @@ impl Partition {
 
     /// Gives a peer what it lost, as far as it is whole here.
     fn give(&mut self, cx: &mut Context<'_>, to: NodeId, first: Index, last: Index, generation: Generation) {
-        let Some(last) = self.replica.can_give(first, last, generation) else {
+        let Some((from, last)) = self.replica.can_give_of(first, last, generation) else {
             self.repairs.lacking.remove(&to);
             let damaged = !self.replica.denies(Position::new(first, generation));
             let promised = self.replica.generation_promised();
@@ -261,17 +321,17 @@ impl Partition {
             return;
         };
         // It may not have taken all of it in yet, nor may this be all of it.
-        self.repairs.lacking.insert(to, (first, cx.clock.now));
+        self.repairs.lacking.insert(to, (from, cx.clock.now));
         // What finds no room now is asked for again, here or elsewhere.
         let bytes_max = APPEND_BYTES_MAX.min(cx.transport.room(to));
         if bytes_max == 0 {
             return;
         }
-        match cx.wal.cached(self.id, first, last, bytes_max) {
+        match cx.wal.cached(self.id, from, last, bytes_max) {
             Some(run) => self.give_run(cx, to, run),
             None => {
                 if let Some(read) = cx.reads.start(ReadFor::Repair { partition: self.id, peer: to }) {
-                    cx.wal.read(cx.io, read, self.id, first, last, bytes_max);
+                    cx.wal.read(cx.io, read, self.id, from, last, bytes_max);
                 }
             }
         }
@@ -288,8 +348,8 @@ impl Partition {
 
     /// When the partition wants its tick.
     pub(crate) fn deadline(&self) -> Monotonic {
-        let replica = self.replica.deadline();
-        self.repair_deadline().map_or(replica, |at| at.min(replica))
+        let others = [self.repair_deadline(), self.upkeep_deadline()];
+        others.into_iter().flatten().fold(self.replica.deadline(), Monotonic::min)
     }
 
     /// The last index up to which entries from `from` on can be read here; none if `from` itself is damaged.

@@ -41,6 +41,9 @@ impl Wal {
             let Some(removed) = self.files.remove(base) else { return };
             self.background.resident.retain(|b| *b != base);
             self.background.idle_since = None;
+            if self.background.collecting.as_ref().is_some_and(|c| c.base == base) {
+                self.background.collecting = None;
+            }
             if self.background.summing.as_ref().is_some_and(|s| s.base == base) {
                 self.background.summing = None;
             }

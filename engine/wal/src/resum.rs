@@ -52,7 +52,7 @@ impl Wal {
         let seq = file.seq;
         let mut groups: Vec<(PartitionId, Vec<SummarySpan>)> = Vec::new();
         for (id, spans) in found {
-            let Some(log) = self.partitions.get(id) else { continue };
+            let Some(log) = self.partitions.get(*id) else { continue };
             if log.refs.iter().any(|r| r.segment == base) {
                 let live = spans.iter().filter(|span| span.last() >= log.low_water);
                 let live: Vec<_> = live.map(|span| summed(span, base)).collect();

@@ -27,7 +27,7 @@ impl Wal {
     /// Records `first ..= last` from memory as far as `bytes_max` goes, at least one; none if the first is not in
     /// the tail cache or not in a submitted batch.
     pub fn cached(&self, partition: PartitionId, first: Index, last: Index, bytes_max: usize) -> Option<Run> {
-        let log = self.partitions.get(&partition)?;
+        let log = self.partitions.get(partition)?;
         let last = last.min(log.sequenced);
         if first > last || first == Index::ZERO {
             return None;
@@ -106,7 +106,7 @@ impl Wal {
 
     /// Takes the next step of a read, from the lookup as it is now.
     pub(crate) fn plan_read(&mut self, io: &mut dyn Io, mut job: ReadJob) {
-        let Some(log) = self.partitions.get(&job.partition) else {
+        let Some(log) = self.partitions.get(job.partition) else {
             return self.answer(&job, Err(ReadError::NotHere { first: job.first, last: Position::ZERO }));
         };
         job.last = job.last.min(log.sequenced);
@@ -118,10 +118,15 @@ impl Wal {
                 self.lost(&job, lsn);
             }
             Some(Place::Span(at)) => {
+                // The first one is not in the cache, and so no batch in flight; those behind it may be, and their bytes not there yet.
+                let durable = self.durable;
+                let spans = log.spans.range(at..).enumerate();
+                let spans =
+                    spans.take_while(|(n, span)| *n == 0 || span.end() <= durable).map(|(_, span)| span);
                 let planned = log
                     .span(at)
                     .and_then(|span| self.files.holding(span.lsn))
-                    .is_some_and(|segment| job.plan(log.spans.range(at..), segment));
+                    .is_some_and(|segment| job.plan(spans, segment));
                 if planned { self.begin_read(io, job) } else { self.answer(&job, not_here) }
             }
             Some(Place::Segment { segment, last }) => self.plan_old(io, job, segment, last),
@@ -199,7 +204,7 @@ impl Wal {
     pub(crate) fn read_piece(&mut self, io: &mut dyn Io, mut job: ReadJob, piece: Piece) {
         let Some((base, _)) = self.files.holding(piece.lsn) else {
             let Some(Place::Segment { segment, .. }) =
-                self.partitions.get(&job.partition).and_then(|log| log.find(job.first))
+                self.partitions.get(job.partition).and_then(|log| log.find(job.first))
             else {
                 return self.answer(&job, Err(ReadError::Closed));
             };
@@ -343,7 +348,7 @@ impl Wal {
         if looked_up {
             return self.looked_up(io, job, &data);
         }
-        let there = self.partitions.get(&job.partition).is_some_and(|log| job.still_there(log));
+        let there = self.partitions.get(job.partition).is_some_and(|log| job.still_there(log));
         if !there {
             self.release(&job);
             if job.tries >= TRIES_MAX {
@@ -384,7 +389,7 @@ impl Wal {
                         self.plan_read(io, job);
                     }
                     None => {
-                        let place = self.partitions.get(&job.partition).and_then(|log| log.find(job.first));
+                        let place = self.partitions.get(job.partition).and_then(|log| log.find(job.first));
                         match place {
                             Some(Place::Segment { segment, .. }) => {
                                 self.summary_is_bad(segment);

@@ -104,6 +104,31 @@ fn a_cut_that_races_a_read_wins() {
 }
 
 #[test]
+fn a_read_from_the_disk_ends_in_front_of_what_is_in_flight() {
+    let mut rig = Rig::new(5, Options { cache_bytes_max: 0, ..tiny() });
+    rig.open().unwrap();
+    for i in 0..4u8 {
+        rig.entry(0, &[i; 500]).unwrap();
+        rig.drain();
+    }
+    rig.world.fail_next(common::NODE, tidelog_sim::DiskFault::Stall(1_000_000_000));
+    rig.entry(0, &[9; 500]).unwrap();
+    rig.flush();
+    assert!(cached(rig.wal(), 0, 1, 5, 1 << 20).is_none(), "the first ones are on the disk only");
+    let all = rig.start_read(0, 1, 5, 1 << 20);
+    while rig.reads.is_empty() {
+        rig.poll(Wait::Forever);
+        rig.tick();
+    }
+    assert_eq!(rig.wal().stats().in_flight, 1, "the fifth is still on its way");
+    let run = rig.reads.remove(&all).unwrap().expect("nothing is damaged");
+    assert_eq!((run.first, run.last), (Index(1), Index(4)));
+    rig.check_run(0, &run);
+    rig.drain();
+    assert!(rig.check_all());
+}
+
+#[test]
 fn reads_in_flight_are_bounded() {
     let mut rig = Rig::new(4, Options { cache_bytes_max: 0, ..tiny() });
     rig.open().unwrap();

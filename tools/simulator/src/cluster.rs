@@ -11,6 +11,7 @@ use std::time::Duration;
 use tidelog::Commands;
 use tidelog::shard::{Shard, Turn};
 use tidelog::transport::PeerMessage;
+use tidelog_consensus::Replica;
 use tidelog_io::Wait;
 use tidelog_net::{NetOptions, NetTransport};
 use tidelog_sim::{Moment, World};
@@ -46,6 +47,12 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    /// The same, which stays for whoever takes it.
+    #[cfg(test)]
+    pub(crate) fn sent(&self) -> Vec<(NodeId, PeerMessage)> {
+        self.sent.borrow().clone()
+    }
+
     /// What its shard sent to peers since the last look.
     pub(crate) fn take_sent(&self) -> Vec<(NodeId, PeerMessage)> {
         std::mem::take(&mut self.sent.borrow_mut())
@@ -162,20 +169,24 @@ impl Cluster {
         self.nodes.values().filter(|n| n.process.is_some()).map(|n| n.id).collect()
     }
 
-    /// Replicas that know of damage which others can repair: node, partition, and how many entries.
+    /// Replicas that know of damage which can be repaired: node, partition, and how many such entries.
     pub(crate) fn damaged(&self, partitions: u64) -> Vec<(u64, u64, u64)> {
-        let mut out = Vec::new();
-        for (id, process) in self.nodes.values().filter_map(|node| Some((node.id, node.process.as_ref()?))) {
-            for partition in 0..partitions {
-                let partition_id = PartitionId(partition);
-                let Some(replica) = process.shard.replica(partition_id) else { continue };
-                let Some(first) = replica.damaged_from(Index(1)) else { continue };
-                if self.can_be_whole(id, partition, first.0) {
-                    out.push((id, partition, replica.damaged_entries()));
-                }
+        let mut out = BTreeMap::new();
+        for (id, partition, index) in self.every_damaged(partitions) {
+            if self.can_be_whole(id, partition, index) {
+                *out.entry((id, partition)).or_insert(0) += 1;
             }
         }
-        out
+        out.into_iter().map(|((id, partition), count)| (id, partition, count)).collect()
+    }
+
+    /// A partition of a node that has more damage than suspects, and its first damaged entry.
+    pub(crate) fn proven_damage(&self, id: u64, partitions: u64) -> Option<(u64, Index)> {
+        (0..partitions).find_map(|partition| {
+            let replica = self.replica(id, PartitionId(partition))?;
+            let first = replica.damaged_from(Index(1))?;
+            (replica.damaged_entries() > replica.suspect_entries()).then_some((partition, first))
+        })
     }
 
     /// Entries whose damage replicas know of: by node, partition and index.
@@ -198,19 +209,50 @@ impl Cluster {
     /// no other replica keeps any more only a snapshot brings back.
     pub(crate) fn can_be_whole(&self, id: u64, partition: u64, index: u64) -> bool {
         let (partition, index) = (PartitionId(partition), Index(index));
-        let replica = |node: &Node| {
-            let replica = node.process.as_ref()?.shard.replica(partition)?;
-            // A state machine needs what it has not applied, also below a log start: only its snapshot covers that.
-            let start = if self.profile.machines { Index(1) } else { replica.log_start() };
-            let covered = replica.snapshot().index.next().max(start);
-            let gone = covered > index && replica.knows(index);
+        self.is_kept_beside(id, partition, index) || self.may_go(id, partition, index)
+    }
+
+    /// The voters of a partition, as the replica on `id` knows them.
+    pub(crate) fn voters(&self, id: u64, partition: u64) -> Vec<u64> {
+        let replica = self.replica(id, PartitionId(partition));
+        replica.map_or_else(Vec::new, |replica| replica.voters().iter().map(|voter| voter.0).collect())
+    }
+
+    /// Whom the replica on `id` follows, or itself.
+    pub(crate) fn leader_of(&self, id: u64, partition: u64) -> Option<u64> {
+        Some(self.replica(id, PartitionId(partition))?.leader()?.0)
+    }
+
+    pub(crate) fn replica(&self, id: u64, partition: PartitionId) -> Option<&Replica> {
+        self.nodes.get(&id)?.process.as_ref()?.shard.replica(partition)
+    }
+
+    /// Whether a replica on another node than `id` has the entry whole.
+    fn is_kept_beside(&self, id: u64, partition: PartitionId, index: Index) -> bool {
+        let others = self.nodes.keys().filter(|other| **other != id);
+        others.filter_map(|other| self.replica(*other, partition)).any(|replica| {
             let marks = replica.marks();
             let there = marks.low_water <= index && index <= marks.last;
-            Some((there && replica.damaged_from(index) != Some(index), gone))
-        };
-        self.nodes
-            .values()
-            .any(|node| replica(node).is_some_and(|(keeps, gone)| if node.id == id { gone } else { keeps }))
+            there && replica.damaged_from(index) != Some(index)
+        })
+    }
+
+    /// Whether the entry may be let go on `id`: it is covered, and so it goes with all damage before it, if what that did is known or will be.
+    fn may_go(&self, id: u64, partition: PartitionId, index: Index) -> bool {
+        let Some(replica) = self.replica(id, partition) else { return false };
+        // A state machine needs what it has not applied, also below a log start: only its snapshot covers that.
+        let start = if self.profile.machines { Index(1) } else { replica.log_start() };
+        if replica.snapshot().index.next().max(start) <= index || !replica.knows(index) {
+            return false;
+        }
+        let mut from = Index(1);
+        while let Some(lost) = replica.damaged_from(from).filter(|lost| *lost < index) {
+            if !replica.knows(lost) && !self.is_kept_beside(id, partition, lost) {
+                return false;
+            }
+            from = lost.next();
+        }
+        true
     }
 
     /// Whether a partition has no leader, and every one that has none can have none.

@@ -35,11 +35,13 @@ pub(crate) enum Blow {
     CrashAtOperation,
     /// Bytes of disks go bad, as far as the atlas lets them: see [`crate::rot`].
     Damage,
-    /// The same, while it opens its log again; dealt at boots, not by the schedule.
+    /// The end of a log that few nodes have, on a disk that loses it: see [`crate::tail`].
+    LoneTail,
+    /// Power loss of a node while it opens its log again; dealt at boots, not by the schedule.
     CrashInOpening,
 }
 
-const BLOWS: [(Blow, &str); 12] = [
+const BLOWS: [(Blow, &str); 13] = [
     (Blow::Crash, "driver: crash of one"),
     (Blow::Kill, "driver: kill of one"),
     (Blow::CrashAll, "driver: crash of all"),
@@ -51,6 +53,7 @@ const BLOWS: [(Blow, &str); 12] = [
     (Blow::Stop, "driver: clean stop"),
     (Blow::CrashAtOperation, "driver: crash at an operation"),
     (Blow::Damage, "driver: damage"),
+    (Blow::LoneTail, "driver: a tail that few have"),
     (Blow::CrashInOpening, "driver: crash in opening"),
 ];
 
@@ -102,7 +105,11 @@ impl Schedule {
                     if n >= 3
                         || !matches!(
                             blow,
-                            Blow::PauseLeader | Blow::IsolateLeader | Blow::StallAndDepose | Blow::Damage
+                            Blow::PauseLeader
+                                | Blow::IsolateLeader
+                                | Blow::StallAndDepose
+                                | Blow::Damage
+                                | Blow::LoneTail
                         ) =>
                 {
                     blow
@@ -114,6 +121,13 @@ impl Schedule {
         if kinds.contains(&Blow::Damage) {
             for _ in 0..random.between((1, 4)) {
                 blows.push((random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND))), Blow::Damage));
+            }
+        }
+        if kinds.contains(&Blow::LoneTail) {
+            // A few more: each needs a moment at which all is well.
+            for _ in 0..random.between((1, 3)) {
+                blows
+                    .push((random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND))), Blow::LoneTail));
             }
         }
         // Everywhere, or what rests on a leader's leases and rounds would hardly be tried.
@@ -132,6 +146,18 @@ impl Schedule {
             blows,
             down_ns: (10_000_000, random.between((100_000_000, 3 * SECOND))),
             crashes_in_opening,
+        }
+    }
+
+    /// Nothing befalls a run by itself.
+    #[cfg(test)]
+    pub(crate) fn none() -> Schedule {
+        Schedule {
+            plan: FaultPlan::none(),
+            plan_from_ns: 0,
+            blows: Vec::new(),
+            down_ns: (SECOND, SECOND),
+            crashes_in_opening: false,
         }
     }
 

@@ -27,6 +27,7 @@ mod profile;
 mod report;
 mod rot;
 mod run;
+mod tail;
 mod tap;
 mod undecided;
 mod wire;

@@ -18,12 +18,14 @@ pub(crate) mod kind {
     pub(crate) const SESSION_OPEN: u8 = 3;
     pub(crate) const PROMISE: u8 = 64;
     pub(crate) const CUT: u8 = 65;
+    pub(crate) const HIGH_WATER: u8 = 66;
     pub(crate) const LOW_WATER: u8 = 67;
     pub(crate) const CHECKPOINT_CHUNK: u8 = 69;
     pub(crate) const CHECKPOINT_END: u8 = 70;
     /// The next `index` records are copies of entries.
     pub(crate) const MOVED: u8 = 71;
     pub(crate) const SUMMARY: u8 = 72;
+    pub(crate) const PADDING: u8 = 73;
     /// `count` entries from `index` on are in the log, and their bytes are lost.
     pub(crate) const LOST: u8 = 74;
     /// Entries are below.

@@ -71,6 +71,23 @@ impl Profile {
         }
     }
 
+    /// Three plain logs of one partition that keep everything, under few clients.
+    #[cfg(test)]
+    pub(crate) fn plain(random: &mut Random) -> Profile {
+        Profile {
+            nodes: vec![1, 2, 3],
+            replication: 3,
+            partitions: 1,
+            machines: false,
+            large: false,
+            // Disks are read, or a strike would not be noticed.
+            cache_bytes: 64 << 10,
+            batches_in_flight: 1,
+            retention: Retention { age: None, bytes: None },
+            ..Profile::draw(random)
+        }
+    }
+
     /// Every third seed lets go of what is too old or too much, whatever snapshots cover.
     fn draw_retention(random: &mut Random) -> Retention {
         let (bytes, age) = (random.between((64 << 10, 2 << 20)), random.between((2_000, 30_000)));

@@ -7,8 +7,9 @@
 //! take both copies of what its replicas knew of entries that are let go everywhere. A summary may be struck at any time: the segment
 //! says what it said.
 //!
-//! Only what is proven durable is struck: a damaged tail cannot be told from a torn one on one disk, and what follows from
-//! that is the log's own tests' business.
+//! Only what is proven durable is struck: a damaged tail cannot be told from a torn one on one disk. But for the tail that few have
+//! ([`crate::tail`]): there the last batch goes bad, so that its footer still speaks for it, while its node is down. Each entry in it
+//! has a good copy elsewhere, as ever, or is on no other disk: then all others can deny it.
 
 use crate::checkers::{Checkers, Disk, Place, Stored};
 use crate::platter;
@@ -77,9 +78,12 @@ impl Holds {
     }
 }
 
+/// The last batch of a log.
+pub(crate) const TAIL_STRUCK: &str = "damage: unproven tail";
+
 /// Names of all ways, and of what is struck, for reports.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
-    ROTS.iter().map(|(_, name)| *name).chain(HOLDS.iter().map(|(_, name)| *name))
+    ROTS.iter().map(|(_, name)| *name).chain(HOLDS.iter().map(|(_, name)| *name)).chain([TAIL_STRUCK])
 }
 
 /// What is damaged where.
@@ -95,6 +99,8 @@ pub(crate) struct Atlas {
     summaries: BTreeMap<(u64, u64), u64>,
     /// Batches with a page that cannot be read, by node and LSN.
     unreadable: BTreeSet<(u64, u64)>,
+    /// Last batches that were struck in logs that were not opened since: by node, the batch, and how often the log had been opened.
+    tails: BTreeMap<u64, (u64, u64)>,
     /// Something was, at some time.
     struck: bool,
 }
@@ -132,6 +138,45 @@ impl Atlas {
             }
         }
         Vec::new()
+    }
+
+    /// Strikes the last batch of a disk whose node is down, if the atlas lets it. Whether it did.
+    pub(crate) fn strike_tail(
+        &mut self,
+        world: &World,
+        checkers: &Checkers,
+        random: &mut Random,
+        node: u64,
+    ) -> bool {
+        self.forget(checkers);
+        let Some((disk, at)) = checkers.disk(node).and_then(|disk| Some((disk, disk.tail()?))) else {
+            return false;
+        };
+        let Some(place) = disk.places().get(at).copied() else { return false };
+        let before = at.checked_sub(1).and_then(|at| disk.places().get(at));
+        let may = place.plain
+            && self.may_lose(disk, node, &place)
+            && !self.is_touched(node, &place)
+            && !before.is_some_and(|before| self.is_touched(node, before))
+            && self.others_can_tell(checkers, disk, node, place.lsn, true);
+        let records = place.records_end.saturating_sub(BATCH_HEAD);
+        let Some((path, base)) = file(world, node, place.lsn).filter(|_| may && records > 0) else {
+            return false;
+        };
+        let offset = place.lsn - base + BATCH_HEAD + random.below(records);
+        if !world.flip(node, &path, offset) {
+            return false;
+        }
+        self.tails.insert(node, (place.lsn, disk.openings));
+        self.struck = true;
+        true
+    }
+
+    /// A script struck a batch itself.
+    #[cfg(test)]
+    pub(crate) fn note(&mut self, node: u64, batch: u64) {
+        self.bad.entry(node).or_default().insert(batch);
+        self.struck = true;
     }
 
     /// Whether nothing was ever struck.
@@ -197,10 +242,19 @@ impl Atlas {
 
     pub(crate) fn is_bad(&self, node: u64, batch: u64) -> bool {
         self.bad.get(&node).is_some_and(|bad| bad.contains(&batch))
+            || self.tails.get(&node).is_some_and(|(tail, _)| *tail == batch)
+    }
+
+    fn is_touched(&self, node: u64, place: &Place) -> bool {
+        self.is_bad(node, place.lsn) || self.footers.get(&node).is_some_and(|f| f.contains(&place.lsn))
     }
 
     /// What lies in a segment that is given up is no concern any more.
-    fn forget(&mut self, checkers: &Checkers) {
+    pub(crate) fn forget(&mut self, checkers: &Checkers) {
+        // An opening that found the tail bad wrote down what it lost, and begins again at its position.
+        self.tails.retain(|node, (_, openings)| {
+            checkers.disk(*node).is_some_and(|disk| disk.openings == *openings)
+        });
         for (node, disk) in checkers.disks() {
             let there: BTreeSet<u64> = disk.places().iter().map(|place| place.lsn).collect();
             for of in [&mut self.bad, &mut self.footers] {
@@ -239,9 +293,7 @@ impl Atlas {
         let places = disk.places();
         let (Some(place), Some(next)) = (places.get(at), places.get(at + 1)) else { return false };
         let before = at.checked_sub(1).and_then(|at| places.get(at));
-        let touched = |place: &Place| {
-            self.is_bad(node, place.lsn) || self.footers.get(&node).is_some_and(|f| f.contains(&place.lsn))
-        };
+        let touched = |place: &Place| self.is_touched(node, place);
         at + TAIL < places.len()
             && self.may_lose(disk, node, place)
             && disk.is_proven(place)
@@ -249,16 +301,31 @@ impl Atlas {
             && !touched(place)
             && !touched(next)
             && !before.is_some_and(touched)
-            && disk.logs().all(|(partition, log)| {
-                log.live().filter(|(_, entry)| entry.batch == place.lsn).all(|(index, entry)| {
-                    checkers.disks().filter(|(other, _)| *other != node).any(|(other, disk)| {
-                        disk.log(partition).entry(index).is_some_and(|copy| {
-                            (copy.generation, copy.hash) == (entry.generation, entry.hash)
-                                && !self.is_bad(other, copy.batch)
-                        })
-                    })
-                })
+            && self.others_can_tell(checkers, disk, node, place.lsn, false)
+    }
+
+    /// Whether each entry in a batch has a good copy on another disk, or, if it `may` be, is on none.
+    fn others_can_tell(
+        &self,
+        checkers: &Checkers,
+        disk: &Disk,
+        node: u64,
+        batch: u64,
+        may_be_alone: bool,
+    ) -> bool {
+        disk.logs().all(|(partition, log)| {
+            log.live().filter(|(_, entry)| entry.batch == batch).all(|(index, entry)| {
+                let others = checkers.disks().filter(|(other, _)| *other != node);
+                let copies: Vec<_> = others
+                    .filter_map(|(other, disk)| Some((other, disk.log(partition).entry(index)?)))
+                    .filter(|(_, copy)| copy.generation == entry.generation)
+                    .collect();
+                let good = |(other, copy): &(u64, &Stored)| {
+                    copy.hash == entry.hash && !copy.lost && !self.is_bad(*other, copy.batch)
+                };
+                copies.iter().any(good) || (may_be_alone && copies.is_empty())
             })
+        })
     }
 
     fn hit(
@@ -329,7 +396,7 @@ fn header_is_bad(world: &World, node: u64, base: u64) -> bool {
 }
 
 /// The segment's file that holds a position, and its base.
-fn file(world: &World, node: u64, lsn: u64) -> Option<(String, u64)> {
+pub(crate) fn file(world: &World, node: u64, lsn: u64) -> Option<(String, u64)> {
     world
         .files(node)
         .into_iter()

@@ -1,5 +1,8 @@
 //! One seed: a cluster and its clients under faults, then calm, then the proof that everything is there again.
 
+#[cfg(test)]
+mod scripted;
+
 use crate::SimOptions;
 use crate::checkers::{Checkers, Verdict, Violation, broken, ensure};
 use crate::cluster::{Cluster, End};
@@ -7,12 +10,13 @@ use crate::faults::{Blow, STALL_NS, Schedule};
 use crate::panics;
 use crate::profile::Profile;
 use crate::report::{COMMITS_MIN, Failure, NoticedBy, Outcome, RECOVERIES_MIN, SeedReport};
-use crate::rot::Atlas;
+use crate::rot::{self, Atlas};
+use crate::tail::{self, Tail};
 use crate::wire;
 use crate::workload::Workload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use tidelog_sim::{DiskFault, Random, Step, World};
+use tidelog_sim::{DiskFault, Moment, Random, Step, World};
 
 const SECOND: u64 = 1_000_000_000;
 /// Alarms: a number below this is a blow's.
@@ -20,12 +24,15 @@ const BOOT: u64 = 1 << 20;
 const HEAL: u64 = 2 << 20;
 const LOSE: u64 = 3 << 20;
 const PLAN: u64 = 4 << 20;
+const TAIL: u64 = 5 << 20;
 /// Longest a clean stop may take: what is in flight drains for a bounded time.
 const STOP_MAX: Duration = Duration::from_secs(8);
 /// Longest that a node may still be opening its log when faults end.
 const OPENING_MAX_NS: u64 = 600 * SECOND;
 /// Longest that damage may go unrepaired once everything works, known or not: time to look for it, and to fetch it.
 const HEAL_MAX_NS: u64 = 120 * SECOND;
+/// How often a blow that needs a moment at which all is well may be put off.
+const TAIL_TRIES: u64 = 40;
 /// How often it is looked whether everything is whole.
 const HEAL_LOOK_NS: u64 = SECOND / 4;
 /// Faults that explain that a process gives up.
@@ -52,6 +59,10 @@ struct Run {
     atlas: Atlas,
     /// Entries that went bad, and that no other replica keeps any more: by node, partition and index.
     lost: Vec<(u64, u64, u64)>,
+    /// The end of a log that few have: a blow under way.
+    tail: Option<Tail>,
+    /// How often such a blow was put off.
+    tail_tries: u64,
     /// Blows dealt, by name.
     dealt: BTreeMap<&'static str, u64>,
     /// Ends of processes that nobody asked for.
@@ -71,26 +82,7 @@ pub fn run_seed(options: &SimOptions) -> SeedReport {
     let mut random = Random::new(options.seed ^ 0x5EED_0F7E_5713_0001);
     let profile = Profile::draw(&mut random);
     let schedule = Schedule::draw(options, &profile.nodes, &mut random);
-    world.frames(&profile.nodes, wire::frame_length);
-    let cluster = Cluster::new(&world, &profile);
-    let checkers = Checkers::new(&world, &profile);
-    let workload = Workload::new(&world, &profile, &mut random);
-    let mut run = Run {
-        world,
-        profile,
-        schedule,
-        random,
-        cluster,
-        workload,
-        checkers,
-        atlas: Atlas::default(),
-        lost: Vec::new(),
-        dealt: Blow::names().map(|name| (name, 0)).collect(),
-        crashes: 0,
-        turned: BTreeSet::new(),
-        calm: false,
-        undecided: false,
-    };
+    let mut run = Run::new(world, profile, schedule, random);
     let failure = match panics::catch(|| run.all(options.seconds)) {
         Ok(Ok(())) => None,
         Ok(Err(violation)) => Some((violation.invariant, NoticedBy::Checker, violation.message)),
@@ -113,6 +105,28 @@ pub fn run_seed(options: &SimOptions) -> SeedReport {
 }
 
 impl Run {
+    fn new(world: World, profile: Profile, schedule: Schedule, mut random: Random) -> Run {
+        world.frames(&profile.nodes, wire::frame_length);
+        Run {
+            cluster: Cluster::new(&world, &profile),
+            checkers: Checkers::new(&world, &profile),
+            workload: Workload::new(&world, &profile, &mut random),
+            world,
+            profile,
+            schedule,
+            random,
+            atlas: Atlas::default(),
+            lost: Vec::new(),
+            tail: None,
+            tail_tries: 0,
+            dealt: Blow::names().map(|name| (name, 0)).collect(),
+            crashes: 0,
+            turned: BTreeSet::new(),
+            calm: false,
+            undecided: false,
+        }
+    }
+
     fn report(&self, options: &SimOptions, failure: Option<Failure>) -> SeedReport {
         let (commits, recoveries) = (self.checkers.commits(), self.checkers.recoveries());
         let outcome = match &failure {
@@ -125,6 +139,9 @@ impl Run {
             self.world.fault_counts().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
         faults.extend(self.dealt.iter().map(|(name, count)| ((*name).to_owned(), *count)));
         faults.insert("retention: a later log start".to_owned(), self.checkers.later_starts());
+        let (cut, healed) = self.checkers.decided();
+        faults.insert("deciding: a log cut by denials".to_owned(), cut);
+        faults.insert("deciding: entries came back".to_owned(), healed);
         let clients = self.checkers.history.outcomes;
         SeedReport {
             seed: options.seed,
@@ -211,6 +228,10 @@ impl Run {
                 }
                 Ok(())
             }
+            Step::Alarm(tag) if tag >= TAIL && !self.calm => {
+                let step = usize::try_from(tag - TAIL).ok().and_then(|n| tail::Step::ALL.get(n)).copied();
+                step.map_or(Ok(()), |step| self.go_on_with_tail(step))
+            }
             Step::Alarm(tag) if (BOOT..HEAL).contains(&tag) => self.boot(tag - BOOT),
             Step::Alarm(n) if !self.calm => self.strike(n),
             Step::Alarm(_) => Ok(()),
@@ -218,7 +239,19 @@ impl Run {
     }
 
     fn check(&mut self, id: u64) -> Verdict {
-        self.cluster.nodes.get_mut(&id).map_or(Ok(()), |node| self.checkers.after_turn(node))
+        self.cluster.nodes.get_mut(&id).map_or(Ok(()), |node| self.checkers.after_turn(node))?;
+        let Some((partition, first)) = self.cluster.proven_damage(id, self.profile.partitions) else {
+            return Ok(());
+        };
+        ensure(8, !self.atlas.is_untouched() || self.read_errors() > 0, || {
+            format!(
+                "node {id} partition {partition}: entry {first} is taken for damaged, though no disk was touched, and none refused a read"
+            )
+        })
+    }
+
+    fn read_errors(&self) -> u64 {
+        self.world.fault_counts().get("read error").copied().unwrap_or(0)
     }
 
     // Lives.
@@ -232,6 +265,7 @@ impl Run {
         let crash = if self.calm { None } else { self.schedule.crash_in_opening(&mut self.random) };
         let end = self.cluster.boot(id, crash);
         self.check(id)?;
+        self.atlas.forget(&self.checkers);
         end.map_or(Ok(()), |end| self.ended(id, end))
     }
 
@@ -243,7 +277,9 @@ impl Run {
             return;
         }
         let after = self.random.between(self.schedule.down_ns);
-        self.world.alarm(self.world.now() + after, BOOT + id);
+        let planned =
+            self.tail.as_ref().and_then(|tail| tail.back_at(id)).filter(|at| *at > self.world.now());
+        self.world.alarm(planned.unwrap_or(self.world.now() + after), BOOT + id);
     }
 
     /// The process ended by itself.
@@ -291,6 +327,13 @@ impl Run {
         let Some(any) = self.random.pick(&up).copied() else { return Ok(()) };
         let partition = self.random.below(self.profile.partitions);
         let leader = self.checkers.leader(partition).filter(|id| up.contains(id)).unwrap_or(any);
+        if blow == Blow::LoneTail {
+            if !self.begin_tail(partition) && self.tail_tries < TAIL_TRIES {
+                self.tail_tries += 1;
+                self.world.alarm(self.world.now() + SECOND / 4, n);
+            }
+            return Ok(());
+        }
         *self.dealt.entry(blow.name()).or_insert(0) += 1;
         match blow {
             Blow::Crash => self.end(any, true),
@@ -319,7 +362,7 @@ impl Run {
                 self.world.crash_at(any, self.world.disk_ops(any) + ahead, moment);
             }
             Blow::Damage => self.damage(),
-            Blow::CrashInOpening => {}
+            Blow::CrashInOpening | Blow::LoneTail => {}
         }
         Ok(())
     }
@@ -362,6 +405,81 @@ impl Run {
             let until = self.world.now() + u64::try_from(apart.as_nanos()).unwrap_or(SECOND);
             self.world.alarm(until, HEAL + one);
         }
+    }
+
+    /// Begins a tail that few have, if all voters of the partition are up and follow, and none is under way. Whether it did.
+    fn begin_tail(&mut self, partition: u64) -> bool {
+        let Some(leader) = self.checkers.leader(partition).filter(|_| self.tail.is_none()) else {
+            return false;
+        };
+        let voters = self.cluster.voters(leader, partition);
+        let follows = |id: &u64| self.cluster.leader_of(*id, partition) == Some(leader);
+        if voters.len() < 3 || !voters.iter().all(follows) {
+            return false;
+        }
+        *self.dealt.entry(Blow::LoneTail.name()).or_insert(0) += 1;
+        let tail =
+            Tail::draw(&mut self.random, self.world.now(), &voters, leader, self.profile.election_timeout);
+        for (one, other) in tail.cuts() {
+            // What is under way would arrive when the link carries again, and others would have it.
+            self.world.break_connections(one, other);
+            self.world.partition(one, other);
+        }
+        for (n, (_, at)) in (0..).zip(tail.steps()) {
+            self.world.alarm(at, TAIL + n);
+        }
+        self.tail = Some(tail);
+        true
+    }
+
+    /// Whether a log ends with a batch that holds entries, and nothing that it could not miss.
+    fn has_plain_tail(&self, id: u64) -> bool {
+        let disk = self.checkers.disk(id);
+        disk.and_then(|disk| disk.places().get(disk.tail()?)).is_some_and(|place| place.plain)
+    }
+
+    fn go_on_with_tail(&mut self, step: tail::Step) -> Verdict {
+        let Some(tail) = self.tail.clone() else { return Ok(()) };
+        let leader = tail.leader;
+        match step {
+            tail::Step::Lead => match tail.torn_within {
+                _ if !self.world.is_up(leader) => {}
+                // A moment later it may.
+                None if !self.has_plain_tail(leader) && self.world.now() < tail.lead_until() => {
+                    self.world.alarm(self.world.now() + tail::LOOK_NS, TAIL);
+                }
+                Some(ahead) => {
+                    self.world.crash_at(leader, self.world.disk_ops(leader) + ahead, Moment::Inside)
+                }
+                None => {
+                    self.end(leader, true);
+                    self.checkers.read_disk(leader)?;
+                    let Run { atlas, world, checkers, random, .. } = self;
+                    if atlas.strike_tail(world, checkers, random, leader) {
+                        *self.dealt.entry(rot::TAIL_STRUCK).or_insert(0) += 1;
+                    }
+                }
+            },
+            tail::Step::Follow => {
+                for id in tail.with_it.iter().chain([&leader]) {
+                    if self.world.is_up(*id) {
+                        self.end(*id, true);
+                    }
+                }
+            }
+            tail::Step::Meet => {
+                for other in &tail.others {
+                    self.world.heal(leader, *other);
+                }
+            }
+            tail::Step::End => {
+                for (one, other) in tail.cuts() {
+                    self.world.heal(one, other);
+                }
+                self.tail = None;
+            }
+        }
+        Ok(())
     }
 
     // The end.
@@ -439,8 +557,7 @@ impl Run {
             }
             self.until(self.world.now() + HEAL_LOOK_NS, |_| false)?;
         }
-        let read_errors = self.world.fault_counts().get("read error").copied().unwrap_or(0);
-        if self.atlas.is_untouched() && read_errors == 0 {
+        if self.atlas.is_untouched() && self.read_errors() == 0 {
             let found = self.cluster.scrub_findings();
             ensure(8, found.is_empty(), || format!("damage was found where none was done: {found:?}"))?;
         }

@@ -349,8 +349,12 @@ impl World {
         match message {
             Message::Repair(Repair::Fetch { generation, first, last }) => {
                 let Some(replica) = &self.node(to).replica else { return };
-                let message = match replica.can_give(first, last, generation) {
-                    Some(last) => Repair::Fetched { generation, first, count: last.0 - first.0 + 1 },
+                let mut start = first;
+                let message = match replica.can_give_of(first, last, generation) {
+                    Some((first, last)) => {
+                        start = first;
+                        Repair::Fetched { generation, first, count: last.0 - first.0 + 1 }
+                    }
                     None => {
                         let damaged = !replica.denies(Position::new(first, generation));
                         Repair::Missing { generation, first, damaged, promised: self.node(to).disk.promise.0 }
@@ -359,7 +363,7 @@ impl World {
                 let count = if let Repair::Fetched { count, .. } = message { count } else { 0 };
                 let disk = &self.node(to).disk;
                 let entries =
-                    (first.0..first.0 + count).map(|i| disk.entry(Index(i)).unwrap().clone()).collect();
+                    (start.0..start.0 + count).map(|i| disk.entry(Index(i)).unwrap().clone()).collect();
                 let packet = Packet { from: to, to: from, message: Message::Repair(message), entries };
                 self.checker.sent(&packet, &self.nodes[&to].disk, &self.event);
                 self.wire.push(packet);
@@ -402,9 +406,14 @@ impl World {
         rotted
     }
 
-    /// Asks a peer for what is damaged. False if nothing is.
+    /// Asks a peer for what is damaged first. False if nothing is.
     pub fn fetch(&mut self, id: u64, peer: u64) -> bool {
-        let wanted = self.node(id).replica.as_ref().and_then(Replica::repair_wanted);
+        self.fetch_from(id, peer, Index(1))
+    }
+
+    /// The same for what is damaged at or behind `from`.
+    pub fn fetch_from(&mut self, id: u64, peer: u64, from: Index) -> bool {
+        let wanted = self.node(id).replica.as_ref().and_then(|replica| replica.repair_wanted_from(from));
         let Some(DamagedRange { first, last, generation }) = wanted else { return false };
         let message = Message::Repair(Repair::Fetch { generation, first, last });
         self.wire.push(Packet { from: id, to: peer, message, entries: Vec::new() });

@@ -112,6 +112,13 @@ impl Disk {
         (at(self.named.0), at(self.named.1))
     }
 
+    /// The last batch of a log that is not being opened, by its number among the places.
+    pub(crate) fn tail(&self) -> Option<usize> {
+        let last = self.places.len().checked_sub(1)?;
+        let place = self.places.get(last).filter(|place| place.lsn == self.last && place.epoch == self.epoch);
+        place.filter(|_| self.before.is_none()).map(|_| last)
+    }
+
     /// The logs of all partitions.
     pub(crate) fn logs(&self) -> impl Iterator<Item = (u64, &DurableLog)> {
         self.logs.iter().map(|(partition, log)| (*partition, log))
@@ -274,8 +281,11 @@ impl Disk {
         let kept = |w: &&Written| w.lsn < prev_epoch_end && !kind::is_derived(w.record.kind);
         for w in self.written.iter().filter(kept) {
             let log = self.logs.entry(w.record.partition).or_default();
+            let before = self.before.as_ref().and_then(|before| before.get(&w.record.partition));
             match w.moved {
                 true => log.relocate(self.node, &w.record, w.lsn)?,
+                // What an earlier opening lost is still what it was.
+                false if w.record.kind == kind::LOST => log.lose(&w.record, w.lsn, before),
                 false => log.apply(self.node, &w.record, w.lsn)?,
             }
         }
@@ -442,6 +452,20 @@ mod tests {
         let promise = record(kind::PROMISE, 0, 1, 0);
         let all = vec![promise, entry(1, 1, 0), entry(2, 1, 1), entry(3, 1, 1)];
         assert_eq!(number(log.open(0, all)), 1, "the vote is lost");
+    }
+
+    #[test]
+    fn what_an_opening_lost_is_the_same_at_the_next_one() {
+        let mut log = Log::new();
+        log.write(vec![record(kind::PROMISE, 2, 1, 0), entry(1, 1, 0)]).unwrap();
+        let proven = log.at;
+        log.write(vec![entry(2, 1, 1)]).unwrap();
+        let lost = Record { count: 1, ..record(kind::LOST, 2, 1, 0) };
+        log.open(proven, vec![lost]).unwrap();
+        let kept = log.at;
+        log.open(kept, vec![]).unwrap();
+        let of = |log: &Log| *log.disk.log(0).entry(2).unwrap();
+        assert!(of(&log).lost && of(&log).hash == entry(2, 1, 1).hash);
     }
 
     #[test]

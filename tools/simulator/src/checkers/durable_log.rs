@@ -21,6 +21,8 @@ pub(crate) struct Stored {
     pub(crate) hash: u64,
     /// The batch that its newest copy lies in.
     pub(crate) batch: u64,
+    /// It is there without its bytes, whatever is known of them.
+    pub(crate) lost: bool,
 }
 
 /// One partition's durable state on a disk. Entries that were given up (low-water mark) stay known here.
@@ -96,7 +98,7 @@ impl DurableLog {
             )
         })?;
         if let Some(entry) = entry {
-            (entry.hash, entry.batch) = (record.hash, batch);
+            (entry.hash, entry.batch, entry.lost) = (record.hash, batch, false);
         }
         Ok(())
     }
@@ -109,7 +111,7 @@ impl DurableLog {
                 let known = before.and_then(|log| log.entry(index));
                 let known = known.filter(|entry| entry.generation == record.generation);
                 let hash = known.map_or(LOST, |entry| entry.hash);
-                self.entries.push(Stored { generation: record.generation, hash, batch });
+                self.entries.push(Stored { generation: record.generation, hash, batch, lost: true });
             }
         }
     }
@@ -174,7 +176,7 @@ impl DurableLog {
                     )
                 })?;
                 let Record { generation, hash, .. } = *record;
-                self.entries.push(Stored { generation, hash, batch });
+                self.entries.push(Stored { generation, hash, batch, lost: false });
                 Ok(())
             }
             _ => Ok(()),

@@ -6,6 +6,7 @@
 
 mod commit;
 mod content;
+mod decided;
 mod disk;
 mod durable_log;
 mod election;
@@ -25,6 +26,7 @@ use crate::machine::Step;
 use crate::platter::{self, Item, Segment};
 use crate::profile::Profile;
 use commit::Commits;
+use decided::Decided;
 pub(crate) use disk::{Disk, GivenUp};
 pub(crate) use durable_log::Stored;
 use election::Elections;
@@ -49,6 +51,7 @@ pub(crate) struct Checkers {
     commits: Commits,
     pub(crate) history: History,
     kept: Kept,
+    decided: Decided,
     /// Last entry applied, by node and partition, in one process.
     applied: BTreeMap<(u64, u64), (u64, u64)>,
     /// The life of each node's log when it was seen last.
@@ -67,6 +70,7 @@ impl Checkers {
             commits: Commits::new(profile.replication),
             history: History::default(),
             kept: Kept::default(),
+            decided: Decided::default(),
             applied: BTreeMap::new(),
             lives: BTreeMap::new(),
         }
@@ -97,6 +101,11 @@ impl Checkers {
         self.kept.later_starts
     }
 
+    /// How often a candidate with damage cut what others denied, and how often it led with what came back.
+    pub(crate) fn decided(&self) -> (u64, u64) {
+        (self.decided.cut, self.decided.healed)
+    }
+
     /// Elections won.
     pub(crate) fn elections(&self) -> u64 {
         self.elections.elected
@@ -112,7 +121,7 @@ impl Checkers {
         let id = node.id;
         self.read_disk(id)?;
         let segment_bytes = self.segment_bytes;
-        let Checkers { disks, commits, elections, kept, world, .. } = self;
+        let Checkers { disks, commits, elections, kept, decided, world, .. } = self;
         let Some(disk) = disks.get_mut(&id) else { return Ok(()) };
         for cut in std::mem::take(&mut disk.removed) {
             commits.removed(id, cut.partition, cut.index, cut.generation)?;
@@ -125,6 +134,7 @@ impl Checkers {
                 if let Some(replica) = process.shard.replica(PartitionId(partition)) {
                     elections.observe(id, life, partition, replica, disk, commits)?;
                     kept.observe(world, id, partition, replica)?;
+                    decided.observe(id, life, partition, replica);
                     let marks = replica.marks();
                     let open = marks.last.0.saturating_sub(marks.high_water.0);
                     ensure(17, !replica.is_leader() || open <= 2 * self.uncommitted_max + 1, || {

@@ -19,6 +19,8 @@ pub(crate) struct Place {
     pub(crate) entries: bool,
     /// It holds moved entries.
     pub(crate) moved: bool,
+    /// It holds entries that lay nowhere before, and nothing else that a log could miss.
+    pub(crate) plain: bool,
     /// The segment of whose summary it holds a piece, by its base.
     pub(crate) summary: Option<u64>,
 }
@@ -28,6 +30,7 @@ impl Place {
         let of = |kinds: &[u8]| batch.records.iter().find(|r| kinds.contains(&r.kind));
         let entries = batch.records.iter().filter(|r| r.kind < kind::ENTRIES).count() as u64;
         let copies = of(&[kind::MOVED]).map_or(0, |r| r.index);
+        let plain = |kind: u8| kind < kind::ENTRIES || matches!(kind, kind::HIGH_WATER | kind::PADDING);
         Place {
             epoch: batch.epoch,
             lsn: batch.lsn,
@@ -38,6 +41,7 @@ impl Place {
             checkpoint_end: of(&[kind::CHECKPOINT_END]).is_some(),
             entries: entries > copies,
             moved: copies > 0,
+            plain: !batch.done && copies == 0 && entries > 0 && batch.records.iter().all(|r| plain(r.kind)),
             summary: of(&[kind::SUMMARY]).map(|r| r.index),
         }
     }

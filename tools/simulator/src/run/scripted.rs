@@ -1,0 +1,250 @@
+//! What must be seen once for certain: runs whose every blow is written down here, of the same production code under the same checkers.
+
+use super::*;
+use tidelog_consensus::{Message, Repair};
+use tidelog_types::{Generation, Index, PartitionId};
+
+const MILLI: u64 = 1_000_000;
+const PARTITION: PartitionId = PartitionId(0);
+
+/// What was said about damage: who, to whom, what, and the speaker's turn.
+#[derive(Clone, Debug)]
+struct Said {
+    turn: u64,
+    from: u64,
+    to: u64,
+    repair: Repair,
+}
+
+struct Stage {
+    run: Run,
+    turns: u64,
+    said: Vec<Said>,
+}
+
+impl Stage {
+    /// A cluster of three with its clients, once it has worked for a while.
+    fn new(seed: u64) -> Stage {
+        let mut random = Random::new(seed);
+        let profile = Profile::plain(&mut random);
+        let mut run = Run::new(World::new(seed), profile, Schedule::none(), random);
+        for id in [1, 2, 3] {
+            run.boot(id).unwrap();
+        }
+        run.workload.start();
+        let mut stage = Stage { run, turns: 0, said: Vec::new() };
+        stage.run_for(4000);
+        stage
+    }
+
+    fn leader(&self) -> u64 {
+        let leads =
+            |id: &u64| self.run.cluster.replica(*id, PARTITION).is_some_and(|replica| replica.is_leader());
+        [1, 2, 3].into_iter().find(leads).expect("somebody leads")
+    }
+
+    fn replica(&self, id: u64) -> &tidelog_consensus::Replica {
+        self.run.cluster.replica(id, PARTITION).expect("it is up")
+    }
+
+    /// As long as it may take, or until `done`: whether that was the reason.
+    fn until(&mut self, ms: u64, mut done: impl FnMut(&Stage) -> bool) -> bool {
+        let limit = self.run.world.now() + ms * MILLI;
+        while let Some(step) = self.run.world.step_until(limit) {
+            if let Step::Node(id) = step
+                && !self.run.workload.is_client(id)
+            {
+                self.turns += 1;
+                assert_eq!(self.run.cluster.turn(id), None, "nobody stops by itself");
+                for (to, message) in self.run.cluster.nodes[&id].sent() {
+                    if let Message::Repair(repair) = message.message {
+                        self.said.push(Said { turn: self.turns, from: id, to: to.0, repair });
+                    }
+                }
+                self.run.check(id).unwrap();
+            } else {
+                self.run.step(step).unwrap();
+            }
+            if done(self) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn run_for(&mut self, ms: u64) {
+        self.until(ms, |_| false);
+    }
+
+    /// Power loss. It stays down for longer than a script takes, or until it is started.
+    fn crash(&mut self, id: u64) {
+        self.run.schedule.down_ns = (10_000 * SECOND, 10_000 * SECOND);
+        self.run.end(id, true);
+        self.run.checkers.read_disk(id).unwrap();
+    }
+
+    fn cut(&self, pairs: &[(u64, u64)]) {
+        pairs.iter().for_each(|(one, other)| self.run.world.partition(*one, *other));
+    }
+
+    fn heal(&self, pairs: &[(u64, u64)]) {
+        pairs.iter().for_each(|(one, other)| self.run.world.heal(*one, *other));
+    }
+
+    /// Crashes a node whose last batch holds entries, and lets that go bad. Its last entry.
+    fn lose_tail(&mut self, id: u64) -> tidelog_types::Position {
+        assert!(self.until(100, |stage| stage.run.has_plain_tail(id)), "its clients append");
+        self.crash(id);
+        let Run { atlas, world, checkers, random, .. } = &mut self.run;
+        assert!(atlas.strike_tail(world, checkers, random, id), "it may go bad");
+        let log = self.run.checkers.disk(id).unwrap().log(0);
+        let last = log.last();
+        tidelog_types::Position::new(Index(last), Generation(log.generation_at(last).unwrap()))
+    }
+
+    /// One byte of the batch goes bad that a node's entry lies in.
+    fn strike(&mut self, id: u64, index: u64) {
+        let disk = self.run.checkers.disk(id).unwrap();
+        let batch = disk.log(0).entry(index).expect("it is there").batch;
+        let place = *disk.places().iter().find(|place| place.lsn == batch).unwrap();
+        assert!(place.plain && disk.is_proven(&place), "a tail would be another matter");
+        let (path, base) = rot::file(&self.run.world, id, batch).unwrap();
+        assert!(self.run.world.flip(id, path, batch - base + 128 + 64));
+        self.run.atlas.note(id, batch);
+    }
+
+    /// Everything is well in the end, as after any other run.
+    fn end(mut self) {
+        self.run.settle_down().unwrap();
+        assert!(!self.run.undecided);
+        self.run.progress().unwrap();
+        self.run.heal().unwrap();
+        self.run.converge().unwrap();
+        self.run.stop_all().unwrap();
+        self.run.checkers.finish(&self.run.lost).unwrap();
+    }
+}
+
+/// Two followers of `leader`.
+fn followers(leader: u64) -> (u64, u64) {
+    let mut others = [1, 2, 3].into_iter().filter(|id| *id != leader);
+    (others.next().unwrap(), others.next().unwrap())
+}
+
+#[test]
+fn a_tail_that_nobody_else_has_is_cut_when_all_others_deny_it() {
+    let mut stage = Stage::new(11);
+    let timeout = u64::try_from(stage.run.profile.election_timeout.as_millis()).unwrap();
+    let old = stage.leader();
+    let (one, other) = followers(old);
+    let before = stage.replica(old).generation();
+    stage.cut(&[(old, one), (old, other), (one, other)]);
+    stage.run_for(timeout / 2);
+    let lost = stage.lose_tail(old);
+    assert_eq!(lost.generation, before);
+    stage.crash(other);
+
+    // It meets one of the others, which elects it and denies what it lost. That is not enough.
+    stage.run.boot(old).unwrap();
+    stage.heal(&[(old, one)]);
+    assert!(stage.until(8 * timeout, |stage| stage.replica(old).is_deciding()), "it is elected");
+    stage.run_for(8 * timeout);
+    let alone = |said: &&Said| {
+        said.from == one
+            && matches!(said.repair, Repair::Missing { damaged: false, promised, .. } if promised > before)
+    };
+    assert!(stage.said.iter().any(|said| alone(&said)), "{:?}", stage.said);
+    assert!(stage.replica(old).damaged_entries() > 0 && !stage.replica(old).is_leader());
+    assert_eq!(stage.replica(old).last(), lost);
+    assert_eq!(stage.run.checkers.decided(), (0, 0));
+
+    // The second one comes back, and reaches only it: only it can be elected.
+    stage.run.boot(other).unwrap();
+    stage.heal(&[(old, other)]);
+    stage.said.clear();
+    assert!(stage.until(20 * timeout, |stage| stage.run.checkers.decided().0 > 0), "{:?}", stage.said);
+    let generation = stage.replica(old).generation();
+    assert!(stage.replica(old).is_leader(), "its log is whole with that");
+    assert_eq!(stage.replica(old).damaged_entries(), 0);
+    assert_ne!(stage.replica(old).generation_at(lost.index), Some(lost.generation));
+    // Both were asked in one turn, and both have denied in the generation that it was elected for.
+    let asked: Vec<(u64, u64)> = stage
+        .said
+        .iter()
+        .filter(|said| said.from == old && matches!(said.repair, Repair::Fetch { .. }))
+        .map(|said| (said.turn, said.to))
+        .collect();
+    let last = asked.last().expect("it has asked").0;
+    let mut together: Vec<u64> = asked.iter().filter(|(turn, _)| *turn == last).map(|(_, to)| *to).collect();
+    together.sort_unstable();
+    assert_eq!(together, [one, other], "{asked:?}");
+    let denies = |by: u64| {
+        stage.said.iter().any(|said| {
+            said.from == by && matches!(said.repair, Repair::Missing { damaged: false, promised, .. } if promised == generation)
+        })
+    };
+    assert!(denies(one) && denies(other), "{:?}", stage.said);
+    stage.heal(&[(one, other)]);
+    stage.end();
+}
+
+#[test]
+fn a_committed_tail_waits_for_whoever_has_it() {
+    let mut stage = Stage::new(12);
+    let timeout = u64::try_from(stage.run.profile.election_timeout.as_millis()).unwrap();
+    let old = stage.leader();
+    let (without, with) = followers(old);
+    stage.cut(&[(old, without), (with, without)]);
+    stage.run_for(timeout / 2);
+    let lost = stage.lose_tail(old);
+    stage.run_for(20);
+    stage.crash(with);
+    assert!(
+        lost.index <= Index(stage.run.checkers.disk(with).unwrap().log(0).last()),
+        "it has what the leader lost"
+    );
+
+    // Elected, it asks; the one that it meets denies, again and again.
+    stage.run.boot(old).unwrap();
+    stage.heal(&[(old, without)]);
+    assert!(stage.until(8 * timeout, |stage| stage.replica(old).is_deciding()), "it is elected");
+    stage.run_for(20 * timeout);
+    assert!(stage.said.iter().any(|said| said.from == without && matches!(said.repair, Repair::Missing { damaged: false, .. })));
+    assert_eq!((stage.replica(old).last(), stage.replica(old).is_leader()), (lost, false));
+
+    stage.run.boot(with).unwrap();
+    stage.heal(&[(old, with)]);
+    let whole = |stage: &Stage| stage.replica(old).damaged_entries() == 0;
+    assert!(stage.until(20 * timeout, whole), "{:?}", stage.said);
+    assert_eq!(stage.replica(old).generation_at(lost.index), Some(lost.generation));
+    assert_eq!(stage.run.checkers.decided().0, 0, "nothing was cut");
+    stage.heal(&[(with, without)]);
+    stage.end();
+}
+
+#[test]
+fn what_nobody_keeps_holds_up_no_other_range() {
+    let mut stage = Stage::new(13);
+    let committed = stage.run.checkers.commits();
+    assert!(committed > 300, "{committed}");
+    // An entry that goes bad everywhere, and two later ones on one node only.
+    for id in [1, 2, 3] {
+        stage.strike(id, committed / 4);
+    }
+    stage.strike(1, committed / 2);
+    stage.strike(1, committed * 3 / 4);
+    let lost = |stage: &Stage, index| {
+        [1, 2, 3].iter().all(|id| stage.replica(*id).damaged_from(Index(index)) == Some(Index(index)))
+    };
+    let gone = committed / 4;
+    let found = |stage: &Stage| lost(stage, gone);
+    assert!(stage.until(60_000, found), "scrubbing finds it on every node");
+    stage.run_for(60_000);
+    let left = stage.run.cluster.every_damaged(1);
+    assert!(
+        left.iter().all(|(_, _, index)| lost(&stage, *index)),
+        "{gone} is lost, and of {left:?} others have some"
+    );
+    assert!(stage.said.iter().any(|said| said.to == 1 && matches!(said.repair, Repair::Fetched { .. })));
+    stage.end();
+}
