@@ -60,6 +60,19 @@ pub enum Request {
     Status,
 }
 
+impl Request {
+    /// The partition that it is about, if it is about one.
+    pub(crate) fn partition(&self) -> Option<PartitionId> {
+        match self {
+            Request::Append { partition, .. }
+            | Request::OpenSession { partition, .. }
+            | Request::Snapshot { partition }
+            | Request::Read { partition, .. } => Some(*partition),
+            Request::Status => None,
+        }
+    }
+}
+
 /// An answer.
 pub type Response = Result<Reply, RequestError>;
 

@@ -25,6 +25,11 @@ impl<W> WaitingList<W> {
         self.proposed.len() + self.found.values().map(Vec::len).sum::<usize>()
     }
 
+    /// The first entry waited for among those proposed by this leader.
+    pub(crate) fn first(&self) -> Option<Position> {
+        self.proposed.front().map(|(position, _)| *position)
+    }
+
     /// `waiter` waits for the entry just proposed.
     pub(crate) fn push(&mut self, position: Position, waiter: W) {
         self.enter(position.generation);

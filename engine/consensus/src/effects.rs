@@ -94,3 +94,17 @@ pub struct Effects {
     /// Leadership was lost in this turn: the generation that it was held in.
     pub deposed: Option<Generation>,
 }
+
+impl Effects {
+    /// Whether everything asked for has been taken out.
+    pub fn is_empty(&self) -> bool {
+        let Effects { send_now, append, send_when_durable, committed, reads, role_changed, deposed } = self;
+        send_now.is_empty()
+            && append.is_empty()
+            && send_when_durable.is_empty()
+            && committed.is_none()
+            && reads.is_empty()
+            && !role_changed
+            && deposed.is_none()
+    }
+}

@@ -358,6 +358,9 @@ impl Replica {
         let State::Leader(leader) = &mut self.state else { return };
         leader.round += 1;
         leader.round_begun = Some(clock.now);
+        if self.peers.is_empty() {
+            return; // its own word is a quorum's
+        }
         let spacing = self.config.election_timeout / u32::try_from(SAMPLES_MAX).unwrap_or(u32::MAX);
         if leader.samples.back().is_none_or(|(_, at)| clock.now.since(*at) >= spacing) {
             if leader.samples.len() >= SAMPLES_MAX {
@@ -470,6 +473,12 @@ impl Leader {
     pub(crate) fn stamp(&mut self, clock: Clock, last: ReplicatedMs) -> ReplicatedMs {
         let Leader { stamps, progress, .. } = self;
         stamps.stamp(clock, last, progress.iter().map(|peer| peer.witness))
+    }
+
+    /// See [`Replica::warm`].
+    pub(crate) fn warm(&self) -> u64 {
+        let uncommitted = self.uncommitted.back().map_or(0, |bytes| u64::from(*bytes));
+        self.since.0 ^ uncommitted ^ self.grace.0 ^ self.round ^ self.uncommitted_bytes
     }
 
     /// What is known of the peers, in their order.

@@ -27,6 +27,13 @@ pub struct Retention {
     pub bytes: Option<u64>,
 }
 
+impl Retention {
+    /// Whether anything ever goes.
+    pub const fn is_bounded(&self) -> bool {
+        self.age.is_some() || self.bytes.is_some()
+    }
+}
+
 /// What a leader knows of one peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Peer {
@@ -252,6 +259,11 @@ impl Replica {
         let entry = self.extend(clock, Entry { log_start: Some(first), ..Entry::of(RecordKind::LogStart) });
         self.order(LogOpKind::Make(entry), effects);
         Some(entry)
+    }
+
+    /// Whether there is anything that a later log start could let go of: clients' entries.
+    pub fn may_expire(&self) -> bool {
+        self.history.has_clients_from(self.log_start().max(self.log.base().index.next()))
     }
 
     /// Replicated time as a quorum's clocks have it now; only a leader knows.

@@ -64,6 +64,11 @@ impl Tickets {
         self.reported = self.reported.max(ticket);
     }
 
+    /// The first ticket that is not reported yet; 0 if all are.
+    pub(crate) fn next_reported(&self) -> Ticket {
+        self.pending.front().map_or(Ticket(0), |pending| pending.ticket)
+    }
+
     /// Last index durable here.
     pub(crate) fn index(&self) -> Index {
         self.index

@@ -42,7 +42,7 @@ impl<'a> Foreground<'a> {
         Begun(value)
     }
 
-    /// Lets the device have what was begun, without waiting.
+    /// Lets the device have what was begun, and takes in what has completed, without waiting.
     pub fn hand_over(&mut self) {
         self.poll(Wait::No);
     }
@@ -56,6 +56,12 @@ impl<'a> Foreground<'a> {
             self.poll(Wait::Forever);
         }
         self.begun.remove(&value).flatten().unwrap_or_else(|| Err(none()))
+    }
+
+    /// Whether an operation that was begun has ended well, as far as is known without a look at what has completed since the
+    /// last one.
+    pub fn has_succeeded(&self, Begun(value): &Begun) -> bool {
+        matches!(self.begun.get(value), Some(Some(Ok(_))))
     }
 
     /// Waits for everything that was begun; nobody asks for the results.

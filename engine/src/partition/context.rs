@@ -5,11 +5,12 @@ use crate::reads::Reads;
 use crate::request::{RequestError, Response};
 use crate::returning::Returning;
 use crate::transport::{ClientRef, Transport};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
+use tidelog_consensus::Effects;
 use tidelog_io::Io;
-use tidelog_types::{Clock, NodeId};
+use tidelog_types::{Clock, EntryMeta, NodeId, PartitionId};
 use tidelog_wal::Wal;
 
 /// Who asked.
@@ -21,6 +22,26 @@ pub(crate) enum Origin {
     Local(Asker),
 }
 
+/// What the partitions of a shard share: what each needs only during a call, and what is to be done for some of them.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    /// Of the step under way.
+    pub(super) effects: Effects,
+    /// Headers of the records that came with the message under way.
+    pub(super) metas: Vec<EntryMeta>,
+    /// Those with steps that the growing batch had no room for.
+    pub(crate) unwritten: Vec<PartitionId>,
+    /// Those with damage.
+    pub(crate) damaged: BTreeSet<PartitionId>,
+}
+
+impl Shared {
+    /// Whether nothing is left of any step.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.effects.is_empty()
+    }
+}
+
 /// What the partition needs of its shard during a call.
 pub(crate) struct Context<'a> {
     pub(crate) io: &'a mut dyn Io,
@@ -28,6 +49,7 @@ pub(crate) struct Context<'a> {
     pub(crate) transport: &'a mut dyn Transport,
     pub(crate) reads: &'a mut Reads,
     pub(crate) returning: &'a mut Returning,
+    pub(crate) shared: &'a mut Shared,
     pub(crate) clock: Clock,
     pub(crate) cluster: u32,
     pub(crate) addresses: &'a BTreeMap<NodeId, SocketAddr>,

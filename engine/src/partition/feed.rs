@@ -19,7 +19,7 @@ impl Partition {
     /// Sends what each peer lacks and the log has frozen. True if something is left that only waits for the
     /// log's next batch.
     pub(crate) fn pump(&mut self, cx: &mut Context<'_>) -> bool {
-        if !self.replica.is_leader() {
+        if !self.replica.is_leader() || self.is_alone() {
             return false;
         }
         let id = self.id;

@@ -18,9 +18,14 @@ const RETAIN_EVERY: Duration = Duration::from_secs(1);
 /// Time between two rises of the low-water mark that do not reach what may go.
 const RAISE_EVERY: Duration = Duration::from_secs(1);
 
+/// Time between two looks at what may go, while there is something.
+const UPKEEP_EVERY: Duration = Duration::from_millis(100);
+
 /// When what was done last.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Done {
+    /// A look at what may be applied, and at what may go.
+    pub(super) upkeep: Monotonic,
     snapshot: Monotonic,
     retain: Monotonic,
     raise: Monotonic,
@@ -34,6 +39,21 @@ impl Done {
 }
 
 impl Partition {
+    /// When this replica is to be looked at for what it keeps, and for what its state machine waits for, though nothing
+    /// happens. Most have nothing to wait for.
+    pub(super) fn upkeep_deadline(&self) -> Option<Monotonic> {
+        let news = self.machine.as_ref().is_some_and(|machine| {
+            machine.applied > self.replica.snapshot().index
+                || machine.applied < self.replica.applicable_behind(machine.applied)
+        });
+        if news || self.may_go() > self.replica.marks().low_water {
+            return Some(self.done.upkeep.after(UPKEEP_EVERY));
+        }
+        let expires =
+            self.keep.retention.is_bounded() && self.replica.is_leader() && self.replica.may_expire();
+        expires.then(|| self.done.retain.max(self.done.upkeep).after(RETAIN_EVERY))
+    }
+
     /// First index that readers may see.
     pub(super) fn first_readable(&self) -> Index {
         self.replica.log_start().max(self.replica.marks().low_water)
@@ -75,7 +95,7 @@ impl Partition {
         if self.replica.generation_at(covered.index) != Some(covered.generation) {
             return false;
         }
-        self.replica.snapshot_taken(covered, &mut self.effects);
+        self.replica.snapshot_taken(covered, &mut cx.shared.effects);
         self.settle(cx, Source::None);
         true
     }
@@ -83,15 +103,14 @@ impl Partition {
     /// Proposes a later log start if the log is too old or too long, and lets go what is not needed any more.
     pub(crate) fn shorten(&mut self, cx: &mut Context<'_>) {
         let (now, retention) = (cx.clock.now, self.keep.retention);
-        let bounded = retention.age.is_some() || retention.bytes.is_some();
-        if bounded
+        if retention.is_bounded()
             && self.replica.is_leader()
             && now.since(self.done.retain) >= RETAIN_EVERY
             && self.unwritten.is_empty()
             && cx.wal.room() > 0
         {
             self.done.retain = now;
-            if let Some(entry) = self.replica.retain(cx.clock, retention, &mut self.effects) {
+            if let Some(entry) = self.replica.retain(cx.clock, retention, &mut cx.shared.effects) {
                 tracing::info!(partition = %self.id, first = ?entry.log_start, "a later log start is proposed");
                 self.settle(cx, Source::None);
             }
@@ -121,7 +140,7 @@ impl Partition {
             if first <= low {
                 return; // pinned in this very moment
             }
-            self.replica.raise_low_water(first, &mut self.effects);
+            self.replica.raise_low_water(first, &mut cx.shared.effects);
             self.settle(cx, Source::None);
         }
     }

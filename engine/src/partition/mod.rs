@@ -11,7 +11,7 @@ mod repair;
 mod serve;
 mod writes;
 
-pub(crate) use context::{Context, Origin};
+pub(crate) use context::{Context, Origin, Shared};
 use feed::Fetch;
 use keep::Done;
 use repair::Repairs;
@@ -27,7 +27,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use tidelog_consensus::{
-    Admitted, Append, Asserting, Effects, Free, Message, Outgoing, Proposal, ReadOutcome, Refused, Replica,
+    Admitted, Append, Asserting, Free, Message, Outgoing, Proposal, ReadOutcome, Refused, Replica,
 };
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 use tidelog_types::record::{self, record_bytes};
@@ -54,7 +54,6 @@ pub(crate) struct Wanted {
 pub(crate) struct Partition {
     id: PartitionId,
     replica: Replica,
-    effects: Effects,
     durable: Ticket,
     held: VecDeque<(Ticket, Outgoing<Asserting>)>,
     /// Steps that the growing batch had no room for, in order. While there are any, no bulk data is taken in.
@@ -69,7 +68,6 @@ pub(crate) struct Partition {
     fetches: BTreeMap<NodeId, Fetch>,
     repairs: Repairs,
     marks: Arc<SharedMarks>,
-    metas: Vec<EntryMeta>,
     keep: Keep,
     done: Done,
 }
@@ -88,7 +86,6 @@ impl Partition {
         Partition {
             id,
             replica,
-            effects: Effects::default(),
             durable: Ticket(0),
             held: VecDeque::new(),
             unwritten: VecDeque::new(),
@@ -101,7 +98,6 @@ impl Partition {
             fetches: BTreeMap::new(),
             repairs: Repairs::default(),
             marks,
-            metas: Vec::new(),
             keep,
             done: Done::since(clock.now),
         }
@@ -146,6 +142,24 @@ impl Partition {
         self.marks.publish(m);
     }
 
+    /// Reads a word of each part that an append and its durability touch: see [`Replica::warm`].
+    pub(crate) fn warm(&self) -> u64 {
+        let waiting = self.waiting.first().map_or(0, |at| at.index.0);
+        let lists = self.held.len() + self.unwritten.len() + self.read_rounds.len() + self.fetches.len();
+        let marks = self.marks.load().high_water.0;
+        [
+            self.durable.0,
+            waiting,
+            lists as u64,
+            marks,
+            self.applied.0,
+            self.done.upkeep.0,
+            self.replica.warm(),
+        ]
+        .into_iter()
+        .fold(self.id.0, u64::wrapping_add)
+    }
+
     // --- input -------------------------------------------------------------------------------------------
 
     /// A peer's message. What the growing batch has no room for comes back, to be given again later.
@@ -155,7 +169,7 @@ impl Partition {
         from: NodeId,
         mut message: PeerMessage,
     ) -> Option<PeerMessage> {
-        let mut metas = std::mem::take(&mut self.metas);
+        let mut metas = std::mem::take(&mut cx.shared.metas);
         metas.clear();
         let records = message.records.pop().unwrap_or_default();
         let left = match (self.metas_of(cx, from, &records, &mut metas), &message.message) {
@@ -163,7 +177,7 @@ impl Partition {
             (true, _) => self.step_by_room(cx, from, message, records, &metas),
             (false, _) => None,
         };
-        self.metas = metas;
+        cx.shared.metas = metas;
         left
     }
 
@@ -199,7 +213,7 @@ impl Partition {
     ) -> Option<PeerMessage> {
         let (fits, bytes) = if self.unwritten.is_empty() { fitting(metas, cx.wal.room()) } else { (0, 0) };
         if fits == metas.len() {
-            self.replica.step(cx.clock, from, message.message, metas, &mut self.effects);
+            self.replica.step(cx.clock, from, message.message, metas, &mut cx.shared.effects);
             self.settle(cx, Source::Message { records: &records, metas });
             return None;
         }
@@ -214,7 +228,7 @@ impl Partition {
                 from,
                 Message::Free(Free::Append(part)),
                 first_part,
-                &mut self.effects,
+                &mut cx.shared.effects,
             );
             self.settle(cx, Source::Message { records: &now, metas: first_part });
         }
@@ -226,7 +240,7 @@ impl Partition {
     pub(crate) fn durable(&mut self, cx: &mut Context<'_>, ticket: Ticket) {
         assert!(ticket > self.durable, "tickets become durable in order");
         self.durable = ticket;
-        self.replica.durable(cx.clock, ticket, &mut self.effects);
+        self.replica.durable(cx.clock, ticket, &mut cx.shared.effects);
         self.settle(cx, Source::None);
         while self.held.front().is_some_and(|(t, _)| *t <= ticket) {
             if let Some((_, out)) = self.held.pop_front()
@@ -239,7 +253,8 @@ impl Partition {
     }
 
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
-        self.replica.tick(cx.clock, &mut self.effects);
+        self.done.upkeep = cx.clock.now;
+        self.replica.tick(cx.clock, &mut cx.shared.effects);
         self.settle(cx, Source::None);
         self.seek_repair(cx);
         // What was committed and durable already when the log was opened, and reads that found no room.
@@ -326,7 +341,7 @@ impl Partition {
             record_bytes: u32::try_from(record_bytes(payload.len(), extended)).unwrap_or(u32::MAX),
         };
         let waiter = Waiter { origin, opens_session: session_key.is_some() };
-        match self.replica.propose(cx.clock, proposal, &mut self.effects) {
+        match self.replica.propose(cx.clock, proposal, &mut cx.shared.effects) {
             Ok(Admitted::New(meta)) => {
                 if matches!(waiter.origin, Origin::Local(_)) {
                     cx.returning.came(cx.clock.now);
@@ -357,7 +372,7 @@ impl Partition {
     // --- effects -----------------------------------------------------------------------------------------
 
     fn settle(&mut self, cx: &mut Context<'_>, source: Source<'_>) {
-        let mut effects = std::mem::take(&mut self.effects);
+        let mut effects = std::mem::take(&mut cx.shared.effects);
         for op in effects.append.drain(..) {
             self.write(cx, op.ticket, &op.kind, &source);
         }
@@ -388,7 +403,7 @@ impl Partition {
             );
         }
         if let Some(high_water) = effects.committed.take() {
-            cx.wal.note_high_water(self.id, high_water.min(cx.wal.last(self.id).index));
+            cx.wal.note_high_water(self.id, high_water);
             self.marks.raise_high_water(high_water);
             self.waiting.committed(high_water, |position, waiter| done(cx, position, waiter));
             self.apply(cx);
@@ -410,7 +425,7 @@ impl Partition {
                 }
             }
         }
-        self.effects = effects;
+        cx.shared.effects = effects;
     }
 
     fn send_asserting(&self, cx: &mut Context<'_>, out: Outgoing<Asserting>) {

@@ -74,8 +74,11 @@ impl Partition {
     /// Entries turned out to be damaged.
     pub(crate) fn found_damaged(&mut self, cx: &mut Context<'_>, range: DamagedRange) {
         let before = self.replica.damaged_entries();
-        self.replica.damaged(cx.clock, range, &mut self.effects);
+        self.replica.damaged(cx.clock, range, &mut cx.shared.effects);
         let damaged = self.replica.damaged_entries();
+        if damaged > 0 {
+            cx.shared.damaged.insert(self.id);
+        }
         if damaged > before {
             // What was said before may have been about less.
             self.repairs.denied = Default::default();
@@ -103,6 +106,10 @@ impl Partition {
             "partition {} index {index}{more} is damaged on this node: {what}. {place}",
             self.id
         ))
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.replica.damaged_entries() > 0
     }
 
     pub(super) fn is_alone(&self) -> bool {
@@ -253,7 +260,7 @@ impl Partition {
                 }
                 if !damaged {
                     let entry = Position::new(first, generation);
-                    self.replica.denied(cx.clock, from, entry, promised, &mut self.effects);
+                    self.replica.denied(cx.clock, from, entry, promised, &mut cx.shared.effects);
                     self.settle(cx, Source::None);
                 }
                 if self.replica.damaged_entries() < before {
@@ -291,7 +298,7 @@ impl Partition {
                     self.note_lacked(from, asked.first);
                 }
                 let now = records.slice(..bytes);
-                let taken = self.replica.repair(part, &mut self.effects);
+                let taken = self.replica.repair(part, &mut cx.shared.effects);
                 self.settle(cx, Source::Message { records: &now, metas: part });
                 if taken > 0 {
                     tracing::info!(partition = %self.id, %from, %first, taken, "damaged entries came back");
@@ -341,8 +348,8 @@ impl Partition {
 
     /// When the partition wants its tick.
     pub(crate) fn deadline(&self) -> Monotonic {
-        let replica = self.replica.deadline();
-        self.repair_deadline().map_or(replica, |at| at.min(replica))
+        let others = [self.repair_deadline(), self.upkeep_deadline()];
+        others.into_iter().flatten().fold(self.replica.deadline(), Monotonic::min)
     }
 
     /// The last index up to which entries from `from` on can be read here; none if `from` itself is damaged.

@@ -60,7 +60,7 @@ impl Partition {
         }
         self.read_round_next += 1;
         let round = self.read_round_next;
-        match self.replica.read_index(cx.clock, round, &mut self.effects) {
+        match self.replica.read_index(cx.clock, round, &mut cx.shared.effects) {
             Ok(()) => {
                 self.read_rounds.insert(round, wanted);
                 self.settle(cx, super::writes::Source::None);

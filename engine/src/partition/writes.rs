@@ -102,13 +102,20 @@ impl Partition {
     ) {
         let (records, metas) = part_of(records, metas, first, last);
         if !self.unwritten.is_empty() || cx.wal.append_records(ticket, self.id, &records, metas).is_err() {
-            self.unwritten.push_back((ticket, Write::Records { records, metas: metas.to_vec() }));
+            self.wait_for_room(cx, ticket, Write::Records { records, metas: metas.to_vec() });
         }
+    }
+
+    fn wait_for_room(&mut self, cx: &mut Context<'_>, ticket: Ticket, write: Write) {
+        if self.unwritten.is_empty() {
+            cx.shared.unwritten.push(self.id);
+        }
+        self.unwritten.push_back((ticket, write));
     }
 
     fn write_or_wait(&mut self, cx: &mut Context<'_>, ticket: Ticket, write: Write) {
         if !self.unwritten.is_empty() || !write.try_into_log(cx.wal, ticket, self.id) {
-            self.unwritten.push_back((ticket, write));
+            self.wait_for_room(cx, ticket, write);
         }
     }
 

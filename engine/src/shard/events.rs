@@ -1,6 +1,7 @@
 //! What the log reports, given to the replicas that it concerns.
 
 use super::life::split;
+use super::replicas::AHEAD;
 use super::{DISK_FULL, Shard};
 use crate::reads::ReadFor;
 use crate::request::RequestError;
@@ -18,6 +19,13 @@ impl Shard {
 
     pub(super) fn handle_wal_events(&mut self, io: &mut dyn Io) {
         let mut events = std::mem::take(&mut self.wal_events);
+        let mut durable = std::mem::take(&mut self.durable);
+        durable.clear();
+        durable.extend(events.iter().filter_map(|event| match event {
+            WalEvent::Durable { partition, .. } => Some(*partition),
+            _ => None,
+        }));
+        let mut visited = 0;
         for event in events.drain(..) {
             let Some((replicas, mut cx)) =
                 split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
@@ -26,8 +34,13 @@ impl Shard {
             };
             match event {
                 WalEvent::Durable { partition, ticket } => {
+                    if visited % AHEAD == 0 {
+                        let ahead = durable.iter().skip(visited).take(AHEAD).copied();
+                        replicas.partitions.warm(ahead, |id| cx.wal.warm(id));
+                    }
+                    visited += 1;
                     replicas.touched.insert(partition);
-                    if let Some(p) = replicas.partitions.get_mut(&partition) {
+                    if let Some(p) = replicas.partitions.get_mut(partition) {
                         p.durable(&mut cx, ticket);
                     }
                 }
@@ -36,7 +49,7 @@ impl Shard {
                     if let (Some(what), Err(error)) = (&what, &result) {
                         let partition = what.partition();
                         replicas.touched.insert(partition);
-                        if let Some(p) = replicas.partitions.get_mut(&partition) {
+                        if let Some(p) = replicas.partitions.get_mut(partition) {
                             p.read_failed(&mut cx, error);
                         }
                     }
@@ -49,7 +62,7 @@ impl Shard {
                     });
                     match what {
                         Some(ReadFor::Client { partition, wanted }) => {
-                            match (run, replicas.partitions.get(&partition)) {
+                            match (run, replicas.partitions.get(partition)) {
                                 (Ok(run), Some(p)) => p.answer_read(&mut cx, wanted, run),
                                 (Err(error), Some(p)) => p.refuse_read(&mut cx, wanted, error),
                                 (Err(error), None) => cx.respond(wanted.origin, Err(error)),
@@ -58,18 +71,18 @@ impl Shard {
                         }
                         Some(ReadFor::Peer { partition, peer }) => {
                             replicas.touched.insert(partition);
-                            if let Some(p) = replicas.partitions.get_mut(&partition) {
+                            if let Some(p) = replicas.partitions.get_mut(partition) {
                                 p.fetched(peer, run.ok());
                             }
                         }
                         Some(ReadFor::Repair { partition, peer }) => {
-                            if let (Ok(run), Some(p)) = (run, replicas.partitions.get(&partition)) {
+                            if let (Ok(run), Some(p)) = (run, replicas.partitions.get(partition)) {
                                 p.give_run(&mut cx, peer, run);
                             }
                         }
                         Some(ReadFor::Apply { partition }) => {
                             replicas.touched.insert(partition);
-                            if let Some(p) = replicas.partitions.get_mut(&partition) {
+                            if let Some(p) = replicas.partitions.get_mut(partition) {
                                 p.apply_read(&mut cx, run.ok());
                             }
                         }
@@ -88,7 +101,7 @@ impl Shard {
                 }
                 WalEvent::Damaged { partition, first, last, generation, error } => {
                     replicas.touched.insert(partition);
-                    if let Some(p) = replicas.partitions.get_mut(&partition) {
+                    if let Some(p) = replicas.partitions.get_mut(partition) {
                         p.note_damage(&error.to_string());
                         p.found_damaged(&mut cx, DamagedRange { first, last, generation });
                     }
@@ -104,6 +117,6 @@ impl Shard {
                 }
             }
         }
-        self.wal_events = events;
+        (self.wal_events, self.durable) = (events, durable);
     }
 }

@@ -1,9 +1,10 @@
 //! One life of a shard's log, from opening to the next: the log, and the replicas on it.
 
 use super::Shard;
+use super::replicas::{AHEAD, Partitions, Ticks, Touched};
 use crate::error::Error;
 use crate::inbox::RETRY_AFTER;
-use crate::partition::{Context, Origin, Partition};
+use crate::partition::{Context, Origin, Shared};
 use crate::reads::Reads;
 use crate::request::Request;
 use crate::returning::Returning;
@@ -13,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use tidelog_cluster::Placement;
 use tidelog_io::Io;
-use tidelog_types::{Clock, Monotonic, NodeId, PartitionId};
+use tidelog_types::{Clock, NodeId, PartitionId};
 use tidelog_wal::Wal;
 
 /// The open log and what lives on it: dropped and opened again as one.
@@ -23,22 +24,23 @@ pub(super) struct Life {
     pub(super) wal: Wal,
     pub(super) reads: Reads,
     pub(super) returning: Returning,
+    pub(super) shared: Shared,
     pub(super) replicas: Replicas,
     pub(super) snapshots: Snapshots,
 }
 
 /// The replicas of a shard and what is to be done for them.
+#[derive(Default)]
 pub(super) struct Replicas {
-    pub(super) partitions: BTreeMap<PartitionId, Partition>,
+    pub(super) partitions: Partitions,
     /// When each replica wants its tick.
-    pub(super) ticks: BTreeSet<(Monotonic, PartitionId)>,
-    pub(super) tick_of: BTreeMap<PartitionId, Monotonic>,
+    pub(super) ticks: Ticks,
     /// Touched in this turn: marks to publish, ticks to reschedule, peers to feed.
-    pub(super) touched: BTreeSet<PartitionId>,
-    /// Those with damage.
-    pub(super) damaged: BTreeSet<PartitionId>,
+    pub(super) touched: Touched,
+    /// An emptied list of those.
+    pub(super) visited: Vec<PartitionId>,
     /// Entries wait for the log's next batch before they can be sent.
-    pub(super) unsent: BTreeSet<PartitionId>,
+    pub(super) unsent: Vec<PartitionId>,
     /// Peer messages and requests that wait for room in the growing batch, in order.
     pub(super) messages: VecDeque<(NodeId, PeerMessage)>,
     pub(super) requests: VecDeque<(Origin, PartitionId, Request)>,
@@ -61,7 +63,7 @@ impl Life {
 
 impl Replicas {
     pub(super) fn touch_all(&mut self) {
-        self.touched.extend(self.partitions.keys().copied());
+        self.partitions.iter().for_each(|(id, _)| self.touched.insert(id));
     }
 
     /// A request in its turn: behind those that wait for room already.
@@ -88,7 +90,7 @@ impl Replicas {
         request: Request,
     ) -> bool {
         self.touched.insert(partition);
-        let Some(p) = self.partitions.get_mut(&partition) else { return true };
+        let Some(p) = self.partitions.get_mut(partition) else { return true };
         match p.request(cx, origin, request) {
             Ok(()) => true,
             Err((origin, request)) => {
@@ -107,11 +109,22 @@ pub(super) fn split<'a>(
     clock: Clock,
     addresses: &'a BTreeMap<NodeId, SocketAddr>,
 ) -> Option<(&'a mut Replicas, Context<'a>)> {
-    let Life { cluster, wal, reads, returning, replicas, .. } = life.as_mut()?;
+    let Life { cluster, wal, reads, returning, shared, replicas, .. } = life.as_mut()?;
     let cluster = *cluster;
     Some((
         replicas,
-        Context { io, wal, transport, reads, returning, clock, cluster, addresses, retry_after: RETRY_AFTER },
+        Context {
+            io,
+            wal,
+            transport,
+            reads,
+            returning,
+            shared,
+            clock,
+            cluster,
+            addresses,
+            retry_after: RETRY_AFTER,
+        },
     ))
 }
 
@@ -129,7 +142,7 @@ impl Shard {
             if replicas.full && !message.records.is_empty() {
                 continue; // the leader sends them again when there is room
             }
-            let Some(partition) = replicas.partitions.get_mut(&message.partition) else { continue };
+            let Some(partition) = replicas.partitions.get_mut(message.partition) else { continue };
             replicas.touched.insert(message.partition);
             if !blocked.is_empty() && !message.records.is_empty() {
                 blocked.push_back((from, message));
@@ -152,23 +165,22 @@ impl Shard {
         else {
             return;
         };
-        while let Some(&(at, partition)) = replicas.ticks.first() {
+        while let Some(id) = replicas.ticks.pop(now) {
+            let Some(p) = replicas.partitions.get_mut(id) else { continue };
+            let at = p.deadline();
             if at > now {
-                break;
+                replicas.ticks.want(id, at);
+                continue;
             }
-            replicas.ticks.pop_first();
-            replicas.tick_of.remove(&partition);
-            replicas.touched.insert(partition);
-            if let Some(p) = replicas.partitions.get_mut(&partition) {
-                p.tick(&mut cx);
-            }
+            replicas.touched.insert(id);
+            p.tick(&mut cx);
         }
     }
 
     /// Takes the snapshots' next steps.
     pub(super) fn tick_snapshots(&mut self, io: &mut dyn Io) {
         let Some(mut life) = self.life.take() else { return };
-        let Life { cluster, wal, reads, returning, replicas, snapshots, .. } = &mut life;
+        let Life { cluster, wal, reads, returning, shared, replicas, snapshots, .. } = &mut life;
         for id in std::mem::take(&mut replicas.due) {
             if !snapshots.has(id) {
                 snapshots.want(id);
@@ -180,6 +192,7 @@ impl Shard {
             transport: &mut *self.transport,
             reads,
             returning,
+            shared,
             clock: self.clock,
             cluster: *cluster,
             addresses: &self.addresses,
@@ -199,18 +212,12 @@ impl Shard {
         if let Some((replicas, mut cx)) =
             split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
         {
-            // Touched replicas are the only ones that can have steps without room, and they stay touched meanwhile.
-            let mut waiting = BTreeSet::new();
-            for id in &replicas.touched {
-                if replicas.partitions.get_mut(id).is_some_and(|p| p.write_waiting(&mut cx)) {
-                    waiting.insert(*id);
+            for id in std::mem::take(&mut cx.shared.unwritten) {
+                let Some(p) = replicas.partitions.get_mut(id) else { continue };
+                match p.write_waiting(&mut cx) {
+                    true => cx.shared.unwritten.push(id),
+                    false => replicas.touched.insert(id),
                 }
-            }
-            for id in &replicas.touched {
-                match replicas.partitions.get(id).is_some_and(|p| p.replica().damaged_entries() > 0) {
-                    true => replicas.damaged.insert(*id),
-                    false => replicas.damaged.remove(id),
-                };
             }
             // Writers that were just answered may be let into the batch that is about to leave.
             if cx.wal.is_ready() && self.stopping.is_none() {
@@ -218,42 +225,47 @@ impl Shard {
             }
             if self.sealing.is_some() {
                 // It leaves in a later turn.
-            } else if waiting.is_empty() && replicas.damaged.is_empty() {
+            } else if cx.shared.unwritten.is_empty() && cx.shared.damaged.is_empty() {
                 // What is damaged is found again by reading the log, which a checkpoint would spare: none is begun meanwhile.
                 // Every replica's steps are in the log: it may be saved.
                 let partitions = &replicas.partitions;
                 cx.wal.flush_saving(cx.io, &mut |id, out| {
-                    if let Some(p) = partitions.get(&id) {
+                    if (id.0 as usize).is_multiple_of(AHEAD) {
+                        partitions.warm((id.0..).take(AHEAD).map(PartitionId), |_| 0);
+                    }
+                    if let Some(p) = partitions.get(id) {
                         p.replica().save(out);
                     }
                 });
             } else {
                 cx.wal.flush(cx.io);
             }
-            let mut feed = std::mem::take(&mut replicas.unsent);
-            feed.extend(replicas.touched.iter().copied());
-            for id in feed {
-                if let Some(p) = replicas.partitions.get_mut(&id) {
-                    p.seek_repair(&mut cx);
-                    if p.pump(&mut cx) {
-                        replicas.unsent.insert(id);
-                    }
+            replicas.unsent.drain(..).for_each(|id| replicas.touched.insert(id));
+            let touched = replicas.touched.take(std::mem::take(&mut replicas.visited));
+            for (at, &id) in touched.iter().enumerate() {
+                if at.is_multiple_of(AHEAD) {
+                    let ahead = touched.iter().skip(at).take(AHEAD).copied();
+                    replicas.partitions.warm(ahead, |_| 0);
                 }
-            }
-            while let Some(id) = replicas.touched.pop_first() {
-                if let Some(p) = replicas.partitions.get(&id) {
-                    p.publish();
-                    if !replicas.full && p.wants_snapshot(now) {
-                        replicas.due.insert(id);
-                    }
-                    let at = p.deadline();
-                    if let Some(old) = replicas.tick_of.insert(id, at) {
-                        replicas.ticks.remove(&(old, id));
-                    }
-                    replicas.ticks.insert((at, id));
+                let Some(p) = replicas.partitions.get_mut(id) else { continue };
+                p.seek_repair(&mut cx);
+                if p.pump(&mut cx) {
+                    replicas.unsent.push(id);
                 }
+                p.publish();
+                if !p.is_damaged() {
+                    cx.shared.damaged.remove(&id);
+                }
+                if !replicas.full && p.wants_snapshot(now) {
+                    replicas.due.insert(id);
+                }
+                replicas.ticks.want(id, p.deadline());
             }
-            replicas.touched = waiting;
+            replicas.visited = touched;
+            assert!(
+                cx.shared.is_settled(),
+                "what a step of one replica asks for is done before the next one's"
+            );
         }
         self.transport.flush(io);
         Ok(())

@@ -1,16 +1,17 @@
 //! Opening the log, opening it again after a failure, and closing it.
 
 use super::life::{Life, Replicas, split};
+use super::replicas::Partitions;
 use super::{FAILURE_WINDOW, FAILURES_MAX, Shard};
 use crate::error::Error;
-use crate::partition::{Machine, Partition};
+use crate::partition::{Machine, Partition, Shared};
 use crate::reads::Reads;
 use crate::recovery::Recovering;
 use crate::request::RequestError;
 use crate::returning::Returning;
 use crate::snapshot::format::Header;
 use crate::snapshot::{Snapshots, files};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::path::Path;
 use tidelog_consensus::Replica;
 use tidelog_io::{Completion, Foreground, Io, TokenClass, Wait};
@@ -86,7 +87,7 @@ impl Shard {
         tracing::info!(found = crate::recovery::describe(&report), "log opened");
         self.report = Some(report);
         let clock = io.clock();
-        let mut partitions = BTreeMap::new();
+        let mut partitions = Partitions::default();
         for (id, voters) in held {
             let config = crate::recovery::replica_config(&self.options, id, voters, io.random());
             let restored = recovering.take(id).map_err(|e| {
@@ -111,22 +112,13 @@ impl Shard {
             partition.damage_at_opening(clock, &place);
             partitions.insert(id, partition);
         }
-        let touched = partitions.keys().copied().collect();
         for node in &self.connected {
-            partitions.values_mut().for_each(|p: &mut Partition| p.peer_up(clock, *node));
+            partitions.iter_mut().for_each(|p| p.peer_up(clock, *node));
         }
-        let replicas = Replicas {
-            partitions,
-            ticks: BTreeSet::new(),
-            tick_of: BTreeMap::new(),
-            touched,
-            damaged: BTreeSet::new(),
-            unsent: BTreeSet::new(),
-            messages: VecDeque::new(),
-            requests: VecDeque::new(),
-            due: BTreeSet::new(),
-            full: false,
-        };
+        let mut shared = Shared::default();
+        shared.damaged.extend(partitions.iter().filter(|(_, p)| p.is_damaged()).map(|(id, _)| id));
+        let mut replicas = Replicas { partitions, ..Replicas::default() };
+        replicas.touch_all();
         let cluster = formed.cluster.tag();
         let snapshots = Snapshots::new(self.options.data_dir.clone());
         self.life = Some(Life {
@@ -135,6 +127,7 @@ impl Shard {
             wal,
             reads: Reads::default(),
             returning: Returning::default(),
+            shared,
             replicas,
             snapshots,
         });
@@ -193,7 +186,7 @@ impl Shard {
             for (origin, _, _) in replicas.requests.drain(..) {
                 cx.respond(origin, Err(RequestError::Unavailable(why.to_owned())));
             }
-            replicas.partitions.values_mut().for_each(|p| p.abandon(&mut cx, why));
+            replicas.partitions.iter_mut().for_each(|p| p.abandon(&mut cx, why));
         }
         let askers = self.life.as_mut().map(|life| life.snapshots.abandon()).unwrap_or_default();
         for origin in askers {
@@ -211,7 +204,9 @@ impl Shard {
     pub(super) fn drained(&self) -> bool {
         self.life.as_ref().is_none_or(|l| {
             let r = &l.replicas;
-            r.requests.is_empty() && r.messages.is_empty() && r.partitions.values().all(|p| p.waiting() == 0)
+            r.requests.is_empty()
+                && r.messages.is_empty()
+                && r.partitions.iter().all(|(_, p)| p.waiting() == 0)
         })
     }
 

@@ -12,9 +12,12 @@ mod events;
 mod forming;
 mod life;
 mod lives;
+mod replicas;
 mod status;
 
 use life::{Life, split};
+use replicas::AHEAD;
+pub(crate) use replicas::Partitions;
 
 use crate::error::Error;
 use crate::formation::Hello;
@@ -86,6 +89,10 @@ pub struct Shard {
     report: Option<RecoveryReport>,
     completions: Vec<Completion>,
     wal_events: Vec<WalEvent>,
+    /// Of the log's events at hand, whose say that something is durable.
+    durable: Vec<PartitionId>,
+    /// Commands taken from the inbox that are next.
+    commands: VecDeque<Command>,
     events: Vec<Event>,
 }
 
@@ -128,6 +135,8 @@ impl Shard {
             report: None,
             completions: Vec::new(),
             wal_events: Vec::new(),
+            durable: Vec::new(),
+            commands: VecDeque::new(),
             events: Vec::new(),
         };
         if shard.options.nodes.len() == 1 && shard.identity.formed.is_none() {
@@ -168,7 +177,7 @@ impl Shard {
     pub fn is_settled(&self) -> bool {
         self.life.as_ref().is_some_and(|life| {
             life.replicas.full
-                || life.replicas.partitions.values().all(|p| {
+                || life.replicas.partitions.iter().all(|(_, p)| {
                     let (replica, marks) = (p.replica(), p.marks());
                     // Damage keeps the only voter from leading, and waiting heals nothing.
                     replica.damaged_entries() > 0
@@ -186,7 +195,7 @@ impl Shard {
 
     /// The replica of a partition, for checkers and status.
     pub fn replica(&self, partition: PartitionId) -> Option<&Replica> {
-        self.life.as_ref()?.replicas.partitions.get(&partition).map(Partition::replica)
+        self.life.as_ref()?.replicas.partitions.get(partition).map(Partition::replica)
     }
 
     /// A node that has a replica of a partition which has none here.
@@ -274,7 +283,7 @@ impl Shard {
                 "this process was paused; one round of failure detection is skipped"
             );
             if let Some(life) = &mut self.life {
-                for partition in life.replicas.partitions.values_mut() {
+                for partition in life.replicas.partitions.iter_mut() {
                     partition.paused(self.clock);
                 }
                 life.replicas.touch_all();
@@ -310,20 +319,26 @@ impl Shard {
     fn handle_events(&mut self, io: &mut dyn Io) -> Result<(), Error> {
         let mut events = std::mem::take(&mut self.events);
         loop {
+            let asked = events.iter().filter_map(|event| match event {
+                Event::Request { request, .. } => request.partition(),
+                _ => None,
+            });
+            let mut asked: VecDeque<_> = asked.collect();
+            let mut visited = 0;
             for event in events.drain(..) {
                 match event {
                     Event::Hello { hello } => self.heard(io, hello)?,
                     Event::Up(node) => {
                         self.connected.insert(node);
                         if let Some(life) = &mut self.life {
-                            life.replicas.partitions.values_mut().for_each(|p| p.peer_up(self.clock, node));
+                            life.replicas.partitions.iter_mut().for_each(|p| p.peer_up(self.clock, node));
                             life.replicas.touch_all();
                         }
                     }
                     Event::Down(node) => {
                         self.connected.remove(&node);
                         if let Some(life) = &mut self.life {
-                            life.replicas.partitions.values_mut().for_each(|p| p.peer_down(self.clock, node));
+                            life.replicas.partitions.iter_mut().for_each(|p| p.peer_down(self.clock, node));
                             life.replicas.touch_all();
                         }
                     }
@@ -333,6 +348,13 @@ impl Shard {
                         }
                     }
                     Event::Request { client, request } => {
+                        if visited % AHEAD == 0
+                            && let Some(life) = &self.life
+                        {
+                            let ahead = asked.drain(..AHEAD.min(asked.len()));
+                            life.replicas.partitions.warm(ahead, |id| life.wal.warm(id));
+                        }
+                        visited += 1;
                         self.take_request(io, Origin::Client(client), request)
                     }
                     Event::ClientGone { .. } => {}
@@ -355,7 +377,7 @@ impl Shard {
             if self.life.as_ref().is_some_and(Life::has_enough) {
                 break;
             }
-            match self.inbox.next() {
+            match self.next_command() {
                 Some(Command::Request { request, asker }) => {
                     self.take_request(io, Origin::Local(asker), request)
                 }
@@ -365,18 +387,27 @@ impl Shard {
         }
     }
 
+    /// The next command, from among a few that are looked at before.
+    fn next_command(&mut self) -> Option<Command> {
+        if self.commands.is_empty() {
+            self.commands.extend(std::iter::from_fn(|| self.inbox.next()).take(AHEAD));
+            if let Some(life) = &self.life {
+                let ahead = self.commands.iter().filter_map(|command| match command {
+                    Command::Request { request, .. } => request.partition(),
+                    Command::Stop => None,
+                });
+                life.replicas.partitions.warm(ahead, |id| life.wal.warm(id));
+            }
+        }
+        self.commands.pop_front()
+    }
+
     fn take_request(&mut self, io: &mut dyn Io, origin: Origin, request: Request) {
         if matches!(request, Request::Status) {
             let status = Box::new(self.status());
             return answer(&mut *self.transport, origin, Ok(Reply::Status(status)));
         }
-        let partition = match &request {
-            Request::Append { partition, .. }
-            | Request::OpenSession { partition, .. }
-            | Request::Snapshot { partition }
-            | Request::Read { partition, .. } => *partition,
-            Request::Status => return,
-        };
+        let Some(partition) = request.partition() else { return };
         let refusal = if self.stopping.is_some() {
             Some(RequestError::Unavailable("the node is stopping".into()))
         } else {
@@ -384,17 +415,18 @@ impl Shard {
                 None => Some(RequestError::Unavailable(
                     "the cluster is not formed yet: all founding nodes must be up once".into(),
                 )),
-                Some(life) if !life.replicas.partitions.contains_key(&partition) => Some(match request {
-                    Request::Read { level: Level::Local, .. } | Request::Snapshot { .. } => {
-                        RequestError::NoSuchPartition(partition)
+                Some(life) => match life.replicas.partitions.get(partition) {
+                    None => Some(match request {
+                        Request::Read { level: Level::Local, .. } | Request::Snapshot { .. } => {
+                            RequestError::NoSuchPartition(partition)
+                        }
+                        _ => self.elsewhere(&life.placement, partition),
+                    }),
+                    Some(p) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
+                        Some(self.refused_for_space(&request, p.replica().leader()))
                     }
-                    _ => self.elsewhere(&life.placement, partition),
-                }),
-                Some(life) if life.replicas.full && !matches!(request, Request::Read { .. }) => {
-                    let leader = life.replicas.partitions.get(&partition).and_then(|p| p.replica().leader());
-                    Some(self.refused_for_space(&request, leader))
-                }
-                Some(_) => None,
+                    Some(_) => None,
+                },
             }
         };
         if let Some(error) = refusal {
@@ -418,6 +450,7 @@ impl Shard {
             transport: &mut *self.transport,
             reads: &mut life.reads,
             returning: &mut life.returning,
+            shared: &mut life.shared,
             clock: self.clock,
             cluster: life.cluster,
             addresses: &self.addresses,
@@ -434,11 +467,12 @@ impl Shard {
             life.and_then(|l| l.wal.deadline()),
             life.and_then(|l| l.snapshots.deadline()),
             life.and_then(|l| (!l.replicas.due.is_empty()).then_some(self.clock.now)),
-            life.and_then(|l| l.replicas.ticks.first().map(|(at, _)| *at)),
+            life.and_then(|l| l.replicas.ticks.next()),
             self.stopping,
             self.sealing,
             // Commands that were left in the inbox by the bound on a turn.
-            (!self.inbox.is_empty() && !life.is_some_and(Life::has_enough)).then_some(self.clock.now),
+            ((!self.commands.is_empty() || !self.inbox.is_empty()) && !life.is_some_and(Life::has_enough))
+                .then_some(self.clock.now),
         ]
         .into_iter()
         .flatten()

@@ -14,7 +14,7 @@ impl Shard {
                 .iter()
                 .map(|(id, p)| {
                     let (replica, marks) = (p.replica(), p.marks());
-                    let reader = life.reads.first_for_clients(*id);
+                    let reader = life.reads.first_for_clients(id);
                     let (_, held_by) = p.needed(self.clock, reader);
                     let needs = replica.followers().filter(|peer| peer.needs_snapshot);
                     PartitionStatus {

@@ -5,8 +5,9 @@
 
 use super::format::Header;
 use super::job::{Begun, Job, Wants};
-use crate::partition::{Context, Origin, Partition};
+use crate::partition::{Context, Origin};
 use crate::request::{BusyReason, Reply, RequestError};
+use crate::shard::Partitions;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -120,7 +121,7 @@ impl Snapshots {
     pub(crate) fn run(
         &mut self,
         cx: &mut Context<'_>,
-        partitions: &mut BTreeMap<PartitionId, Partition>,
+        partitions: &mut Partitions,
         touched: &mut impl FnMut(PartitionId),
     ) {
         let now = cx.clock.now;
@@ -131,7 +132,7 @@ impl Snapshots {
                 }
                 continue;
             };
-            let Some(partition) = partitions.get_mut(&job.partition) else {
+            let Some(partition) = partitions.get_mut(job.partition) else {
                 self.job = None;
                 continue;
             };
@@ -169,13 +170,13 @@ impl Snapshots {
     }
 
     /// Begins the next one. False if none can.
-    fn begin(&mut self, cx: &mut Context<'_>, partitions: &mut BTreeMap<PartitionId, Partition>) -> bool {
+    fn begin(&mut self, cx: &mut Context<'_>, partitions: &mut Partitions) -> bool {
         let now = cx.clock.now;
         let due = |p: &PartitionId| self.not_before.get(p).is_none_or(|at| *at <= now);
         let Some(id) = self.wanted.keys().copied().find(|p| due(p)) else { return false };
         self.not_before.remove(&id);
         let askers = self.wanted.remove(&id).unwrap_or_default();
-        let beginning = partitions.get_mut(&id).map_or(Beginning::Never, |p| p.begin_snapshot(now));
+        let beginning = partitions.get_mut(id).map_or(Beginning::Never, |p| p.begin_snapshot(now));
         match beginning {
             Beginning::From(begun) => {
                 tracing::info!(partition = %id, covered = ?begun.covered, "snapshot begins");

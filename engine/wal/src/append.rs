@@ -35,7 +35,7 @@ impl Wal {
         self.admit(Class::Bulk)?;
         let shape = Shape::of(&header);
         let plan = self.place(std::iter::once(shape), 1, Class::Bulk)?;
-        let log = self.partitions.entry(header.partition).or_default();
+        let log = self.partitions.of(header.partition);
         follows(log, header.position(), header.prev_generation);
         self.growing.begin(plan);
         let offset = self.growing.put(&header, payload);
@@ -77,7 +77,7 @@ impl Wal {
             runs += usize::from(pair[0].position.generation != pair[1].position.generation);
         }
         let plan = self.place(Raw(records).map(|r| r.shape), runs, Class::Bulk)?;
-        let log = self.partitions.entry(partition).or_default();
+        let log = self.partitions.of(partition);
         self.growing.begin(plan);
         let lsn = self.growing.lsn;
         let mut raw = Raw(records);
@@ -219,7 +219,7 @@ impl Wal {
     ) -> Result<(), Busy> {
         self.admit(Class::Control)?;
         let plan = self.place(std::iter::once(Shape::of(header)), 1, Class::Control)?;
-        let log = self.partitions.entry(header.partition).or_default();
+        let log = self.partitions.of(header.partition);
         change(log, &mut self.files);
         self.growing.begin(plan);
         self.growing.put_control(header);
@@ -243,10 +243,15 @@ impl Wal {
         Growing::room_of_empty(self.options.batch_bytes_max)
     }
 
-    /// Notes a high-water mark; it is written as a hint now and then.
+    /// Reads what an append to `partition` touches, so that it is in the processor's caches soon. The sum means nothing.
+    pub fn warm(&self, partition: PartitionId) -> u64 {
+        self.partitions.get(partition).map_or(0, PartitionLog::warm)
+    }
+
+    /// Notes a high-water mark, as far as it lies within the log; it is written as a hint now and then.
     pub fn note_high_water(&mut self, partition: PartitionId, mark: Index) {
-        let log = self.partitions.entry(partition).or_default();
-        log.high_water = log.high_water.max(mark);
+        let log = self.partitions.of(partition);
+        log.high_water = log.high_water.max(mark.min(log.last.index));
         if log.high_water > log.high_water_written && !log.high_water_dirty {
             log.high_water_dirty = true;
             self.dirty.push_back(partition);
@@ -312,7 +317,7 @@ impl Wal {
         self.hints_at = self.clock.now.after(HINTS_EVERY);
         for _ in 0..HINTS_MAX.min(self.dirty.len()) {
             let Some(&partition) = self.dirty.front() else { break };
-            let Some(log) = self.partitions.get(&partition) else { break };
+            let Some(log) = self.partitions.get(partition) else { break };
             // Never a mark above what the log holds before it.
             let mark = log.high_water.min(log.last.index);
             let header = RecordHeader {
@@ -324,7 +329,7 @@ impl Wal {
             self.growing.begin(plan);
             self.growing.put_control(&header);
             self.dirty.pop_front();
-            if let Some(log) = self.partitions.get_mut(&partition) {
+            if let Some(log) = self.partitions.get_mut(partition) {
                 log.high_water_written = mark;
                 log.high_water_dirty = false;
             }

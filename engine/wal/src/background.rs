@@ -5,6 +5,7 @@
 //! a summary or a checkpoint counts only when all of it is durable.
 
 use crate::files::Piece;
+use crate::format::SummarySpan;
 use crate::moving::Moving;
 use crate::replay::State;
 use crate::saving::{Kept, Saving};
@@ -15,6 +16,25 @@ use tidelog_types::{Lsn, PartitionId};
 
 /// Newest segments whose spans stay in memory, the active one among them.
 pub(crate) const RESIDENT_SEGMENTS: usize = 2;
+
+/// A segment whose summary is being made.
+#[derive(Debug)]
+pub(crate) struct Collecting {
+    pub(crate) base: Lsn,
+    /// The partition to visit next.
+    pub(crate) next: PartitionId,
+    /// The spans of those before it.
+    pub(crate) groups: Vec<(PartitionId, Vec<SummarySpan>)>,
+}
+
+/// A segment with a durable summary whose spans leave memory.
+#[derive(Debug)]
+pub(crate) struct Demoting {
+    pub(crate) base: Lsn,
+    pub(crate) end: Lsn,
+    /// The partition to visit next.
+    pub(crate) next: PartitionId,
+}
 
 /// A segment's summary on its way into the log.
 #[derive(Debug)]
@@ -34,7 +54,11 @@ pub(crate) struct Summing {
 pub(crate) struct Background {
     /// Segments whose spans are in memory, oldest first, the active one last.
     pub(crate) resident: VecDeque<Lsn>,
+    pub(crate) collecting: Option<Collecting>,
     pub(crate) summing: Option<Summing>,
+    pub(crate) demoting: Option<Demoting>,
+    /// Segments in which lost entries were met, while the first is the one that is written.
+    pub(crate) lost_in: (Lsn, BTreeSet<Lsn>),
     /// Segments whose summary is bad.
     pub(crate) bad_summaries: BTreeSet<Lsn>,
     pub(crate) saving: Option<Saving>,
@@ -111,6 +135,8 @@ impl Wal {
         // Checkpoints and moves are what makes room: on a full disk they may use what is kept for control records.
         let moves = if self.full { Class::Control } else { Class::Bulk };
         (b.saving.as_ref().is_some_and(Saving::has_more) && place(Class::Control))
+            || b.demoting.is_some()
+            || (!self.full && b.collecting.is_some() && place(Class::Bulk))
             || (!self.full && b.summing.as_ref().is_some_and(|s| !s.left.is_empty()) && place(Class::Bulk))
             || (self.has_move() && place(moves))
             || (self.has_rescue() && !self.full && place(Class::Bulk))

@@ -27,13 +27,18 @@ impl<'a> Disk<'a> {
         self.foreground.begin(op)
     }
 
-    /// Lets the device have what was begun.
+    /// Lets the device have what was begun, and takes in what has completed.
     pub(crate) fn hand_over(&mut self) {
         self.foreground.hand_over();
     }
 
     pub(crate) fn result_of(&mut self, begun: Begun) -> Result<Output, IoError> {
         self.foreground.result_of(begun)
+    }
+
+    /// Whether it has ended well, as far as is known.
+    pub(crate) fn has_succeeded(&self, begun: &Begun) -> bool {
+        self.foreground.has_succeeded(begun)
     }
 
     pub(crate) fn wait(&mut self, until: Monotonic) {

@@ -80,6 +80,7 @@ mod frozen;
 mod growing;
 mod heads;
 pub mod inspect;
+mod logs;
 mod lookup;
 mod moving;
 mod names;

@@ -58,6 +58,23 @@ pub(crate) struct PartitionLog {
 }
 
 impl PartitionLog {
+    /// See [`crate::Wal::warm`].
+    pub(crate) fn warm(&self) -> u64 {
+        let span = self.spans.back().map_or(0, |span| span.lsn.0 ^ u64::from(span.held));
+        [
+            self.last.index.0,
+            self.sequenced.0,
+            self.high_water_written.0,
+            self.ticket.0,
+            self.ticket_slot.0,
+            self.footer_span.0,
+            self.runs.len() as u64,
+            span,
+        ]
+        .into_iter()
+        .fold(0, u64::wrapping_add)
+    }
+
     /// Notes an entry of `bytes` bytes at `lsn`, in the batch at `batch`; indexes come in order.
     pub(crate) fn note(
         &mut self,

@@ -76,6 +76,8 @@ pub(crate) struct Moving {
     cheap: bool,
     traffic_at: Monotonic,
     failed: bool,
+    /// What is left in it is not in its summary.
+    unsummed: bool,
 }
 
 impl Moving {
@@ -88,6 +90,7 @@ impl Moving {
     fn stop(&mut self) {
         self.base = None;
         self.measured = None;
+        self.unsummed = false;
         self.live_bytes = 0;
         self.holders.clear();
         self.todo.clear();
@@ -156,7 +159,7 @@ impl Wal {
             return false;
         }
         while let Some((partition, first, last)) = self.background.moving.todo.pop_front() {
-            let live = self.partitions.get(&partition).and_then(|log| log.find(first));
+            let live = self.partitions.get(partition).and_then(|log| log.find(first));
             if !matches!(live, Some(Place::Segment { segment, .. }) if segment == base) {
                 // Cut, trimmed, or moved already: only this one is known to be.
                 if first < last {
@@ -201,7 +204,7 @@ impl Wal {
     fn measure_piece(&mut self, base: Lsn, bytes: &Bytes) {
         let (partitions, moving) = (&self.partitions, &mut self.background.moving);
         let mut take = |id: PartitionId, span: crate::format::SummarySpan| {
-            let Some(log) = partitions.get(&id) else { return };
+            let Some(log) = partitions.get(id) else { return };
             let end = Index(span.first.0 + u64::from(span.count) - 1);
             let (mut index, mut live) = (span.first.max(log.low_water), 0);
             while index <= end {
@@ -244,6 +247,11 @@ impl Wal {
             moving.asked = (base, 0);
         }
         moving.cheap = moving.live_bytes * MOVED_PART <= size;
+        if moving.todo.is_empty() {
+            // What is live there was not to be read when the summary was written: the refs say which entries that is.
+            moving.unsummed = true;
+            return self.measure_by_refs();
+        }
         if moving.cheap || (waiting && (moving.asked.1 >= REQUESTS || full)) {
             tracing::debug!(base = base.0, live = moving.live_bytes, "a segment is emptied");
             return;
@@ -288,11 +296,13 @@ impl Wal {
                 if !moving.failed {
                     tracing::warn!(%partition, %error, "an entry cannot be moved; its segment stays");
                 }
+                // Each attempt may read all of the segment.
+                let again = if moving.unsummed { ASK_SELDOM } else { ASK_AGAIN };
                 moving.failed = true;
                 let base = moving.base.unwrap_or_default();
                 moving.stop();
                 moving.asked = (base, 0);
-                moving.ask_again = self.clock.now.after(ASK_AGAIN);
+                moving.ask_again = self.clock.now.after(again);
             }
         }
     }
@@ -303,10 +313,9 @@ impl Wal {
         let Some(base) = moving.base else { return };
         moving.todo.clear();
         moving.measured = None;
-        let mut ids: Vec<_> = self.partitions.keys().copied().collect();
-        ids.sort_unstable();
+        let ids: Vec<_> = self.partitions.ids().collect();
         for id in ids {
-            let Some(log) = self.partitions.get(&id) else { continue };
+            let Some(log) = self.partitions.get(id) else { continue };
             for r in log.refs.iter().filter(|r| r.segment == base) {
                 if let Some(Place::Segment { segment, last }) = log.find(r.first.max(log.low_water))
                     && segment == base
@@ -333,7 +342,7 @@ impl Wal {
             }
             taken += 1;
             bytes += run.bytes;
-            let Some(log) = self.partitions.get(partition) else { continue };
+            let Some(log) = self.partitions.get(*partition) else { continue };
             let records = run.pieces.iter().flat_map(|piece| records_in(piece));
             live.extend(
                 records
@@ -384,7 +393,7 @@ impl Wal {
         let offset = self.growing.put_encoded(whole, Shape::of(header));
         self.growing.not_the_clients(header.payload_len as usize);
         let lsn = self.growing.lsn;
-        let log = self.partitions.entry(header.partition).or_default();
+        let log = self.partitions.of(header.partition);
         let len = whole.len() as u32; // a record
         log.relocate(header.position(), lsn.plus(offset as u64), len, lsn, &mut self.files);
         // Copies are no part of a run of entries, nor entries of a run of copies: a bad batch is replayed by its spans.
@@ -421,7 +430,7 @@ impl Wal {
                 header.partition == partition && header.position() == meta.position,
                 "the metas are the records'"
             );
-            let there = self.partitions.get(&partition).is_some_and(|log| {
+            let there = self.partitions.get(partition).is_some_and(|log| {
                 log.find(header.index).is_some() && log.generation_at(header.index) == Some(header.generation)
             });
             if there {
@@ -460,7 +469,7 @@ impl Wal {
     ) -> Result<(), Busy> {
         let taken = self.append_moved(partition, records, metas)?;
         assert!(taken == metas.len() && taken > 0, "a repair gives bytes to entries that the log has");
-        let log = self.partitions.entry(partition).or_default();
+        let log = self.partitions.of(partition);
         self.growing.ticket(partition, log, ticket);
         Ok(())
     }

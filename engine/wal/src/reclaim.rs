@@ -12,11 +12,9 @@ impl Wal {
     /// before, the older of which may need what these do not.
     fn are_named(&self) -> bool {
         let (named, by) = self.background.named_by;
-        // On a full disk there may be no place for a batch until something goes.
-        let nowhere = self.full
-            && self.growing.is_empty()
-            && !self.growing.takes_seal()
-            && self.segments.next.is_none();
+        // On a full disk there may be no place for a batch until something goes. The last one that had a place may name them.
+        let nowhere =
+            self.full && self.is_idle() && !self.growing.takes_seal() && self.segments.next.is_none();
         (named == self.background.named() && self.durable_seq >= by) || nowhere
     }
 
@@ -43,6 +41,9 @@ impl Wal {
             let Some(removed) = self.files.remove(base) else { return };
             self.background.resident.retain(|b| *b != base);
             self.background.idle_since = None;
+            if self.background.collecting.as_ref().is_some_and(|c| c.base == base) {
+                self.background.collecting = None;
+            }
             if self.background.summing.as_ref().is_some_and(|s| s.base == base) {
                 self.background.summing = None;
             }

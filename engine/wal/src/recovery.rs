@@ -229,7 +229,7 @@ impl Opening<'_, '_> {
         let behind = wal.adopt(state, kept, judged.end);
         judged.adopted = std::mem::take(&mut adopted);
         self.rewrite(disk, &mut wal, &mut judged)?;
-        for log in wal.partitions.values_mut() {
+        for log in wal.partitions.iter_mut() {
             log.sequenced = log.last.index;
         }
         for base in behind {

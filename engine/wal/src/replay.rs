@@ -7,7 +7,8 @@ use crate::checkpoint::Content;
 use crate::error::OpenError;
 use crate::files::{Files, Piece};
 use crate::format::{BatchHeader, CheckpointEnd, SummaryHead, visit_summary};
-use crate::lookup::{Holds, PartitionLog};
+use crate::logs::Logs;
+use crate::lookup::Holds;
 use crate::recovery::RecoveryReport;
 use crate::salvage::{Lost, Piece as Part, What, lost_of};
 use crate::saving::Kept;
@@ -15,7 +16,7 @@ use crate::scan::{Source, records_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tidelog_types::{
-    EntryMeta, FixedMap, Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind,
+    EntryMeta, Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind,
 };
 
 /// Learns what the log holds, in LSN order, while it is opened.
@@ -65,7 +66,7 @@ fn is_local(kind: RecordKind) -> bool {
 /// What has been replayed.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    pub(crate) partitions: FixedMap<PartitionId, PartitionLog>,
+    pub(crate) partitions: Logs,
     pub(crate) files: Files,
     /// The checkpoints that were named last.
     pub(crate) named: (Lsn, Lsn),
@@ -120,7 +121,7 @@ impl State {
             }
             file.summary = Some(pieces.into_values().map(|(piece, _)| piece).collect());
             let end = file.end;
-            for log in self.partitions.values_mut() {
+            for log in self.partitions.iter_mut() {
                 log.demote(base, end, &mut self.files);
             }
         }
@@ -160,7 +161,7 @@ impl State {
                 moved = record.index.0;
                 continue;
             }
-            let log = self.partitions.entry(record.partition).or_default();
+            let log = self.partitions.of(record.partition);
             match record.kind {
                 kind if kind.is_entry() && moved > 0 => {
                     moved -= 1;
@@ -213,7 +214,7 @@ impl State {
         record: &RecordHeader,
         replay: &mut dyn Replay,
     ) -> Result<(), Option<&'static str>> {
-        let log = self.partitions.entry(record.partition).or_default();
+        let log = self.partitions.of(record.partition);
         match record.kind {
             RecordKind::Cut => {
                 if record.index > log.last.index || log.generation_at(record.index) != Some(record.generation)
@@ -287,7 +288,7 @@ impl State {
                 index,
                 what,
             };
-            let log = self.partitions.entry(partition).or_default();
+            let log = self.partitions.of(partition);
             match &part.what {
                 What::Entry { offset, record, moved } => {
                     let lsn = at.plus(*offset as u64);

@@ -31,11 +31,10 @@ impl Wal {
         if self.scrub.bad.is_empty() {
             return;
         }
-        let mut ids: Vec<_> = self.partitions.keys().copied().collect();
-        ids.sort_unstable();
+        let ids: Vec<_> = self.partitions.ids().collect();
         let mut todo = VecDeque::new();
         for id in ids {
-            let Some(log) = self.partitions.get(&id) else { continue };
+            let Some(log) = self.partitions.get(id) else { continue };
             for span in &log.spans {
                 let first = span.first.max(log.low_water);
                 if !span.is_lost() && first <= span.last() && self.scrub.overlaps(span.lsn, span.end()) {
@@ -62,7 +61,7 @@ impl Wal {
     pub(crate) fn scrub_entries(&mut self, io: &mut dyn Io) {
         let Some((partition, first, last)) = self.scrub.todo.pop_front() else { return self.scrub_segment() };
         let base = self.scrub.walk.as_ref().map_or(self.scrub.at, Walk::base);
-        let Some(log) = self.partitions.get(&partition) else { return };
+        let Some(log) = self.partitions.get(partition) else { return };
         // Up to where the lookup says something else than that it lies here.
         let elsewhere = match log.find(first) {
             Some(Place::Span(at)) => match log.span(at) {
@@ -128,7 +127,7 @@ impl Wal {
             self.scrub_came(job.base, Ok(&data));
             return None;
         }
-        if !self.partitions.get(&job.partition).is_some_and(|log| job.still_there(log)) {
+        if !self.partitions.get(job.partition).is_some_and(|log| job.still_there(log)) {
             // Cut or moved meanwhile: from what the lookup says now.
             self.scrub.reading = false;
             self.scrub.todo.push_front((job.partition, job.first, job.wanted));
@@ -190,7 +189,7 @@ impl Wal {
 
     fn scrub_lost(&mut self, job: &ReadJob, first: Index, last: Index, lsn: Lsn, why: String) {
         let partition = job.partition;
-        let log = self.partitions.get(&partition);
+        let log = self.partitions.get(partition);
         let Some(generation) = log.and_then(|log| log.generation_at(first)) else { return };
         let base = self.files.holding(lsn).map_or(lsn, |(base, _)| base);
         let file = self.files.peek(base).map(|file| file.path.clone()).unwrap_or_default();
@@ -246,7 +245,7 @@ impl Wal {
         }
         let Some((partition, run)) = self.scrub.rescued.front() else { return false };
         let base = self.scrub.walk.as_ref().map_or(self.scrub.at, Walk::base);
-        let Some(log) = self.partitions.get(partition) else {
+        let Some(log) = self.partitions.get(*partition) else {
             self.scrub.rescued.pop_front();
             return false;
         };
@@ -283,7 +282,7 @@ impl Wal {
         let ids: Vec<_> = self.scrub.restate.iter().copied().take(RESTATED_MAX).collect();
         let mut records = Vec::new();
         for id in &ids {
-            let Some(log) = self.partitions.get(id) else { continue };
+            let Some(log) = self.partitions.get(*id) else { continue };
             let (low_water, snapshot) = (log.low_water, log.snapshot);
             if log.generation > Generation::ZERO {
                 records.push(RecordHeader::promise(*id, log.generation, log.vote));

@@ -1,9 +1,10 @@
 //! Finding the checkpoint that an opening begins with.
 //!
-//! Every batch names the two newest checkpoints that had been read back when it was written. The first batch of the
-//! newest segment that has one is asked first, and if that does not lead to a good checkpoint, every batch of the newest
-//! segments is. A checkpoint is good if its end and all its chunks are whole and are each other's; anything else about it
-//! does not count. What is found was named by a batch, so it was durable and read back once: if none is good, that is
+//! Every batch names the two newest checkpoints that had been read back when it was written. The batches of the newest segment
+//! that has one are asked first, as far as they lie close to each other: the first one may name a checkpoint that begins before
+//! what cannot be read any more, and the last ones two that were begun behind it. If that does not lead to a good checkpoint,
+//! every batch of the newest segments is asked. A checkpoint is good if its end and all its chunks are whole and are each
+//! other's; anything else about it does not count. What is found was named by a batch, so it was durable and read back once: if none is good, that is
 //! damage, and whether the log can do without is the caller's question.
 
 use crate::checkpoint::{self, CHECKPOINT_BYTES_MAX, Content};
@@ -22,8 +23,10 @@ use tidelog_types::record::HEADER_BYTES;
 use tidelog_types::{Incarnation, Lsn, RecordHeader, RecordKind};
 
 const PAGE: u64 = PAGE_BYTES as u64;
-/// Newest written segments whose batches are all looked at if the first one does not help.
+/// Newest written segments whose batches are all looked at if the newest one's do not help.
 const SEARCHED_SEGMENTS: usize = 3;
+/// Bytes without a batch behind which the newest segment is taken to be over at first: more than two bad batches in a row.
+const GAP_MAX: u64 = 2 * BATCH_BYTES_MAX as u64 + PAGE;
 
 /// A checkpoint and where it lies.
 #[derive(Debug)]
@@ -45,33 +48,46 @@ pub(crate) struct Search {
 pub(crate) fn search(disk: &mut Disk<'_>, names: &[Named], store: Incarnation) -> Result<Search, OpenError> {
     let mut search = Search::default();
     let mut tried = BTreeSet::new();
-    if let Some(first) = first_batch(disk, names)? {
-        search.attempt(disk, names, store, first.checkpoint, &mut tried)?;
+    let mut named = BTreeSet::new();
+    if let Some(newest) = newest_written(disk, names)? {
+        gather(disk, newest, GAP_MAX, &mut named)?;
+        search.attempt_all(disk, names, store, &named, &mut tried)?;
         if search.loaded.is_some() {
             return Ok(search);
         }
     }
-    let mut named = BTreeSet::new();
     let mut written = 0;
     for name in names.iter().rev() {
-        let before = named.len();
-        if gather(disk, name, &mut named)? || named.len() > before {
+        if gather(disk, name, u64::MAX, &mut named)? {
             written += 1;
         }
         if written >= SEARCHED_SEGMENTS {
             break;
         }
     }
-    for &batch in named.iter().rev() {
-        search.attempt(disk, names, store, batch, &mut tried)?;
-        if search.loaded.is_some() {
-            break;
-        }
-    }
+    search.attempt_all(disk, names, store, &named, &mut tried)?;
     Ok(search)
 }
 
 impl Search {
+    /// Tries those that are named, the newest first, until one is good.
+    fn attempt_all(
+        &mut self,
+        disk: &mut Disk<'_>,
+        names: &[Named],
+        store: Incarnation,
+        named: &BTreeSet<Lsn>,
+        tried: &mut BTreeSet<Lsn>,
+    ) -> Result<(), OpenError> {
+        for &batch in named.iter().rev() {
+            self.attempt(disk, names, store, batch, tried)?;
+            if self.loaded.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn attempt(
         &mut self,
         disk: &mut Disk<'_>,
@@ -80,14 +96,12 @@ impl Search {
         batch: Lsn,
         tried: &mut BTreeSet<Lsn>,
     ) -> Result<(), OpenError> {
-        // One that lies in what was given back, or begins there, has two newer ones behind it.
-        let gone = |lsn: Lsn| names.first().is_none_or(|oldest| lsn < oldest.base);
-        if batch == Lsn(0) || gone(batch) || !tried.insert(batch) {
+        if batch == Lsn(0) || is_gone(names, batch) || !tried.insert(batch) {
             return Ok(());
         }
         match load(disk, names, store, batch)? {
-            Ok(loaded) if gone(loaded.kept.at) => {}
-            Ok(loaded) => self.loaded = Some(loaded),
+            Ok(None) => {}
+            Ok(Some(loaded)) => self.loaded = Some(loaded),
             Err(why) => {
                 tracing::warn!(lsn = batch.0, %why, "a checkpoint is bad");
                 self.bad.push((batch, why));
@@ -109,8 +123,8 @@ impl Search {
     }
 }
 
-/// The first batch of the newest segment that has one.
-fn first_batch(disk: &mut Disk<'_>, names: &[Named]) -> Result<Option<BatchHeader>, OpenError> {
+/// The newest segment that begins with a batch.
+fn newest_written<'n>(disk: &mut Disk<'_>, names: &'n [Named]) -> Result<Option<&'n Named>, OpenError> {
     for name in names.iter().rev() {
         let header = read_header(disk, name)?;
         let (file, bytes) = disk.open(&name.path, OpenMode::Read)?;
@@ -118,31 +132,31 @@ fn first_batch(disk: &mut Disk<'_>, names: &[Named]) -> Result<Option<BatchHeade
         let start = header.start();
         let found = BatchHeader::decode(window.view(disk, start.0 - header.base.0, PAGE_BYTES)?);
         disk.close(file)?;
-        if let Ok(batch) = found
-            && belongs(&batch, &header, start).is_ok()
-        {
-            return Ok(Some(batch));
+        if found.is_ok_and(|batch| belongs(&batch, &header, start).is_ok()) {
+            return Ok(Some(name));
         }
     }
     Ok(None)
 }
 
-/// Adds what all batches of a segment name. Whether there is a batch in it.
-fn gather(disk: &mut Disk<'_>, name: &Named, named: &mut BTreeSet<Lsn>) -> Result<bool, OpenError> {
+/// Adds what the batches of a segment name, until there is none in `gap` bytes. Whether there is a batch in it.
+fn gather(disk: &mut Disk<'_>, name: &Named, gap: u64, named: &mut BTreeSet<Lsn>) -> Result<bool, OpenError> {
     let header = read_header(disk, name)?;
     let (file, bytes) = disk.open(&name.path, OpenMode::Read)?;
-    let mut window = Window::new(file, bytes.min(header.bytes));
-    let (mut at, mut any) = (header.start(), false);
-    while at.0 + PAGE <= header.end().0 {
+    let mut window = Window::ahead(file, bytes.min(header.bytes), None);
+    let (mut at, mut last, mut any) = (header.start(), header.start(), false);
+    while at.0 + PAGE <= header.end().0 && at.0 - last.0 <= gap {
         match BatchHeader::decode(window.view(disk, at.0 - header.base.0, PAGE_BYTES)?) {
             Ok(batch) if belongs(&batch, &header, at).is_ok() => {
                 named.extend([batch.checkpoint, batch.older_checkpoint]);
                 any = true;
                 at = batch.end();
+                last = at;
             }
             _ => at = at.plus(PAGE),
         }
     }
+    window.end(disk);
     disk.close(file)?;
     named.remove(&Lsn(0));
     Ok(any)
@@ -165,13 +179,18 @@ fn bytes_at(disk: &mut Disk<'_>, names: &[Named], lsn: Lsn, len: usize) -> Resul
     Ok(got)
 }
 
-/// Reads the checkpoint that ends in the batch at `batch`.
+/// Whether a position lies in what was given back. A checkpoint that ends or begins there has two newer ones behind it.
+fn is_gone(names: &[Named], lsn: Lsn) -> bool {
+    names.first().is_none_or(|oldest| lsn < oldest.base)
+}
+
+/// Reads the checkpoint that ends in the batch at `batch`; none if it begins in what was given back.
 fn load(
     disk: &mut Disk<'_>,
     names: &[Named],
     store: Incarnation,
     batch: Lsn,
-) -> Result<Result<Loaded, String>, OpenError> {
+) -> Result<Result<Option<Loaded>, String>, OpenError> {
     let no = |why: &str| Ok(Err(why.to_owned()));
     let head = bytes_at(disk, names, batch, PAGE_BYTES)?;
     let header = match BatchHeader::decode(&head) {
@@ -197,6 +216,10 @@ fn load(
         Some(Ok(_)) => return no("its end is another one's"),
         None => return no("its last batch has no end of a checkpoint"),
     };
+    // Its chunks may have gone, too: that is no damage.
+    if is_gone(names, end.at) {
+        return Ok(Ok(None));
+    }
     if end.bytes > CHECKPOINT_BYTES_MAX {
         return no("it is too large");
     }
@@ -228,7 +251,7 @@ fn load(
         Err(error) => return Ok(Err(format!("its content: {error}"))),
     };
     let kept = Kept { at: end.at, batch, bytes: end.bytes };
-    Ok(Ok(Loaded { kept, content }))
+    Ok(Ok(Some(Loaded { kept, content })))
 }
 
 /// Which files an opening from a checkpoint looks into: those from the one that holds the position on. The others are

@@ -5,8 +5,9 @@
 //! whoever opens the log. Until then the segment itself is read instead, as before. One at a time; it is found bad by
 //! the scrubber, or by whoever wants an entry.
 //!
-//! It is no authority: of what the segment holds only what the refs still look for there is put, and what lies in a bad batch is
-//! not in it; a read of that finds it damaged, as it did. A segment that the device does not give all of gets no new one.
+//! It is no authority: of what the segment holds only what the refs still look for there is put, and what could not be read, by
+//! record in a bad batch whose footer is whole, otherwise by batch, is not in it. Whoever looks for that reads the segment again:
+//! nothing is written that would make of a device's passing trouble a loss for good.
 
 use crate::background::Summing;
 use crate::blocks::Rescanned;
@@ -41,17 +42,17 @@ impl Wal {
         }
     }
 
-    /// All of the segment was read: `found` is what it holds; nothing if the device did not give all of it.
-    pub(crate) fn rescanned(&mut self, base: Lsn, found: Option<&Rescanned>) {
+    /// All of the segment was read: `found` is what it holds, as far as the device gives it.
+    pub(crate) fn rescanned(&mut self, base: Lsn, found: &Rescanned) {
         if !self.background.bad_summaries.contains(&base) || self.background.summing.is_some() || self.full {
             return;
         }
         self.background.bad_summaries.remove(&base);
-        let (Some(found), Some(file)) = (found, self.files.peek(base)) else { return };
+        let Some(file) = self.files.peek(base) else { return };
         let seq = file.seq;
         let mut groups: Vec<(PartitionId, Vec<SummarySpan>)> = Vec::new();
         for (id, spans) in found {
-            let Some(log) = self.partitions.get(id) else { continue };
+            let Some(log) = self.partitions.get(*id) else { continue };
             if log.refs.iter().any(|r| r.segment == base) {
                 let live = spans.iter().filter(|span| span.last() >= log.low_water);
                 let live: Vec<_> = live.map(|span| summed(span, base)).collect();

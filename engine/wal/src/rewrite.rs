@@ -160,7 +160,7 @@ impl Opening<'_, '_> {
         for (bytes, again) in &batches {
             let mut rewind =
                 |partition: PartitionId, index: Index, generation: Option<Generation>, wal: &mut Wal| {
-                    let Some(log) = wal.partitions.get_mut(&partition) else { return };
+                    let Some(log) = wal.partitions.get_mut(partition) else { return };
                     if rewound.insert(partition) {
                         before.push((partition, log.last));
                         let generation = generation.or_else(|| log.generation_at(index)).unwrap_or_default();
@@ -245,14 +245,14 @@ impl Opening<'_, '_> {
             }
         }
         for (partition, last) in before.into_iter().rev() {
-            let log = wal.partitions.entry(partition).or_default();
+            let log = wal.partitions.of(partition);
             assert_eq!(
                 log.last, last,
                 "writing the window again changes where entries lie, not which there are"
             );
         }
         for span in &judged.promises {
-            let log = wal.partitions.entry(span.partition).or_default();
+            let log = wal.partitions.of(span.partition);
             let vote = (span.a.0 != 0).then_some(NodeId(span.a.0));
             let raises = span.generation > log.generation
                 || (span.generation == log.generation && log.vote.is_none() && vote.is_some());
@@ -265,7 +265,7 @@ impl Opening<'_, '_> {
         }
         // What rests on a bad batch's spans does so no longer.
         for partition in std::mem::take(&mut judged.adopted) {
-            let log = wal.partitions.entry(partition).or_default();
+            let log = wal.partitions.of(partition);
             let (low_water, snapshot) = (log.low_water, log.snapshot);
             let records = [
                 (log.generation > Generation::ZERO)
@@ -352,7 +352,7 @@ impl Opening<'_, '_> {
         let plan = self.place_again(disk, wal, &[shape])?;
         wal.growing.begin(plan);
         let lsn = wal.growing.lsn;
-        let log = wal.partitions.entry(record.partition).or_default();
+        let log = wal.partitions.of(record.partition);
         if record.kind.is_entry() {
             let offset = wal.growing.put_encoded(whole, shape);
             let place = lsn.plus(offset as u64);
@@ -382,7 +382,7 @@ impl Opening<'_, '_> {
         records: &[(RecordHeader, &[u8])],
     ) -> Result<(), OpenError> {
         for (record, whole) in records {
-            let live = wal.partitions.get(&record.partition).is_some_and(|log| {
+            let live = wal.partitions.get(record.partition).is_some_and(|log| {
                 log.find(record.index).is_some() && log.generation_at(record.index) == Some(record.generation)
             });
             if !live {

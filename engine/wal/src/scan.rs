@@ -18,6 +18,7 @@ use tidelog_types::{Lsn, RecordError, RecordHeader};
 
 const PAGE: u64 = PAGE_BYTES as u64;
 static BLANK: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+const NO_SEGMENT: OpenError = OpenError::Options { what: "segment" };
 
 /// A segment's file.
 #[derive(Clone, Debug)]
@@ -63,7 +64,7 @@ pub(crate) struct Scanner<'a> {
     /// The batch before; none if it is not known, after a bad one.
     pub(crate) link: Option<Link>,
     window: Option<Opened>,
-    /// The next segment, read ahead.
+    /// Another segment, mostly the next one, which is read ahead.
     prepared: Option<Opened>,
     read: u64,
 }
@@ -118,45 +119,50 @@ impl<'a> Scanner<'a> {
     }
 
     fn open(&self, disk: &mut Disk<'_>, at: usize) -> Result<Opened, OpenError> {
-        let source = self.source(at).ok_or(OpenError::Options { what: "segment" })?;
+        let source = self.source(at).ok_or(NO_SEGMENT)?;
         let (file, bytes) = disk.open(&source.path, OpenMode::Read)?;
-        let before = self.window.as_ref().filter(|before| before.at + 1 == at);
+        // A look at what lies behind, before the walk comes there, is a short one.
+        let before = self.window.as_ref().filter(|before| before.at + 1 == at && before.window.is_through());
         let before = before.map(|before| &before.window);
         let window = Window::ahead(file, bytes.min(source.header.bytes), before);
         Ok(Opened { at, file, window })
     }
 
+    /// Opens a segment beside the one that the walk is at.
+    fn open_beside(&mut self, disk: &mut Disk<'_>, at: usize) -> Result<(), OpenError> {
+        if self.prepared.as_ref().is_some_and(|prepared| prepared.at == at) {
+            return Ok(());
+        }
+        if let Some(other) = self.prepared.take() {
+            self.close(disk, other)?;
+        }
+        self.prepared = Some(self.open(disk, at)?);
+        Ok(())
+    }
+
     pub(crate) fn window(&mut self, disk: &mut Disk<'_>, at: usize) -> Result<&mut Window, OpenError> {
-        if self.window.as_ref().is_none_or(|w| w.at != at) {
-            let prepared = match self.prepared.take() {
-                Some(prepared) if prepared.at == at => Some(prepared),
-                Some(other) => {
-                    self.close(disk, other)?;
-                    None
-                }
-                None => None,
-            };
-            let opened = match prepared {
-                Some(prepared) => prepared,
-                None => self.open(disk, at)?,
-            };
-            if let Some(before) = self.window.replace(opened) {
+        let here = self.window.as_ref().is_some_and(|w| w.at == at);
+        if !here && at != self.at {
+            self.open_beside(disk, at)?;
+            return self.prepared.as_mut().map(|opened| &mut opened.window).ok_or(NO_SEGMENT);
+        }
+        if !here {
+            self.open_beside(disk, at)?;
+            let opened = self.prepared.take();
+            if let Some(before) = std::mem::replace(&mut self.window, opened) {
                 self.close(disk, before)?;
             }
         }
         // The device goes on with the next segment while the rest of this one is walked over.
-        if self.prepared.is_none()
-            && self.window.as_ref().is_some_and(|w| w.at == at && w.window.is_through())
+        if self.window.as_ref().is_some_and(|w| w.window.is_through())
             && let Some(next) = self.source(at + 1)
         {
-            let mut prepared = self.open(disk, at + 1)?;
-            prepared.window.prepare(disk, next.offset(next.header.start()));
-            self.prepared = Some(prepared);
+            self.open_beside(disk, at + 1)?;
+            if let (Some(prepared), Some(before)) = (&mut self.prepared, &self.window) {
+                prepared.window.prepare(disk, next.offset(next.header.start()), &before.window);
+            }
         }
-        match &mut self.window {
-            Some(opened) => Ok(&mut opened.window),
-            None => Err(OpenError::Options { what: "segment" }),
-        }
+        self.window.as_mut().map(|opened| &mut opened.window).ok_or(NO_SEGMENT)
     }
 
     /// The bytes of a good batch.

@@ -438,7 +438,7 @@ impl Wal {
                     });
                     self.scrub.restate.extend(state.map(|span| span.partition));
                 }
-                None => self.scrub.restate.extend(self.partitions.keys().copied()),
+                None => self.scrub.restate.extend(self.partitions.ids()),
             }
             let summed = self.files.iter().find(|(_, file)| {
                 file.summary.as_ref().is_some_and(|pieces| pieces.iter().any(|p| from <= p.lsn && p.lsn < to))

@@ -27,7 +27,7 @@ impl Wal {
     /// Records `first ..= last` from memory as far as `bytes_max` goes, at least one; none if the first is not in
     /// the tail cache or not in a submitted batch.
     pub fn cached(&self, partition: PartitionId, first: Index, last: Index, bytes_max: usize) -> Option<Run> {
-        let log = self.partitions.get(&partition)?;
+        let log = self.partitions.get(partition)?;
         let last = last.min(log.sequenced);
         if first > last || first == Index::ZERO {
             return None;
@@ -106,7 +106,7 @@ impl Wal {
 
     /// Takes the next step of a read, from the lookup as it is now.
     pub(crate) fn plan_read(&mut self, io: &mut dyn Io, mut job: ReadJob) {
-        let Some(log) = self.partitions.get(&job.partition) else {
+        let Some(log) = self.partitions.get(job.partition) else {
             return self.answer(&job, Err(ReadError::NotHere { first: job.first, last: Position::ZERO }));
         };
         job.last = job.last.min(log.sequenced);
@@ -209,7 +209,7 @@ impl Wal {
     pub(crate) fn read_piece(&mut self, io: &mut dyn Io, mut job: ReadJob, piece: Piece) {
         let Some((base, _)) = self.files.holding(piece.lsn) else {
             let Some(Place::Segment { segment, .. }) =
-                self.partitions.get(&job.partition).and_then(|log| log.find(job.first))
+                self.partitions.get(job.partition).and_then(|log| log.find(job.first))
             else {
                 return self.answer(&job, Err(ReadError::Closed));
             };
@@ -232,7 +232,8 @@ impl Wal {
             return self.answer(&job, Err(ReadError::Busy));
         }
         tracing::warn!(file = %file.path.display(), "a segment's summary is bad; the segment is read instead");
-        let rescan = Rescan::new(self.options.store, file.seq, file.epoch, base, file.end);
+        let cluster = self.options.cluster_tag;
+        let rescan = Rescan::new(self.options.store, file.seq, file.epoch, cluster, (base, file.end));
         self.rescanning = true;
         job.base = base;
         (job.extent, job.extent_bytes) = rescan.extent();
@@ -352,7 +353,7 @@ impl Wal {
         if looked_up {
             return self.looked_up(io, job, &data);
         }
-        let there = self.partitions.get(&job.partition).is_some_and(|log| job.still_there(log));
+        let there = self.partitions.get(job.partition).is_some_and(|log| job.still_there(log));
         if !there {
             self.release(&job);
             if job.tries >= TRIES_MAX {
@@ -393,7 +394,7 @@ impl Wal {
                         self.plan_read(io, job);
                     }
                     None => {
-                        let place = self.partitions.get(&job.partition).and_then(|log| log.find(job.first));
+                        let place = self.partitions.get(job.partition).and_then(|log| log.find(job.first));
                         match place {
                             Some(Place::Segment { segment, .. }) => {
                                 self.summary_is_bad(segment);
@@ -413,9 +414,8 @@ impl Wal {
                 }
                 job.stage = Stage::Segment(Box::new(Rescan::empty()));
                 self.release(&job);
-                let whole = !rescan.has_gaps();
                 let found = Arc::new(rescan.spans());
-                self.rescanned(job.base, whole.then_some(&found));
+                self.rescanned(job.base, &found);
                 self.blocks.insert(job.base, Block::Rescanned(found));
                 if job.purpose != Purpose::Resum {
                     self.plan_read(io, job);

@@ -13,7 +13,7 @@ use crate::files::Files;
 use crate::format::FLAG_SEAL;
 use crate::frozen::{Frozen, Identity, Link};
 use crate::growing::Growing;
-use crate::lookup::PartitionLog;
+use crate::logs::Logs;
 use crate::options::Options;
 use crate::reads::ReadJob;
 use crate::reports::{Closed, Stats, WalEvent};
@@ -22,7 +22,7 @@ use crate::segments::{RESERVED_SEGMENTS, Segment, Segments, Step};
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 use tidelog_io::{Completion, Io, Op, Output, Token, Wait};
-use tidelog_types::{Clock, FixedMap, Generation, Index, Lsn, Monotonic, PartitionId, Position, Ticket};
+use tidelog_types::{Clock, Generation, Index, Lsn, Monotonic, PartitionId, Position, Ticket};
 
 /// Time between two writings of high-water hints.
 pub(crate) const HINTS_EVERY: Duration = Duration::from_millis(100);
@@ -65,7 +65,7 @@ struct InFlight {
 pub struct Wal {
     pub(crate) options: Options,
     pub(crate) epoch: u64,
-    pub(crate) partitions: FixedMap<PartitionId, PartitionLog>,
+    pub(crate) partitions: Logs,
     pub(crate) growing: Growing,
     pub(crate) active: Segment,
     pub(crate) segments: Segments,
@@ -116,7 +116,7 @@ impl Wal {
         let mut wal = Wal {
             options,
             epoch,
-            partitions: FixedMap::default(),
+            partitions: Logs::default(),
             durable: growing.lsn,
             durable_seq: growing.seq.saturating_sub(1),
             growing,
@@ -186,6 +186,7 @@ impl Wal {
                 self.submit(io, 0);
             }
         }
+        self.advance_demotion();
         self.verify_checkpoint(io);
         self.advance_moves(io);
         self.reclaim();
@@ -201,17 +202,17 @@ impl Wal {
 
     /// Last index of the partition that is in a submitted batch: it may be sent to peers.
     pub fn sequenced(&self, partition: PartitionId) -> Index {
-        self.partitions.get(&partition).map_or(Index::ZERO, |log| log.sequenced)
+        self.partitions.get(partition).map_or(Index::ZERO, |log| log.sequenced)
     }
 
     /// The partition's last entry, sequenced or not.
     pub fn last(&self, partition: PartitionId) -> Position {
-        self.partitions.get(&partition).map_or(Position::ZERO, |log| log.last)
+        self.partitions.get(partition).map_or(Position::ZERO, |log| log.last)
     }
 
     /// The generation of an entry; zero before the first; none above the last.
     pub fn generation_at(&self, partition: PartitionId, index: Index) -> Option<Generation> {
-        match self.partitions.get(&partition) {
+        match self.partitions.get(partition) {
             Some(log) => log.generation_at(index),
             None => (index == Index::ZERO).then_some(Generation::ZERO),
         }
@@ -408,7 +409,7 @@ impl Wal {
             wall: self.clock.wall,
         };
         for partition in self.growing.touched() {
-            if let Some(log) = self.partitions.get_mut(&partition) {
+            if let Some(log) = self.partitions.get_mut(partition) {
                 log.sequenced = log.last.index;
             }
         }

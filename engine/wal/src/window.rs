@@ -5,6 +5,10 @@
 //! made by [`Window::ahead`] returns while they are under way, so that the device works while its owner does;
 //! [`Window::end`] waits for what is left of them.
 //!
+//! Of what is asked for only a part is under way: a device may tell of reads that it does one after the other only when it has
+//! done all that it was given, and would then idle until the first of them has been looked at. What has come makes room for the
+//! next reads before anybody looks at it.
+//!
 //! A device error does not end it: the pages are read again one by one, and those that fail again are remembered
 //! as unreadable (and are zeros). Any other error does, once what it is of is needed.
 
@@ -13,8 +17,9 @@ use std::collections::{BTreeSet, VecDeque};
 use tidelog_io::{AlignedBuf, Begun, FileId, IoError, IoErrorKind, Op, Output};
 use tidelog_types::limits::{BATCH_BYTES_MAX, PAGE_BYTES};
 
-/// Bytes of one read, at most; and those that are asked for in front of what is needed.
+/// Bytes of one read, at most; those that are under way at once; and those that are asked for in front of what is needed.
 const READ_BYTES: u64 = 2 << 20;
+const FLYING_MAX: u64 = 8 << 20;
 const AHEAD_MAX: u64 = 16 << 20;
 /// The same at the beginning.
 const AHEAD_MIN: u64 = 64 << 10;
@@ -61,6 +66,10 @@ pub(crate) struct Window {
     /// Where the first of them begins, and where the next read does.
     start: u64,
     next: u64,
+    /// Where the last view began.
+    needed: u64,
+    /// How far that was when completions were looked for last, in reads.
+    looked_at: u64,
     /// The last view across pieces, and where it begins.
     joined: Vec<u8>,
     joined_at: u64,
@@ -82,6 +91,8 @@ impl Window {
             flights: VecDeque::new(),
             start: 0,
             next: 0,
+            needed: 0,
+            looked_at: 0,
             joined: Vec::new(),
             joined_at: 0,
             ahead: AHEAD_MIN,
@@ -97,11 +108,16 @@ impl Window {
         Window { ahead, returns_early: true, ..Window::new(file, file_bytes) }
     }
 
-    /// Asks for the bytes from `offset` on: half of what it may, since the one before is still being read.
-    pub(crate) fn prepare(&mut self, disk: &mut Disk<'_>, offset: u64) {
-        self.restart(disk, offset);
-        self.ahead /= 2;
-        self.ask(disk, offset, offset);
+    /// Asks for bytes from `offset` on, as far as `before`, all of which has been asked for and which is still looked at, leaves
+    /// room for them.
+    pub(crate) fn prepare(&mut self, disk: &mut Disk<'_>, offset: u64, before: &Window) {
+        if self.next < offset {
+            self.restart(disk, offset);
+        }
+        self.look(disk, before.needed);
+        let left = before.next.saturating_sub(before.needed);
+        let ahead = self.ahead.min(AHEAD_MAX.saturating_sub(left));
+        self.ask(disk, (offset, offset), ahead, before.flying());
     }
 
     /// Forgets everything; reading begins at `offset`.
@@ -110,6 +126,30 @@ impl Window {
         self.pieces.clear();
         self.joined.clear();
         (self.start, self.next) = (offset / PAGE * PAGE, offset / PAGE * PAGE);
+        self.needed = self.start;
+    }
+
+    /// Bytes under way.
+    fn flying(&self) -> u64 {
+        self.next - self.read_to()
+    }
+
+    /// Takes in what has come, once a read's length of what is looked at, which is at `at` now. One that failed stays until it
+    /// is needed.
+    fn look(&mut self, disk: &mut Disk<'_>, at: u64) {
+        if self.flights.is_empty() || self.looked_at == at / READ_BYTES {
+            return;
+        }
+        self.looked_at = at / READ_BYTES;
+        disk.hand_over();
+        self.take_in(disk);
+    }
+
+    fn take_in(&mut self, disk: &mut Disk<'_>) {
+        while self.flights.front().is_some_and(|flight| disk.has_succeeded(&flight.begun)) {
+            // It has succeeded.
+            let _ = self.land(disk);
+        }
     }
 
     /// Up to where it has been read.
@@ -144,11 +184,22 @@ impl Window {
         {
             self.start = piece.end();
         }
-        if self.returns_early || self.read_to() < end {
-            self.ask(disk, offset, end);
+        self.needed = offset;
+        if !self.returns_early {
+            if self.read_to() < end {
+                self.ask(disk, (offset, end), self.ahead, 0);
+            }
+            while !self.flights.is_empty() {
+                self.land(disk)?;
+            }
+            return self.at(offset, end);
         }
-        while (self.read_to() < end || !self.returns_early) && !self.flights.is_empty() {
+        self.look(disk, offset);
+        self.ask(disk, (offset, end), self.ahead, 0);
+        while self.read_to() < end && !self.flights.is_empty() {
             self.land(disk)?;
+            self.take_in(disk);
+            self.ask(disk, (offset, end), self.ahead, 0);
         }
         self.at(offset, end)
     }
@@ -175,15 +226,18 @@ impl Window {
         self.unreadable.range(offset / PAGE * PAGE..offset.saturating_add(len)).next().is_some()
     }
 
-    /// Asks for what is needed and not under way yet, and for what may be needed next.
-    fn ask(&mut self, disk: &mut Disk<'_>, needed: u64, end: u64) {
+    /// Asks for what is needed and not under way yet, and for what may be needed next, up to `ahead` bytes of it; of another
+    /// window's `flying` bytes are under way.
+    fn ask(&mut self, disk: &mut Disk<'_>, (needed, end): (u64, u64), ahead: u64, flying: u64) {
         let from = self.next;
-        let to = end.max(needed.saturating_add(self.ahead)).min(self.file_bytes);
+        let to = end.max(needed.saturating_add(ahead)).min(self.file_bytes);
         // Few large reads instead of many small ones; not more than a part of what lies ahead, so that some are on their way always.
         let most = READ_BYTES.min(self.ahead / 2).max(PAGE);
         while self.next < to {
             let bytes = most.min(self.file_bytes - self.next);
-            if self.next + bytes > to && self.next >= end && self.next > needed {
+            let far = self.next + bytes > to && self.next > needed;
+            let many = self.returns_early && self.flying() + flying + bytes > FLYING_MAX;
+            if self.next >= end && (far || many) {
                 break;
             }
             let buffer = disk.buffers().take(bytes as usize);

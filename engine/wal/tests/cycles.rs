@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{NODE, Rig, tiny, whole};
+use common::{NODE, Naming, Rig, seeds, tiny, whole};
 use std::time::Duration;
 use tidelog_sim::{DiskFaults, Moment, Random, Rate};
 use tidelog_wal::{OpenError, Options};
@@ -196,6 +196,7 @@ fn every_crash_point_of_writing_a_long_window_again() {
 
 /// Lives of random length with random acts, ended by power loss, death of the process, a clean stop, or a disk error.
 fn lives(seed: u64, options: Options, partitions: u64, payload_max: u64, faults: Option<DiskFaults>) {
+    let _naming = Naming(seed);
     let mut random = Random::new(seed);
     let mut rig = Rig::new(seed, options);
     for _ in 0..8 {
@@ -244,7 +245,7 @@ fn lives(seed: u64, options: Options, partitions: u64, payload_max: u64, faults:
 
 #[test]
 fn random_lives() {
-    for seed in 1..=150 {
+    for seed in seeds(150) {
         lives(seed, tiny(), 4, 3000, None);
     }
 }
@@ -252,7 +253,7 @@ fn random_lives() {
 #[test]
 fn random_lives_with_large_records() {
     let options = Options { segment_bytes: 1 << 20, batch_bytes_max: 256 << 10, ..tiny() };
-    for seed in 1..=25 {
+    for seed in seeds(25) {
         lives(seed, options.clone(), 2, 100_000, None);
     }
 }
@@ -261,14 +262,14 @@ fn random_lives_with_large_records() {
 /// segment; the log was taken to have gone on there, and did not open.
 #[test]
 fn random_lives_with_batches_in_flight() {
-    for seed in (1..=80).chain([2071, 2146, 3266, 4221, 4979, 5301]) {
+    for seed in seeds(80).chain([2071, 2146, 3266, 4221, 4979, 5301]) {
         lives(seed, Options { in_flight_max: 1 + (seed as usize % 4), ..tiny() }, 3, 2000, None);
     }
 }
 
 #[test]
 fn random_lives_with_disk_errors() {
-    for seed in 1..=120 {
+    for seed in seeds(120) {
         let faults = DiskFaults {
             write_error: Rate::per_million(5_000),
             short_write: Rate::per_million(5_000),

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::scripts::stream;
 use common::{DIR, NODE, Rig, tiny};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -58,6 +59,10 @@ struct Batch {
 fn layout(options: &Options) -> Vec<Batch> {
     let mut rig = long_log(options);
     rig.close();
+    batches(&mut rig)
+}
+
+fn batches(rig: &mut Rig) -> Vec<Batch> {
     rig.io = None;
     let mut io = rig.world.node(NODE);
     let mut batches = Vec::new();
@@ -345,6 +350,122 @@ fn a_bad_summary_is_written_again() {
             rig.check_all();
             assert_eq!(stats(&mut rig).rewritten, 0, "{of}");
         }
+    }
+}
+
+/// The name of the segment at a base.
+fn segment(base: u64) -> String {
+    format!("{DIR}/{base:016x}.wal")
+}
+
+/// The summary goes bad, and a page of the segment: what the device does give of it is summed up, so that no later life has to read it
+/// all again; the rest is told.
+#[test]
+fn a_bad_summary_of_a_segment_with_a_bad_page() {
+    let options = scrubbed();
+    let all = layout(&options);
+    let mut rig = long_log(&options);
+    rig.close();
+    let summed = summaries(&mut rig);
+    let (mut lost, mut tried) = (0, 0);
+    for (base, places) in &summed {
+        let inside: Vec<&Batch> = all.iter().filter(|batch| batch.file == segment(*base)).collect();
+        let last = inside.len() - 1;
+        // Of the first batch, of one in the middle, and of the last one, its first page or its last one.
+        for (batch, end) in
+            [0, last / 2, last].into_iter().flat_map(|at| [(inside[at], false), (inside[at], true)])
+        {
+            let mut rig = long_log(&options);
+            let what = format!("{batch:?}, end {end}");
+            let page = batch.offset + if end { batch.len - 4096 } else { 0 };
+            assert!(rig.world.make_unreadable(NODE, &batch.file, page, 4096));
+            let (file, offset) = &places[0];
+            assert!(rig.world.flip(NODE, file, offset + 80));
+            pass(&mut rig);
+            rig.rest(Duration::from_millis(200));
+            pass(&mut rig);
+            tried += 1;
+            assert_eq!(stats(&mut rig).rewritten, 1, "{what}: {:?}", stats(&mut rig));
+            lost += rig.lost.len();
+            rig.check_all();
+            rig.heal();
+            rig.check_all();
+            rig.close();
+            let now = summaries(&mut rig);
+            assert!(now[base].iter().any(|place| place.0 != *file || place.1 > *offset), "{what}: {now:?}");
+            rig.open().unwrap_or_else(|e| panic!("{what}: {e}"));
+            rig.check_all();
+            pass(&mut rig);
+            assert_eq!(stats(&mut rig).rewritten, 0, "{what}: the new one is good");
+        }
+    }
+    assert!(tried > 10 && lost > 5, "{tried} tried, {lost} lost");
+}
+
+/// The oldest segment, which is to be emptied, has lost its summary and a page: what can be read is moved, the rest is given back by
+/// peers, and it goes.
+#[test]
+fn a_segment_without_a_summary_and_with_a_bad_page_is_emptied() {
+    let live = |rig: &mut Rig| rig.wal().stats().reclaimed;
+    let mut rig = Rig::new(12, Options { scrub_rate: 0, ..tiny() });
+    rig.open().unwrap();
+    for partition in 10..40 {
+        rig.entry(partition, &[partition as u8; 500]).unwrap();
+        rig.mark(partition, 1);
+        rig.drain();
+    }
+    stream(&mut rig, 1, 300, 4);
+    rig.close();
+    let (file, offset) = summaries(&mut rig)[&0][0].clone();
+    rig.options.log_bytes_target = 400 << 10;
+    rig.open().unwrap();
+    assert!(live(&mut rig) == 0 && rig.world.flip(NODE, &file, offset + 80));
+    assert!(rig.world.make_unreadable(NODE, segment(0), 8192 + 5 * 8192, 8192));
+    for _ in 0..6 {
+        stream(&mut rig, 1, 20, 4);
+        rig.rest(Duration::from_secs(6));
+    }
+    assert_eq!(live(&mut rig), 0, "what is lost is still wanted");
+    assert!(rig.wal().stats().moved_records > 15, "{:?}", rig.wal().stats());
+    assert_eq!(stats(&mut rig).rewritten, 1, "the summary");
+    for partition in 10..40 {
+        if rig.read(partition, 1, 1, 1 << 20).is_err() {
+            rig.lost.insert((partition, 1), false);
+        }
+    }
+    assert!((1..4).contains(&rig.lost.len()), "{:?}", rig.lost);
+    rig.heal();
+    for _ in 0..6 {
+        stream(&mut rig, 1, 20, 4);
+        rig.rest(Duration::from_secs(6));
+    }
+    assert!(live(&mut rig) > 0, "{:?}", rig.wal().stats());
+    rig.check_all();
+    rig.world.crash(NODE);
+    rig.open().unwrap();
+    rig.check_all();
+}
+
+/// A summary is made from a segment in which a cut cannot be read: what comes again behind it has taken the place of what was cut.
+#[test]
+fn a_summary_of_a_segment_with_an_unreadable_cut() {
+    let options = scrubbed();
+    let all = layout(&options);
+    let mut rig = long_log(&options);
+    rig.close();
+    let summed = summaries(&mut rig);
+    let cut = all.iter().find(|batch| batch.kinds.contains(&RecordKind::Cut)).unwrap();
+    let (_, places) = summed.iter().find(|(base, _)| segment(**base) == cut.file).expect("it is summed up");
+    for place in [9, 128 + 9, cut.footer + 10] {
+        let mut rig = long_log(&options);
+        rig.world.flip(NODE, &cut.file, cut.offset + 9);
+        rig.world.flip(NODE, &cut.file, cut.offset + place + 1);
+        let (file, offset) = &places[0];
+        rig.world.flip(NODE, file, offset + 80);
+        pass(&mut rig);
+        rig.rest(Duration::from_millis(200));
+        assert_eq!(stats(&mut rig).rewritten, 1, "{:?}", stats(&mut rig));
+        whole_again(&mut rig, &format!("byte {place}"));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Three nodes doing their work: appends, reads, sessions, status, and a clean stop.
 
-use crate::clock::Deadline;
+use crate::clock::{Deadline, wait_for};
 use crate::cluster::{Cluster, Shape};
 use crate::command::{tidelog, tidelog_with};
 use crate::history::{Load, judge_all, read_local};
@@ -220,5 +220,25 @@ fn reading_from_a_node_that_is_not_there() {
     let said = cluster.tidelog("read", &["--node", "9"]);
     said.refused(1, &["there is no node 9 in this cluster, its nodes are 1"]);
     assert!(!soon.is_over(), "it did not wait for the ten seconds that an answer may take");
+    cluster.stop();
+}
+
+/// What retention lets go of goes on the followers as well, while their leader is well and nothing happens to them.
+#[test]
+fn followers_let_go_of_what_retention_does_not_want() {
+    let extra = "[retention]\nbytes = \"64KiB\"\nfollower_bytes = \"64KiB\"\n";
+    let mut cluster = Cluster::prepare(&Shape { extra, ..Shape::default() });
+    cluster.start_all();
+    let leader = cluster.wait_leader(0);
+    let lines: Vec<String> = (0..2000).map(|n| format!("{n}:{}", "r".repeat(500))).collect();
+    assert_eq!(cluster.append(&lines.join("\n"), &[]).code, 0);
+    for node in cluster.nodes() {
+        // As far as its log is long enough: a follower keeps its own 64 KiB, and a sample's distance.
+        wait_for(&format!("node {node} to let go"), || {
+            let low_water = cluster.status(node)?["partitions"][0]["low_water"].as_u64()?;
+            (low_water > 1000).then_some(())
+        });
+    }
+    assert_eq!(cluster.wait_leader(0), leader, "and nobody had to be elected for it");
     cluster.stop();
 }

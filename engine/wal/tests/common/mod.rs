@@ -11,6 +11,7 @@ mod told;
 
 pub use judge::judge;
 pub use model::{Act, Part, State, brief, kept};
+pub use reading::batches;
 pub use told::Told;
 
 use model::apply;
@@ -44,6 +45,23 @@ pub fn tiny() -> Options {
 /// The same without checkpoints: an opening reads everything.
 pub fn whole() -> Options {
     Options { checkpoint_every: 1 << 50, ..tiny() }
+}
+
+/// Seeds from 1, as many as a test has time for; `TIDELOG_TEST_ROUNDS` times as many if that is set.
+pub fn seeds(count: u64) -> std::ops::RangeInclusive<u64> {
+    let rounds = std::env::var("TIDELOG_TEST_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    1..=count * rounds
+}
+
+/// Says of which seed a life was that failed.
+pub struct Naming(pub u64);
+
+impl Drop for Naming {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("seed {}", self.0);
+        }
+    }
 }
 
 /// The log and the model.

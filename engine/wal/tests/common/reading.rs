@@ -1,9 +1,24 @@
 //! Reading the log, and comparing with the model.
 
-use super::Rig;
+use super::{DIR, NODE, Rig};
+use std::path::Path;
 use tidelog_io::Wait;
 use tidelog_types::{Index, PartitionId, record};
-use tidelog_wal::{ReadError, ReadId, Run};
+use tidelog_wal::format::BatchHeader;
+use tidelog_wal::{ReadError, ReadId, Run, inspect};
+
+/// The batches of a log that is closed: file, offset, header.
+pub fn batches(rig: &mut Rig) -> Vec<(String, u64, BatchHeader)> {
+    rig.io = None;
+    let mut found = Vec::new();
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+        if let inspect::Item::Batch { file, offset, header, .. } = item {
+            found.push((file.display().to_string(), offset, *header));
+        }
+    })
+    .unwrap();
+    found
+}
 
 impl Rig {
     /// Starts a read; the result is in `reads` under the number returned.
@@ -63,6 +78,7 @@ impl Rig {
                 if self.lost.contains_key(&(partition, next)) {
                     match self.read(partition, next, sequenced, 20 << 10) {
                         Err(ReadError::Damaged { index, .. }) => assert_eq!(index, Index(next)),
+                        Err(_) if !self.alive() => return false,
                         other => panic!("partition {partition} index {next} is lost, and read: {other:?}"),
                     }
                     next += 1;
