@@ -7,7 +7,7 @@ use crate::reads::ReadFor;
 use crate::request::RequestError;
 use tidelog_consensus::DamagedRange;
 use tidelog_io::Io;
-use tidelog_wal::WalEvent;
+use tidelog_wal::{ReadError, WalEvent};
 
 impl Shard {
     pub(super) fn log_tick(&mut self, io: &mut dyn Io) {
@@ -53,9 +53,12 @@ impl Shard {
                             p.read_failed(&mut cx, error);
                         }
                     }
-                    let run = result.map_err(|error| {
-                        tracing::warn!(%error, "a read from the log failed");
-                        RequestError::Unavailable(format!("the log could not be read: {error}"))
+                    let run = result.map_err(|error| match error {
+                        ReadError::Busy => RequestError::busy(cx.retry_after),
+                        error => {
+                            tracing::warn!(%error, "a read from the log failed");
+                            RequestError::Unavailable(format!("the log could not be read: {error}"))
+                        }
                     });
                     match what {
                         Some(ReadFor::Client { partition, wanted }) => {

@@ -57,8 +57,8 @@ pub enum ReadError {
     /// Entries were cut while they were read, again and again.
     #[error("the entries were cut while they were read")]
     Cut,
-    /// Too many reads in flight: later.
-    #[error("too many reads in flight")]
+    /// Too many reads in flight, or the entry lies in a batch that is not submitted yet: later.
+    #[error("not to be read at this moment")]
     Busy,
     /// What the disk gave is not what was written.
     #[error("{}: damaged at byte {offset}: partition {partition} index {index}: {why}", file.display())]

@@ -118,8 +118,13 @@ impl Wal {
                 self.lost(&job, lsn);
             }
             Some(Place::Span(at)) => {
-                // The first one is not in the cache, and so no batch in flight; those behind it may be, and their bytes not there yet.
+                // What is not durable is not on the disk, but in the cache once its batch is submitted. Those behind the first one may be such;
+                // so may the first one itself, if it was moved since the read began.
                 let durable = self.durable;
+                if log.span(at).is_some_and(|span| span.end() > durable) {
+                    let run = self.cached(job.partition, job.first, job.last, job.bytes_max);
+                    return self.answer(&job, run.ok_or(ReadError::Busy));
+                }
                 let spans = log.spans.range(at..).enumerate();
                 let spans =
                     spans.take_while(|(n, span)| *n == 0 || span.end() <= durable).map(|(_, span)| span);

@@ -2,13 +2,13 @@
 
 mod common;
 
-use common::{DIR, NODE, Rig, kept, whole};
+use common::{DIR, NODE, Rig, kept, tiny, whole};
 use std::path::Path;
 use std::time::Duration;
 use tidelog_io::Wait;
 use tidelog_sim::{Moment, WriteShape};
-use tidelog_types::{EntryMeta, PartitionId, RecordKind, record};
-use tidelog_wal::inspect;
+use tidelog_types::{EntryMeta, Index, PartitionId, RecordKind, record};
+use tidelog_wal::{Options, ReadError, inspect};
 
 /// Entries read from the log, as they would come from anywhere.
 #[derive(Clone)]
@@ -208,4 +208,29 @@ fn every_crash_point_of_putting_copies() {
         crashes > 50 && single > 0 && double > 0,
         "{crashes} crashes: {single} with one copy, {double} with more"
     );
+}
+
+#[test]
+fn what_moves_at_this_moment_is_read_a_moment_later() {
+    let mut rig = Rig::new(9, Options { cache_bytes_max: 0, ..tiny() });
+    rig.open().unwrap();
+    for i in 0..4u8 {
+        rig.entry(0, &[i; 300]).unwrap();
+        rig.drain();
+    }
+    let copies = read(&mut rig, 0, 1, 2);
+    assert_eq!(put(&mut rig, 0, &copies), 2);
+    // Their place is in the growing batch now: neither on the disk nor in the cache.
+    let early = rig.start_read(0, 1, 4, 1 << 20);
+    rig.tick();
+    let early = rig.reads.remove(&early);
+    assert!(matches!(early, Some(Err(ReadError::Busy))), "{early:?}");
+    rig.flush();
+    let soon = rig.start_read(0, 1, 2, 1 << 20);
+    rig.tick();
+    let run = rig.reads.remove(&soon).expect("from the cache").unwrap();
+    assert_eq!((run.first, run.last), (Index(1), Index(2)));
+    rig.check_run(0, &run);
+    rig.drain();
+    assert!(rig.check_all());
 }

@@ -71,6 +71,8 @@ struct Run {
     turned: BTreeSet<u64>,
     /// Faults are over: nothing explains a failure any more.
     calm: bool,
+    /// Nodes that stop stay down.
+    closing: bool,
     /// A partition can have no leader: see [`crate::undecided`].
     undecided: bool,
 }
@@ -123,6 +125,7 @@ impl Run {
             crashes: 0,
             turned: BTreeSet::new(),
             calm: false,
+            closing: false,
             undecided: false,
         }
     }
@@ -300,8 +303,9 @@ impl Run {
                 format!("node {id} gave up, though nothing explains it: {why}")
             })?;
         }
-        if !self.calm {
-            let after = self.random.between(self.schedule.down_ns);
+        if !self.closing {
+            // Also one that was asked to stop before the calm, and came to it late.
+            let after = if self.calm { 0 } else { self.random.between(self.schedule.down_ns) };
             self.world.alarm(self.world.now() + after, BOOT + id);
         }
         Ok(())
@@ -599,6 +603,7 @@ impl Run {
 
     /// Every node stops cleanly within its bound.
     fn stop_all(&mut self) -> Verdict {
+        self.closing = true;
         for id in self.cluster.up() {
             self.cluster.stop(id);
         }
