@@ -42,16 +42,31 @@ impl Partition {
     /// When this replica is to be looked at for what it keeps, and for what its state machine waits for, though nothing
     /// happens. Most have nothing to wait for.
     pub(super) fn upkeep_deadline(&self) -> Option<Monotonic> {
-        let news = self.machine.as_ref().is_some_and(|machine| {
-            machine.applied > self.replica.snapshot().index
-                || machine.applied < self.replica.applicable_behind(machine.applied)
-        });
-        if news || self.may_go() > self.replica.marks().low_water {
-            return Some(self.done.upkeep.after(UPKEEP_EVERY));
+        let soon = self.done.upkeep.after(UPKEEP_EVERY);
+        let low_water = self.replica.marks().low_water;
+        if self.may_go() > low_water {
+            return Some(soon);
         }
-        let expires =
-            self.keep.retention.is_bounded() && self.replica.is_leader() && self.replica.may_expire();
-        expires.then(|| self.done.retain.max(self.done.upkeep).after(RETAIN_EVERY))
+        let Some(machine) = &self.machine else {
+            let expires =
+                self.keep.retention.is_bounded() && self.replica.is_leader() && self.replica.may_expire();
+            return expires.then(|| self.done.retain.after(RETAIN_EVERY).max(soon));
+        };
+        if machine.applied < self.replica.applicable_behind(machine.applied) {
+            return Some(soon);
+        }
+        // What it has made durable itself it says when it is asked; a snapshot by time is due when the time has come.
+        let lets_go = self.keep.retention.is_bounded() || self.replica.log_start() > low_water;
+        let interval =
+            self.keep.snapshot_interval.filter(|_| machine.applied > self.replica.snapshot().index);
+        [
+            lets_go.then(|| self.done.upkeep.after(RAISE_EVERY)),
+            interval.map(|max| self.done.snapshot.after(max)),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .map(|at| at.max(soon))
     }
 
     /// First index that readers may see.

@@ -6,6 +6,7 @@
 
 use crate::partition::Partition;
 use std::collections::BTreeSet;
+use tidelog_types::limits::PARTITIONS_MAX;
 use tidelog_types::{Monotonic, PartitionId};
 
 /// Replicas by partition. Partitions are numbered densely from 0; those that live elsewhere leave a gap.
@@ -16,7 +17,7 @@ pub(crate) struct Partitions {
 
 impl Partitions {
     pub(crate) fn insert(&mut self, id: PartitionId, partition: Partition) {
-        let at = slot(id);
+        let at = slot(id).expect("the configuration's partitions are checked against the limit");
         if self.slots.len() <= at {
             self.slots.resize_with(at + 1, || None);
         }
@@ -26,11 +27,11 @@ impl Partitions {
     }
 
     pub(crate) fn get(&self, id: PartitionId) -> Option<&Partition> {
-        self.slots.get(slot(id))?.as_deref()
+        self.slots.get(slot(id)?)?.as_deref()
     }
 
     pub(crate) fn get_mut(&mut self, id: PartitionId) -> Option<&mut Partition> {
-        self.slots.get_mut(slot(id))?.as_deref_mut()
+        self.slots.get_mut(slot(id)?)?.as_deref_mut()
     }
 
     /// Reads what a visit of these touches, all of them before the first visit: their misses in the processor's caches, which a
@@ -67,8 +68,18 @@ pub(crate) const AHEAD: usize = 16;
 /// So many replicas stay in a core's own caches (some 3 KiB each).
 const MANY: usize = 256;
 
-fn slot(id: PartitionId) -> usize {
-    usize::try_from(id.0).unwrap_or(usize::MAX)
+/// Where a list by number has it. None: no cluster has such a partition, and no number asks for memory.
+fn slot(id: PartitionId) -> Option<usize> {
+    (id.0 < PARTITIONS_MAX).then_some(id.0 as usize)
+}
+
+/// The place of `id` in a list by number, which is made long enough.
+fn place<T: Clone>(list: &mut Vec<T>, id: PartitionId, none: &T) -> Option<usize> {
+    let at = slot(id)?;
+    if list.len() <= at {
+        list.resize(at + 1, none.clone());
+    }
+    Some(at)
 }
 
 /// Partitions to be visited, each once, in the order in which they were put in.
@@ -81,11 +92,8 @@ pub(crate) struct Touched {
 
 impl Touched {
     pub(crate) fn insert(&mut self, id: PartitionId) {
-        let at = slot(id);
-        if self.marked.len() <= at {
-            self.marked.resize(at + 1, false);
-        }
-        if let Some(marked) = self.marked.get_mut(at)
+        if let Some(at) = place(&mut self.marked, id, &false)
+            && let Some(marked) = self.marked.get_mut(at)
             && !core::mem::replace(marked, true)
         {
             self.list.push(id);
@@ -97,7 +105,7 @@ impl Touched {
         emptied.clear();
         core::mem::swap(&mut self.list, &mut emptied);
         for id in &emptied {
-            if let Some(marked) = self.marked.get_mut(slot(*id)) {
+            if let Some(marked) = slot(*id).and_then(|at| self.marked.get_mut(at)) {
                 *marked = false;
             }
         }
@@ -119,11 +127,8 @@ const NEVER: Monotonic = Monotonic(u64::MAX);
 impl Ticks {
     /// The replica wants its tick at `at`. That it wants it later than it did before is seen when that time has come.
     pub(crate) fn want(&mut self, id: PartitionId, at: Monotonic) {
-        let index = slot(id);
-        if self.at.len() <= index {
-            self.at.resize(index + 1, NEVER);
-        }
-        if let Some(queued) = self.at.get_mut(index)
+        if let Some(index) = place(&mut self.at, id, &NEVER)
+            && let Some(queued) = self.at.get_mut(index)
             && at < *queued
         {
             if *queued < NEVER {
@@ -143,7 +148,7 @@ impl Ticks {
     pub(crate) fn pop(&mut self, now: Monotonic) -> Option<PartitionId> {
         let (_, id) = self.queue.first().copied().filter(|(at, _)| *at <= now)?;
         self.queue.pop_first();
-        if let Some(queued) = self.at.get_mut(slot(id)) {
+        if let Some(queued) = slot(id).and_then(|at| self.at.get_mut(at)) {
             *queued = NEVER;
         }
         Some(id)
@@ -165,6 +170,8 @@ mod tests {
         touched.insert(P[1]);
         assert_eq!(touched.take(list), [P[1]]);
         assert_eq!(touched.take(Vec::new()), []);
+        touched.insert(PartitionId(u64::MAX));
+        assert_eq!(touched.take(Vec::new()), [], "there is none of this number");
     }
 
     #[test]
