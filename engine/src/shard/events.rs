@@ -1,7 +1,6 @@
 //! What the log reports, given to the replicas that it concerns.
 
 use super::life::split;
-use super::replicas::AHEAD;
 use super::{DISK_FULL, Shard};
 use crate::reads::ReadFor;
 use crate::request::RequestError;
@@ -19,13 +18,13 @@ impl Shard {
 
     pub(super) fn handle_wal_events(&mut self, io: &mut dyn Io) {
         let mut events = std::mem::take(&mut self.wal_events);
-        let mut durable = std::mem::take(&mut self.durable);
-        durable.clear();
-        durable.extend(events.iter().filter_map(|event| match event {
-            WalEvent::Durable { partition, .. } => Some(*partition),
-            _ => None,
-        }));
-        let mut visited = 0;
+        if let Some(life) = &self.life {
+            let durable = events.iter().filter_map(|event| match event {
+                WalEvent::Durable { partition, .. } => Some(*partition),
+                _ => None,
+            });
+            self.visits.begin(&life.replicas.partitions, durable);
+        }
         for event in events.drain(..) {
             let Some((replicas, mut cx)) =
                 split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
@@ -34,11 +33,7 @@ impl Shard {
             };
             match event {
                 WalEvent::Durable { partition, ticket } => {
-                    if visited % AHEAD == 0 {
-                        let ahead = durable.iter().skip(visited).take(AHEAD).copied();
-                        replicas.partitions.warm(ahead, |id| cx.wal.warm(id));
-                    }
-                    visited += 1;
+                    self.visits.next(&replicas.partitions, |id| cx.wal.warm(id));
                     replicas.touched.insert(partition);
                     if let Some(p) = replicas.partitions.get_mut(partition) {
                         p.durable(&mut cx, ticket);
@@ -117,6 +112,6 @@ impl Shard {
                 }
             }
         }
-        (self.wal_events, self.durable) = (events, durable);
+        self.wal_events = events;
     }
 }

@@ -16,8 +16,8 @@ mod replicas;
 mod status;
 
 use life::{Life, split};
-use replicas::AHEAD;
 pub(crate) use replicas::Partitions;
+use replicas::{AHEAD, Visits};
 
 use crate::error::Error;
 use crate::formation::Hello;
@@ -89,8 +89,8 @@ pub struct Shard {
     report: Option<RecoveryReport>,
     completions: Vec<Completion>,
     wal_events: Vec<WalEvent>,
-    /// Of the log's events at hand, whose say that something is durable.
-    durable: Vec<PartitionId>,
+    /// Of the events at hand.
+    visits: Visits,
     /// Commands taken from the inbox that are next.
     commands: VecDeque<Command>,
     events: Vec<Event>,
@@ -135,7 +135,7 @@ impl Shard {
             report: None,
             completions: Vec::new(),
             wal_events: Vec::new(),
-            durable: Vec::new(),
+            visits: Visits::default(),
             commands: VecDeque::new(),
             events: Vec::new(),
         };
@@ -319,12 +319,13 @@ impl Shard {
     fn handle_events(&mut self, io: &mut dyn Io) -> Result<(), Error> {
         let mut events = std::mem::take(&mut self.events);
         loop {
-            let asked = events.iter().filter_map(|event| match event {
-                Event::Request { request, .. } => request.partition(),
-                _ => None,
-            });
-            let mut asked: VecDeque<_> = asked.collect();
-            let mut visited = 0;
+            if let Some(life) = &self.life {
+                let asked = events.iter().filter_map(|event| match event {
+                    Event::Request { request, .. } => request.partition(),
+                    _ => None,
+                });
+                self.visits.begin(&life.replicas.partitions, asked);
+            }
             for event in events.drain(..) {
                 match event {
                     Event::Hello { hello } => self.heard(io, hello)?,
@@ -348,13 +349,9 @@ impl Shard {
                         }
                     }
                     Event::Request { client, request } => {
-                        if visited % AHEAD == 0
-                            && let Some(life) = &self.life
-                        {
-                            let ahead = asked.drain(..AHEAD.min(asked.len()));
-                            life.replicas.partitions.warm(ahead, |id| life.wal.warm(id));
+                        if let Some(life) = &self.life {
+                            self.visits.next(&life.replicas.partitions, |id| life.wal.warm(id));
                         }
-                        visited += 1;
                         self.take_request(io, Origin::Client(client), request)
                     }
                     Event::ClientGone { .. } => {}
@@ -387,17 +384,18 @@ impl Shard {
         }
     }
 
-    /// The next command, from among a few that are looked at before.
+    /// The next command; where there are many partitions, from among a few that are looked at before.
     fn next_command(&mut self) -> Option<Command> {
+        let Some(life) = self.life.as_ref().filter(|life| life.replicas.partitions.are_many()) else {
+            return self.commands.pop_front().or_else(|| self.inbox.next());
+        };
         if self.commands.is_empty() {
             self.commands.extend(std::iter::from_fn(|| self.inbox.next()).take(AHEAD));
-            if let Some(life) = &self.life {
-                let ahead = self.commands.iter().filter_map(|command| match command {
-                    Command::Request { request, .. } => request.partition(),
-                    Command::Stop => None,
-                });
-                life.replicas.partitions.warm(ahead, |id| life.wal.warm(id));
-            }
+            let ahead = self.commands.iter().filter_map(|command| match command {
+                Command::Request { request, .. } => request.partition(),
+                Command::Stop => None,
+            });
+            life.replicas.partitions.warm(ahead, |id| life.wal.warm(id));
         }
         self.commands.pop_front()
     }

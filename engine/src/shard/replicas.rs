@@ -34,10 +34,15 @@ impl Partitions {
         self.slots.get_mut(slot(id)?)?.as_deref_mut()
     }
 
+    /// Whether they are more than stay in the processor's nearest caches.
+    pub(crate) fn are_many(&self) -> bool {
+        self.slots.len() >= MANY
+    }
+
     /// Reads what a visit of these touches, all of them before the first visit: their misses in the processor's caches, which a
     /// visit would take one after the other, then overlap. `also` reads what else a visit touches.
     pub(crate) fn warm(&self, ids: impl Iterator<Item = PartitionId>, also: impl Fn(PartitionId) -> u64) {
-        if self.slots.len() < MANY {
+        if !self.are_many() {
             return;
         }
         let read = |id| self.get(id).map_or(0, Partition::warm).wrapping_add(also(id));
@@ -80,6 +85,33 @@ fn place<T: Clone>(list: &mut Vec<T>, id: PartitionId, none: &T) -> Option<usize
         list.resize(at + 1, none.clone());
     }
     Some(at)
+}
+
+/// Visits to come, one replica after the other, so that what they touch is read ahead of them.
+#[derive(Debug, Default)]
+pub(crate) struct Visits {
+    /// Nothing where replicas are few.
+    ids: Vec<PartitionId>,
+    visited: usize,
+}
+
+impl Visits {
+    /// To these, in this order.
+    pub(crate) fn begin(&mut self, partitions: &Partitions, ids: impl Iterator<Item = PartitionId>) {
+        self.visited = 0;
+        self.ids.clear();
+        if partitions.are_many() {
+            self.ids.extend(ids);
+        }
+    }
+
+    /// The next of them follows. `also` reads what else it touches.
+    pub(crate) fn next(&mut self, partitions: &Partitions, also: impl Fn(PartitionId) -> u64) {
+        if self.visited.is_multiple_of(AHEAD) && self.visited < self.ids.len() {
+            partitions.warm(self.ids.iter().skip(self.visited).take(AHEAD).copied(), also);
+        }
+        self.visited += 1;
+    }
 }
 
 /// Partitions to be visited, each once, in the order in which they were put in.
