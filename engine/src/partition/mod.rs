@@ -32,8 +32,8 @@ use tidelog_consensus::{
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 use tidelog_types::record::{self, record_bytes};
 use tidelog_types::{
-    Clock, EntryMeta, Index, NodeId, PartitionId, Position, RecordKind, SessionId, SessionKey, SessionRef,
-    Ticket,
+    Clock, EntryMeta, Index, Monotonic, NodeId, PartitionId, Position, RecordKind, SessionId, SessionKey,
+    SessionRef, Ticket,
 };
 
 #[derive(Debug)]
@@ -260,6 +260,12 @@ impl Partition {
         // What was committed and durable already when the log was opened, and reads that found no room.
         self.apply(cx);
         self.shorten(cx);
+    }
+
+    /// When the partition wants its tick: for the protocol, for repair, or for what it keeps.
+    pub(crate) fn deadline(&self) -> Monotonic {
+        let others = [self.repair_deadline(), self.upkeep_deadline()];
+        others.into_iter().flatten().fold(self.replica.deadline(), Monotonic::min)
     }
 
     pub(crate) fn paused(&mut self, clock: Clock) {

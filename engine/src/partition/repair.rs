@@ -346,12 +346,6 @@ impl Partition {
         }
     }
 
-    /// When the partition wants its tick.
-    pub(crate) fn deadline(&self) -> Monotonic {
-        let others = [self.repair_deadline(), self.upkeep_deadline()];
-        others.into_iter().flatten().fold(self.replica.deadline(), Monotonic::min)
-    }
-
     /// The last index up to which entries from `from` on can be read here; none if `from` itself is damaged.
     pub(super) fn readable(&self, from: Index, last: Index) -> Option<Index> {
         match self.replica.damaged_from(from) {
