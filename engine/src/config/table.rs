@@ -401,7 +401,7 @@ static KEYS: &[Key] = &[
         scope: Scope::Node,
         kind: Kind::Size { field: number!(retention.bytes), min: 0, max: 1 << 50, step: 1 },
         default: Default::Given("0B"),
-        effect: "Bytes of a partition's log above which its oldest records are let go, in the same way. 0B: never for the size. Should be the same on all nodes: the leader's counts.",
+        effect: "Bytes of a partition's log above which its oldest records are let go, in the same way. 0B: never for the size. Where a record lies is known to a 64th of the log, and to an eighth for what is older than a restart: so much more may go. Should be the same on all nodes: the leader's counts.",
         later: None,
     },
     Key {

@@ -242,11 +242,9 @@ impl Shard {
             }
             replicas.unsent.drain(..).for_each(|id| replicas.touched.insert(id));
             let touched = replicas.touched.take(std::mem::take(&mut replicas.visited));
-            for (at, &id) in touched.iter().enumerate() {
-                if at.is_multiple_of(AHEAD) {
-                    let ahead = touched.iter().skip(at).take(AHEAD).copied();
-                    replicas.partitions.warm(ahead, |_| 0);
-                }
+            self.visits.begin(&replicas.partitions, touched.iter().copied());
+            for &id in &touched {
+                self.visits.next(&replicas.partitions, |_| 0);
                 let Some(p) = replicas.partitions.get_mut(id) else { continue };
                 p.seek_repair(&mut cx);
                 if p.pump(&mut cx) {
