@@ -147,17 +147,25 @@ fn make_in(fg: &mut Foreground<'_>, dir: &Path) -> Result<(), Error> {
         match fg.run(Op::List { path: path.to_owned() }) {
             Err(e) if e.kind == IoErrorKind::NotFound => missing.push(path.to_owned()),
             Err(e) => return Err(e.into()),
-            Ok(_) => break,
+            Ok(_) => {
+                // A process that was killed may have made it, and not its name durable.
+                sync_parent(fg, path)?;
+                break;
+            }
         }
         at = path.parent();
     }
     for path in missing.into_iter().rev() {
         fg.run(Op::CreateDir { path: path.clone() })?;
-        if let Some(parent) = path.parent() {
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            fg.run(Op::SyncDir { path: parent.to_owned() })?;
-        }
+        sync_parent(fg, &path)?;
     }
+    Ok(())
+}
+
+fn sync_parent(fg: &mut Foreground<'_>, path: &Path) -> Result<(), Error> {
+    let Some(parent) = path.parent() else { return Ok(()) };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    fg.run(Op::SyncDir { path: parent.to_owned() })?;
     Ok(())
 }
 
