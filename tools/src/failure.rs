@@ -1,7 +1,7 @@
 //! How a command ends.
 
+use crate::logging;
 use std::fmt;
-use std::io::Write;
 use std::process::ExitCode;
 
 /// How a command ended, for scripts.
@@ -59,14 +59,13 @@ impl Failure {
         self
     }
 
-    /// Tells the person on stderr; if that is gone too, nobody is left to tell.
+    /// Tells the person on stderr, behind what was logged before; if that is gone too, nobody is left to tell.
     pub(crate) fn report(&self) {
-        let mut stderr = std::io::stderr().lock();
         if let Some(message) = &self.message {
-            let _ = writeln!(stderr, "error: {message}");
+            logging::say(&format!("error: {message}"));
         }
         if let Some(advice) = &self.advice {
-            let _ = writeln!(stderr, "  next: {advice}");
+            logging::say(&format!("  next: {advice}"));
         }
     }
 }

@@ -10,6 +10,7 @@ mod failure;
 mod flag;
 mod framing;
 mod local_cluster;
+mod logging;
 mod output;
 mod preflight;
 
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    log_to_stderr(cli.command.log_level());
+    let _logging = logging::Logging::begin(cli.command.log_level());
     match cli.command.run() {
         Ok(exit) => exit.code(),
         Err(failure) => {
@@ -26,12 +27,4 @@ fn main() -> ExitCode {
             failure.exit.code()
         }
     }
-}
-
-/// Logs go to stderr, as `TIDELOG_LOG` says (`warn`, `info`, `debug`, or per crate: `tidelog_net=debug`).
-fn log_to_stderr(default: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDELOG_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(terminal).with_env_filter(filter).init();
 }

@@ -7,7 +7,7 @@ use crate::framing::{InputError, Records};
 use crate::output::{Output, OutputArgs, Printer};
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::io::{BufReader, IsTerminal, Read};
+use std::io::{BufReader, IsTerminal, Read, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 use tidelog::request::Reply;
@@ -238,13 +238,20 @@ impl Report {
     fn progress(&mut self) {
         if self.terminal && clock::now().since(self.shown) >= Duration::from_secs(1) {
             self.shown = clock::now();
-            eprint!("\r{} acknowledged, {} unknown, {} refused", self.acked, self.unknown, self.refused);
+            // A terminal that is gone is no reason to stop.
+            let _ = write!(
+                std::io::stderr(),
+                "\r{} acknowledged, {} unknown, {} refused",
+                self.acked,
+                self.unknown,
+                self.refused
+            );
         }
     }
 
     fn end(mut self) -> Result<Exit, Failure> {
         if self.terminal {
-            eprintln!();
+            let _ = writeln!(std::io::stderr());
         }
         if self.output == Output::Text {
             let (count, partition) = (self.next - self.first, self.partition);

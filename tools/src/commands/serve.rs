@@ -2,6 +2,7 @@
 
 use crate::failure::{Exit, Failure};
 use crate::flag;
+use crate::logging;
 use crate::output::Printer;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -81,8 +82,10 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let ready = engine.ready().clone();
     let mut out = Printer::new();
     let addresses = ready.address.into_iter().collect();
-    out.object(&Ready { event: "ready", node, addresses, recovered_ms, recovery: ready.recovery })?;
-    out.flush()?;
+    let line = Ready { event: "ready", node, addresses, recovered_ms, recovery: ready.recovery };
+    if let Err(error) = out.object(&line).and_then(|()| out.flush()) {
+        tracing::warn!("the ready line cannot be written to stdout: {error}; the node goes on without it");
+    }
     engine.join().map_err(Failure::failed)?;
     Ok(Exit::Done)
 }
@@ -107,10 +110,14 @@ impl Stop {
                 tracing::info!(
                     "asked to stop while the log was being opened: ended, the next start recovers it again"
                 );
+                logging::flush();
                 std::process::exit(0);
             }
             // Asked twice: what is acknowledged is durable, so ending now loses nothing.
-            _ => std::process::exit(1),
+            _ => {
+                logging::flush();
+                std::process::exit(1)
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use tempfile::TempDir;
 
 /// What a cluster is to be.
@@ -109,7 +110,12 @@ impl Cluster {
 
     /// Starts a node without waiting for it.
     pub(crate) fn begin(&mut self, node: u64) {
-        let process = Process::start(&self.places[slot(node)].config);
+        self.begin_logging_to(node, Stdio::piped());
+    }
+
+    /// The same with another stderr.
+    pub(crate) fn begin_logging_to(&mut self, node: u64, stderr: Stdio) {
+        let process = Process::start(&self.places[slot(node)].config, stderr);
         assert!(self.running[slot(node)].replace(process).is_none(), "node {node} runs already");
     }
 

@@ -17,6 +17,7 @@ mod history;
 mod host;
 mod hostile;
 mod kernel;
+mod logging;
 mod node;
 mod replication;
 mod rig;

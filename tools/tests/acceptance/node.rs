@@ -44,13 +44,14 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn start(config: &Path) -> Process {
+    /// Starts it with this stderr; [`Process::log`] follows it if it is a pipe made here.
+    pub(crate) fn start(config: &Path, stderr: Stdio) -> Process {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", "--config"]).arg(config);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().expect("the program starts");
         let stdout = Printed::follow(child.stdout.take().expect("a pipe"));
-        let stderr = Printed::follow(child.stderr.take().expect("a pipe"));
+        let stderr = child.stderr.take().map(Printed::follow).unwrap_or_default();
         Process { child, stdout, stderr }
     }
 
