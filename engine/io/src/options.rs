@@ -1,5 +1,7 @@
 //! Settings of the back-ends.
 
+use core::time::Duration;
+
 /// Which back-end to open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BackEnd {
@@ -84,6 +86,8 @@ pub struct IoOptions {
     pub pool_idle_bytes: usize,
     /// Most kernel threads that work off what cannot be done without blocking.
     pub workers_max: u32,
+    /// How long the kernel may have no memory for submissions before writes that wait for it fail.
+    pub starved_max: Duration,
 }
 
 impl Default for IoOptions {
@@ -97,6 +101,7 @@ impl Default for IoOptions {
             registered_bytes: 16 << 20,
             pool_idle_bytes: 32 << 20,
             workers_max: 4,
+            starved_max: Duration::from_secs(10),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::ptr;
 use tidelog_types::{Clock, Monotonic, WallMs};
 
 /// An errno.
@@ -126,6 +127,13 @@ fn read_clock(which: libc::clockid_t) -> libc::timespec {
 pub(crate) fn monotonic() -> Monotonic {
     let at = read_clock(libc::CLOCK_BOOTTIME);
     Monotonic((at.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(at.tv_nsec as u64))
+}
+
+/// Sleeps, where there is nothing to wait for that could be polled.
+pub(crate) fn pause(time: core::time::Duration) {
+    let millis = libc::c_int::try_from(time.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: no descriptors are passed.
+    unsafe { libc::poll(ptr::null_mut(), 0, millis) };
 }
 
 /// Both clocks.
@@ -283,6 +291,24 @@ pub(crate) fn dialling_socket(address: SocketAddr, flags: libc::c_int) -> Result
     set_nodelay(fd.as_raw_fd())?;
     set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_SYNCNT, REPEATED_SYNS)?;
     Ok(fd)
+}
+
+/// Refuses a connection that is connected to itself: TCP lets a socket that dials a port of the ephemeral range on its own host take that very port as its
+/// own and meet itself. Nobody listens there, and nobody could while it lasted; it is ended without leaving the port in use.
+pub(crate) fn refuse_itself(fd: RawFd, peer: SocketAddr) -> Result<(), IoError> {
+    let failed = |errno| socket_error(errno, "connect", peer);
+    if local_address(fd).map_err(failed)? != peer {
+        return Ok(());
+    }
+    let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+    let bytes = mem::size_of_val(&at_once) as libc::socklen_t;
+    // SAFETY: `at_once` is valid for reading during the call.
+    check(unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const at_once).cast(), bytes)
+    })
+    .map_err(failed)?;
+    let message = "nobody listens there: the socket had connected to itself".to_owned();
+    Err(IoError { message, ..failed(libc::ECONNREFUSED) })
 }
 
 /// A listening socket and its address.

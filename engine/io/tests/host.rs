@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tidelog_io::conformance::{IO_URING_SETUP, forbid};
 use tidelog_io::{
     BackEnd, BackEndError, BlockingIo, FileId, Foreground, Io, IoErrorKind, IoOptions, LockError, Op,
-    OpenMode, Output, SyncMode, TaskWork, UringIo, Wait, lock_directory, measure_sync, open_back_end, probe,
+    OpenMode, Output, SyncMode, TaskWork, Token, TokenClass, UringIo, Wait, lock_directory, measure_sync,
+    open_back_end, probe,
 };
 
 fn back_ends(sync: SyncMode) -> [Box<dyn Io>; 2] {
@@ -97,6 +98,39 @@ fn a_forbidden_ring_says_so_and_what_to_do() {
         .expect("no panic");
         assert!(message.contains(words), "{message}");
         assert!(message.contains("backend = \"blocking\""), "{message}");
+    }
+}
+
+/// The kernel may be short of memory for a while: that panicked. Then for longer: the write fails, as on a device that failed, and its shard is fenced.
+#[test]
+fn a_kernel_without_memory_fails_writes_after_a_while() {
+    for errno in [libc::ENOMEM, libc::EAGAIN] {
+        std::thread::spawn(move || {
+            let scratch = Scratch::new();
+            let starved_max = core::time::Duration::from_millis(300);
+            let mut io = UringIo::open(&IoOptions { starved_max, ..IoOptions::small() }).expect("it opens");
+            let file = open(&mut io, &scratch.path().join("file"), OpenMode::Create);
+            forbid(libc::SYS_io_uring_enter, errno);
+            let (token, data) = (Token { class: TokenClass::Wal, value: 7 }, vec![page(&io)]);
+            io.submit(token, Op::WriteDurable { file, offset: 0, data });
+            let (began, mut got) = (io.clock().now, Vec::new());
+            let mut polls = 0;
+            while got.is_empty() {
+                io.poll(Wait::Forever, &mut got);
+                polls += 1;
+            }
+            assert!(io.clock().now.since(began) >= starved_max, "after {polls} polls");
+            assert_eq!((got.len(), got[0].token), (1, token));
+            let error = got[0].result.as_ref().expect_err("it was never handed over");
+            assert_eq!(error.kind, IoErrorKind::Device, "{error}");
+            assert!(error.to_string().contains("memory"), "{error}");
+            // It is told once.
+            let soon = io.clock().now.after(core::time::Duration::from_millis(100));
+            io.poll(Wait::Until(soon), &mut got);
+            assert_eq!(got.len(), 1, "{got:?}");
+        })
+        .join()
+        .expect("no panic");
     }
 }
 

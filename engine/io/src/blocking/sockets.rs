@@ -344,7 +344,8 @@ impl BlockingIo {
             conn.connect = None;
             self.dials -= 1;
             let outcome = match pending_error(conn.fd.as_raw_fd()) {
-                Ok(0) => Ok(Output::Connected { conn: ConnId(id), peer }),
+                Ok(0) => sys::refuse_itself(conn.fd.as_raw_fd(), peer)
+                    .map(|()| Output::Connected { conn: ConnId(id), peer }),
                 Ok(errno) | Err(errno) => Err(socket_error(errno, "connect", peer)),
             };
             if outcome.is_err() {

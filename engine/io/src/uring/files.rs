@@ -21,7 +21,7 @@ const REGISTERED_BUFFER: u16 = 0;
 pub(super) struct File {
     fd: OwnedFd,
     target: Target,
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// Operations in flight or in line; closing waits for them.
     pending: u32,
     closing: Option<Token>,

@@ -21,8 +21,8 @@ use crate::capabilities::Capabilities;
 use crate::sys::{self, Entropy};
 use crate::table::Table;
 use crate::waking::Bell;
-use crate::{BackEnd, BackEndError, BufferPool, Completion, Io, IoError, IoOptions, Op, Output, SyncMode};
-use crate::{Token, Wait, Waker};
+use crate::{BackEnd, BackEndError, BufferPool, Completion, Io, IoError, IoErrorKind, IoOptions, Op, Output};
+use crate::{SyncMode, Token, TokenClass, Wait, Waker};
 use core::time::Duration;
 use files::File;
 use io_uring::{opcode, types};
@@ -31,7 +31,9 @@ use ring::{Ring, Stay};
 use slots::{Slots, Work};
 use sockets::{Conn, Listener};
 use std::collections::VecDeque;
+use std::mem;
 use std::ops::Range;
+use std::path::PathBuf;
 use tidelog_types::{Clock, Monotonic};
 
 /// User data of the wake-up read, and of cancellations. Slots have smaller numbers.
@@ -43,6 +45,8 @@ const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Turns of the processor's waiting loop between two looks at what others write.
 const SPINS_PER_LOOK: u32 = 16;
+/// In place of the token of an operation that was answered before the kernel was done with it.
+const ANSWERED: Token = Token { class: TokenClass::Other, value: u64::MAX };
 
 /// What ended a look.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -152,7 +156,36 @@ impl UringIo {
         &self.capabilities
     }
 
+    /// The kernel has had no memory for submissions for longer than a write may wait.
+    fn is_starved(&self) -> bool {
+        self.ring.refused_for() >= self.options.starved_max
+    }
+
+    /// Answers the writes and syncs in flight with an error: whether they happen is not known, as after any failed write. What the kernel may still touch
+    /// stays in place until it is done with it, and its late answers are nobody's.
+    fn fail_writes(&mut self) {
+        let failed = self.slots.occupied().filter_map(|(at, slot)| match slot.work {
+            Work::Write { file, .. } if slot.token != ANSWERED => Some((at, "write", file)),
+            Work::Sync { file } if slot.token != ANSWERED => Some((at, "sync", file)),
+            _ => None,
+        });
+        for (at, operation, file) in failed.collect::<Vec<_>>() {
+            let token = mem::replace(&mut self.slots.get(at).token, ANSWERED);
+            self.ready.push(Completion { token, result: Err(self.starved(operation, file)) });
+        }
+    }
+
+    fn starved(&self, operation: &'static str, file: u64) -> IoError {
+        let path = self.files.get(file).map_or(PathBuf::new(), |file| file.path.clone());
+        let message =
+            format!("the kernel has had no memory for io_uring_enter for {:?}", self.options.starved_max);
+        IoError { kind: IoErrorKind::Device, operation, subject: path.display().to_string(), message }
+    }
+
     fn finish(&mut self, token: Token, result: Result<Output, IoError>) {
+        if token == ANSWERED {
+            return;
+        }
         self.ready.push(Completion { token, result });
     }
 
@@ -343,6 +376,9 @@ impl Io for UringIo {
                 self.ring.enter(Stay::No);
             }
             self.settle_all();
+            if self.is_starved() {
+                self.fail_writes();
+            }
             if !self.ready.is_empty() || woken || matches!(stay, Stay::No) {
                 break;
             }
@@ -394,7 +430,7 @@ impl Drop for UringIo {
         let deadline = sys::monotonic().after(FAREWELL);
         while self.slots.in_use() > 0 || self.bell_armed {
             let left = deadline.since(sys::monotonic());
-            if left.is_zero() {
+            if left.is_zero() || self.is_starved() {
                 tracing::warn!(
                     operations = self.slots.in_use(),
                     "the kernel did not finish in time: buffers are leaked"

@@ -12,6 +12,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{Builder, IoUring, Probe, opcode};
 use std::os::fd::RawFd;
+use tidelog_types::Monotonic;
 
 /// Operations without which this back-end cannot work.
 const NEEDED: &[(&str, u8)] = &[
@@ -30,6 +31,9 @@ const NEEDED: &[(&str, u8)] = &[
     ("async_cancel", opcode::AsyncCancel::CODE),
 ];
 
+/// How long a submission waits before it is tried again when the kernel has no memory for it: at first, and at most.
+const BACK_OFF_MIN: Duration = Duration::from_millis(1);
+const BACK_OFF_MAX: Duration = Duration::from_millis(50);
 /// Most entries that a ring may have.
 const ENTRIES_MAX: usize = 1 << 15;
 
@@ -68,6 +72,8 @@ pub(super) struct Ring {
     ring: IoUring,
     registered_files: usize,
     reaped: Vec<(u64, i32)>,
+    /// Since when, and how often, the kernel has had no memory for what is queued.
+    refused: Option<(Monotonic, u32)>,
 }
 
 impl Ring {
@@ -101,7 +107,7 @@ impl Ring {
         if let Err(error) = ring.submitter().register_iowq_max_workers(&mut [options.workers_max; 2]) {
             off.push(SwitchedOff { what: "a bound on kernel workers", why: error.to_string() });
         }
-        Ok((Ring { ring, registered_files, reaped: Vec::new() }, features, off))
+        Ok((Ring { ring, registered_files, reaped: Vec::new(), refused: None }, features, off))
     }
 
     /// Registers the first of as many bytes as the limit on locked memory leaves, at most `bytes`.
@@ -205,14 +211,33 @@ impl Ring {
             }
         };
         match result.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO)) {
-            // Timed out, interrupted, or short of memory or room for the moment: what there is is reaped, and whoever
-            // wants to wait on does.
-            Ok(_) | Err(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY) => {}
+            // Timed out, interrupted, or with completions to be reaped first: whoever wants to wait on does.
+            Ok(_) | Err(libc::ETIME | libc::EINTR) => self.refused = None,
+            Err(libc::EBUSY) => {}
+            Err(libc::ENOMEM | libc::EAGAIN) => self.back_off(),
             Err(errno) => panic!(
                 "io_uring_enter cannot fail like this unless it is used wrongly: {}",
                 std::io::Error::from_raw_os_error(errno)
             ),
         }
+    }
+
+    /// The kernel has no memory for what is queued: it stays queued, and asking again at once would only take the processor from whoever frees
+    /// some.
+    fn back_off(&mut self) {
+        let (since, times) = self.refused.unwrap_or((sys::monotonic(), 0));
+        if times == 0 {
+            tracing::warn!(
+                "io_uring_enter: the kernel is out of memory; operations wait and are submitted again"
+            );
+        }
+        self.refused = Some((since, times.saturating_add(1)));
+        sys::pause(BACK_OFF_MIN.saturating_mul(1 << times.min(6)).min(BACK_OFF_MAX));
+    }
+
+    /// For how long the kernel has had no memory for what is queued.
+    pub(super) fn refused_for(&self) -> Duration {
+        self.refused.map_or(Duration::ZERO, |(since, _)| sys::monotonic().since(since))
     }
 
     /// All completions at hand, as (user data, result). Give the vector back when done.

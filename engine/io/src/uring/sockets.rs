@@ -277,7 +277,8 @@ impl UringIo {
                 let outcome = if result < 0 {
                     Err(socket_error(-result, "connect", address))
                 } else {
-                    self.add_conn("connect", socket, address)
+                    sys::refuse_itself(socket.as_raw_fd(), address)
+                        .and_then(|()| self.add_conn("connect", socket, address))
                 };
                 self.finish(token, outcome);
             }
