@@ -99,6 +99,7 @@ impl Answer {
 
     /// Blocks this thread until the answer is there.
     pub(crate) fn wait(mut self) -> Response {
+        crate::life_cycle::assert_may_wait("Pending::wait");
         on_this_thread(|cx| {
             loop {
                 match self.poll(cx) {
@@ -156,7 +157,7 @@ impl Drop for Answers {
 }
 
 /// Calls `f` with a context whose waker ends a park of this thread.
-pub(crate) fn on_this_thread<T>(f: impl FnOnce(&mut Context<'_>) -> T) -> T {
+pub fn on_this_thread<T>(f: impl FnOnce(&mut Context<'_>) -> T) -> T {
     UNPARK.with(|waker| f(&mut Context::from_waker(waker)))
 }
 

@@ -5,7 +5,8 @@
 //! shard has answered, and wakes the shard once for all that it appends until it waits again.
 
 use crate::answer::{self, Answers};
-use crate::engine::{Engine, Partition, appended};
+use crate::engine::{Partition, appended};
+use crate::inbox::Inbox;
 use crate::request::{Request, RequestError, Response};
 use bytes::Bytes;
 use std::task::{Context, Poll};
@@ -27,7 +28,7 @@ pub struct Appended {
     pub result: Result<Position, RequestError>,
 }
 
-/// See the module. Made by [`Engine::append_queue`]. Dropping it takes no record back.
+/// See the module. Made by [`crate::Engine::append_queue`]. Dropping it takes no record back; it does not keep the engine open.
 ///
 /// # Examples
 /// ```
@@ -51,7 +52,7 @@ pub struct Appended {
 /// ```
 #[derive(Debug)]
 pub struct AppendQueue {
-    engine: Engine,
+    inbox: Inbox,
     answers: Answers,
     in_flight: usize,
     in_flight_max: usize,
@@ -60,9 +61,9 @@ pub struct AppendQueue {
 }
 
 impl AppendQueue {
-    pub(crate) fn new(engine: Engine, in_flight_max: usize) -> AppendQueue {
+    pub(crate) fn new(inbox: Inbox, in_flight_max: usize) -> AppendQueue {
         let in_flight_max = in_flight_max.clamp(1, IN_FLIGHT_LIMIT);
-        AppendQueue { engine, answers: answer::queue(in_flight_max), in_flight: 0, in_flight_max, unrung: 0 }
+        AppendQueue { inbox, answers: answer::queue(in_flight_max), in_flight: 0, in_flight_max, unrung: 0 }
     }
 
     /// Appends a record; `tag` names it in its answer. The shard may hear of it only at the next [`Self::submit`],
@@ -107,7 +108,7 @@ impl AppendQueue {
         self.in_flight += 1;
         let payload_crc = tidelog_types::checksum(&payload);
         let request = Request::Append { partition, session, payload, payload_crc };
-        self.unrung += usize::from(self.engine.inbox().hand_over(request, self.answers.asker(tag)));
+        self.unrung += usize::from(self.inbox.hand_over(request, self.answers.asker(tag)));
         if self.unrung >= SUBMIT_AT {
             self.submit();
         }
@@ -122,7 +123,7 @@ impl AppendQueue {
     /// Wakes the shard for what was appended.
     pub fn submit(&mut self) {
         if std::mem::take(&mut self.unrung) > 0 {
-            self.engine.inbox().ring();
+            self.inbox.ring();
         }
     }
 
@@ -140,7 +141,11 @@ impl AppendQueue {
 
     /// Submits, waits until there are answers, for about `time_max` at most, and adds them to `done`. It may return without
     /// any.
+    ///
+    /// # Panics
+    /// On a shard's own thread (in a state machine, in a waker), where it would wait for itself.
     pub fn wait(&mut self, time_max: Option<Duration>, done: &mut Vec<Appended>) {
+        crate::life_cycle::assert_may_wait("AppendQueue::wait");
         answer::on_this_thread(|cx| {
             if self.poll(cx, done).is_pending() {
                 match time_max {

@@ -1,10 +1,18 @@
 //! The handle that embedders hold: a shard on a thread of its own, and partitions to append to and read from.
+//!
+//! **Life cycle.** A node lives until [`Engine::stop`] or [`Engine::close`] is called on any clone, until the last clone of [`Engine`] is dropped (which
+//! closes it), or until it fails. [`Partition`], [`AppendQueue`], [`Pin`] and [`Events`] do not keep it open: they answer *unavailable* once it has ended.
+//! Closing answers everything in flight, seals the log and lets go of the directory; when [`Engine::close`] or [`Engine::join`] returns, on any number of
+//! threads, the directory can be opened again. Each of them returns the same outcome, as often as it is asked. A panic in a state machine, or in
+//! a waker that the shard calls, ends the node with [`Error::Panicked`]; requests under way are then *unknown*.
 
 use crate::append_queue::AppendQueue;
 use crate::config::Config;
 use crate::error::Error;
+use crate::events::Events;
 use crate::inbox::{Inbox, inbox};
-use crate::marks::{Marks, SharedMarks};
+use crate::life_cycle::{self, LifeCycle};
+use crate::marks::{Leadership, Marks, SharedMarks};
 use crate::options::Options;
 use crate::pending::Pending;
 use crate::pins::{Pin, PinFor};
@@ -12,33 +20,42 @@ use crate::request::{Level, NodeStatus, Record, Records, Reply, Request, Request
 use crate::shard::{MachineFactory, Shard, Turn};
 use crate::state_machine::StateMachine;
 use crate::transport::{NoTransport, Transport};
+use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::ops::{Bound, RangeBounds};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
 use tidelog_io::Wait;
 use tidelog_types::limits::APPEND_BYTES_MAX;
 use tidelog_types::record::records;
-use tidelog_types::{Index, PartitionId, Position, RecordKind, SessionId, SessionKey, SessionRef};
+use tidelog_types::{Index, NodeId, PartitionId, Position, RecordKind, SessionId, SessionKey, SessionRef};
 
 /// Makes the transport on the shard's thread.
 pub type MakeTransport = Box<dyn FnOnce(&Options) -> Result<Box<dyn Transport>, Error> + Send>;
 
-/// An open node. Clones share it; the last one's drop stops it as [`Engine::close`] does.
+/// An open node. Clones share it; the last one's drop closes it as [`Engine::close`] does, and waits for that (on the node's own thread it only asks for it).
 #[derive(Clone, Debug)]
 pub struct Engine {
+    owner: Arc<Owner>,
+}
+
+/// Closes the node when it goes.
+#[derive(Debug)]
+struct Owner {
     shared: Arc<Shared>,
 }
 
+/// What handles use; it keeps nothing open.
 #[derive(Debug)]
 struct Shared {
     inbox: Inbox,
     marks: Arc<BTreeMap<PartitionId, Arc<SharedMarks>>>,
     partitions: u64,
     ready: Ready,
-    thread: Mutex<Option<JoinHandle<Result<(), Error>>>>,
 }
 
 /// What opening came to.
@@ -85,118 +102,117 @@ impl Engine {
         let options = Options::from(&config);
         let partitions = options.partitions;
         let (opened, opening) = oneshot::channel();
-        let thread = std::thread::Builder::new()
+        let life_cycle = Arc::<LifeCycle>::default();
+        let own = Arc::clone(&life_cycle);
+        std::thread::Builder::new()
             .name("tidelog-shard-0".into())
-            .spawn(move || run(&config, options, transport, machines, opened))
+            .spawn(move || {
+                let commands = Arc::clone(&own);
+                own.run(move || run(&config, options, commands, transport, machines, opened));
+            })
             .map_err(|e| Error::Config(format!("cannot start the shard's thread: {e}")))?;
         match opening.recv() {
-            Ok(Ok((inbox, marks, ready))) => {
-                let thread = Mutex::new(Some(thread));
-                Ok(Engine { shared: Arc::new(Shared { inbox, marks, partitions, ready, thread }) })
+            Ok((inbox, marks, ready)) => {
+                let shared = Arc::new(Shared { inbox, marks, partitions, ready });
+                Ok(Engine { owner: Arc::new(Owner { shared }) })
             }
-            Ok(Err(error)) => {
-                drop(thread.join());
-                Err(error)
-            }
-            Err(_) => Err(Error::Config("the shard's thread ended while opening".into())),
+            // It ended before it was open, and says why.
+            Err(_) => Err(match life_cycle.wait() {
+                Err(error) => error,
+                Ok(()) => Error::Config("the node ended while opening".into()),
+            }),
         }
     }
 
     /// What opening came to.
     pub fn ready(&self) -> &Ready {
-        &self.shared.ready
+        &self.owner.shared.ready
     }
 
     /// The partition that a key belongs to.
     pub fn partition(&self, key: &[u8]) -> Partition {
-        self.partition_by_id(tidelog_cluster::partition_of(key, self.shared.partitions))
+        self.partition_by_id(tidelog_cluster::partition_of(key, self.owner.shared.partitions))
             .expect("a key's partition is one of the cluster's")
     }
 
     /// A partition by number; none if the cluster has fewer.
     pub fn partition_by_id(&self, id: PartitionId) -> Option<Partition> {
-        let marks = Arc::clone(self.shared.marks.get(&id)?);
-        Some(Partition { id, shared: Arc::clone(&self.shared), marks })
+        let shared = Arc::clone(&self.owner.shared);
+        let marks = Arc::clone(shared.marks.get(&id)?);
+        Some(Partition { id, shared, marks })
     }
 
     /// A queue for many appends of one thread or task, at most `in_flight_max` (and
     /// [`IN_FLIGHT_LIMIT`](crate::append_queue::IN_FLIGHT_LIMIT)) at a time, answered in bulk.
     pub fn append_queue(&self, in_flight_max: usize) -> AppendQueue {
-        AppendQueue::new(self.clone(), in_flight_max)
+        AppendQueue::new(self.owner.shared.inbox.clone(), in_flight_max)
     }
 
-    pub(crate) fn inbox(&self) -> &Inbox {
-        &self.shared.inbox
+    /// Tells of what happens at this node from now on: leadership, failures of the disk, space, the end. At most `capacity`
+    /// events (and [`EVENTS_MAX`](crate::events::EVENTS_MAX)) wait; past that the newest are lost and counted.
+    pub fn events(&self, capacity: usize) -> Events {
+        self.owner.shared.inbox.life_cycle().events.subscribe(capacity)
     }
 
     /// State of this node.
     pub fn status(&self) -> Pending<NodeStatus> {
-        Pending::new(self.shared.inbox.request(Request::Status), |response| match response? {
+        Pending::new(self.owner.shared.inbox.request(Request::Status), |response| match response? {
             Reply::Status(status) => Ok(*status),
             _ => Err(mismatched()),
         })
     }
 
-    /// Stops: new work is refused, what is in flight drains, the log is sealed. Waits for it.
+    /// Stops: new work is refused, what is in flight drains, the log is sealed. Waits for it; the directory is free then.
     ///
     /// # Errors
-    /// Why the shard had stopped before, if it had.
+    /// Why the node had ended before, if it had. [`Error::OwnThread`] inside a state machine or a waker: the node is asked to stop all the
+    /// same.
     pub fn close(&self) -> Result<(), Error> {
-        self.shared.inbox.stop();
-        self.shared.join()
+        self.stop();
+        self.join()
     }
 
-    /// Waits until the node stops by itself, which it only does on failure, or is closed by another handle.
+    /// Waits until the node has ended: by itself, which it only does on failure, or because it was stopped or closed by another handle.
     ///
     /// # Errors
-    /// Why it stopped.
+    /// Why it ended. [`Error::OwnThread`] inside a state machine or a waker.
     pub fn join(&self) -> Result<(), Error> {
-        self.shared.join()
+        self.owner.shared.inbox.life_cycle().wait()
     }
 
     /// Asks the node to stop, without waiting.
     pub fn stop(&self) {
-        self.shared.inbox.stop();
+        self.owner.shared.inbox.stop();
     }
 }
 
-impl Shared {
-    fn join(&self) -> Result<(), Error> {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match thread.map(JoinHandle::join) {
-            None => Ok(()),
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => std::panic::resume_unwind(panic),
-        }
-    }
-}
-
-impl Drop for Shared {
+impl Drop for Owner {
     fn drop(&mut self) {
-        self.inbox.stop();
-        let thread = self.thread.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Ok(Err(error))) = thread.map(JoinHandle::join) {
-            tracing::error!(%error, "the shard had stopped");
+        self.shared.inbox.stop();
+        // A failure is in the log already. On the node's own thread the node ends when this turn is over.
+        if !life_cycle::on_shard_thread() {
+            drop(self.shared.inbox.life_cycle().wait());
         }
     }
 }
 
-type Opened = Result<(Inbox, Arc<BTreeMap<PartitionId, Arc<SharedMarks>>>, Ready), Error>;
+type Opened = (Inbox, Arc<BTreeMap<PartitionId, Arc<SharedMarks>>>, Ready);
 
 /// The shard's thread.
 fn run(
     config: &Config,
     options: Options,
+    life_cycle: Arc<LifeCycle>,
     transport: MakeTransport,
     machines: MachineFactory,
     opened: oneshot::Sender<Opened>,
 ) -> Result<(), Error> {
-    let open = || {
+    let open = || -> Result<_, Error> {
         let mut io = crate::back_end::open(config)?;
         let dir = &config.node.data_dir;
         crate::directory::make(&mut *io, dir).map_err(|e| crate::directory::unusable(dir, &e))?;
         let lock = tidelog_io::lock_directory(dir).map_err(|e| crate::directory::not_held(dir, e))?;
-        let (inbox, commands) = inbox(options.inbox_max, io.waker());
+        let (inbox, commands) = inbox(options.inbox_max, io.waker(), life_cycle);
         let transport = transport(&options)?;
         let alone = options.nodes.len() == 1;
         let mut shard = Shard::open(&mut *io, options, transport, commands, machines)?;
@@ -210,30 +226,28 @@ fn run(
         Ok((io, lock, shard, inbox))
     };
     // Dropped in the opposite order: the lock outlives what it protects.
-    let (mut io, _lock, mut shard, inbox) = match open() {
-        Ok(open) => open,
-        Err(error) => {
-            drop(opened.send(Err(error)));
-            return Ok(());
-        }
-    };
+    let (mut io, _lock, mut shard, inbox) = open()?;
     let ready = Ready {
         address: shard.address(),
         recovery: shard.recovery().map(crate::recovery::describe).unwrap_or_default(),
     };
-    if opened.send(Ok((inbox, shard.shared_marks(), ready))).is_err() {
+    if opened.send((inbox, shard.shared_marks(), ready)).is_err() {
         return Ok(());
     }
     let mut wait = Wait::No;
     loop {
-        match shard.turn(&mut *io, wait)? {
-            Turn::Until(deadline) => wait = Wait::Until(deadline),
-            Turn::Stopped => return Ok(()),
+        match shard.turn(&mut *io, wait) {
+            Ok(Turn::Until(deadline)) => wait = Wait::Until(deadline),
+            Ok(Turn::Stopped) => return Ok(()),
+            Err(error) => {
+                tracing::error!(%error, "the node ends");
+                return Err(error);
+            }
         }
     }
 }
 
-/// One log of the cluster: a handle, cheap to clone, usable from any thread.
+/// One log of the cluster: a handle, cheap to clone, usable from any thread. It does not keep the [`Engine`] open.
 #[derive(Clone, Debug)]
 pub struct Partition {
     id: PartitionId,
@@ -351,10 +365,70 @@ impl Partition {
         }
     }
 
+    /// Who leads this partition, as of a recent turn of its shard; none before the cluster's formation, or if this node has no replica of it.
+    pub fn leadership(&self) -> Option<Leadership> {
+        self.marks.leadership()
+    }
+
+    /// Waits until this node knows the partition's leader: `.await` it, or [`LeaderKnown::wait`] for it. Its leader takes appends.
+    pub fn wait_for_leader(&self) -> LeaderKnown {
+        LeaderKnown { partition: self.clone(), waker: Arc::default() }
+    }
+
     /// The partition's marks on this node, as of a recent turn of its shard. The high-water mark is at or above every entry of which this
     /// node has said that it is committed; the others may be a turn behind.
     pub fn marks(&self) -> Marks {
         self.marks.load()
+    }
+}
+
+/// The wait for a partition's leader, from [`Partition::wait_for_leader`]: a future without a bound of its own, or a wait with one.
+#[derive(Debug)]
+#[must_use = "it waits when it is awaited, or by its wait()"]
+pub struct LeaderKnown {
+    partition: Partition,
+    waker: Arc<AtomicWaker>,
+}
+
+impl LeaderKnown {
+    fn look(&self) -> Option<NodeId> {
+        self.partition.leadership()?.leader
+    }
+
+    /// Blocks this thread until the leader is known, for `time_max` at most.
+    ///
+    /// # Errors
+    /// [`RequestError::Unavailable`] if no leader is known by then, or the node has ended.
+    ///
+    /// # Panics
+    /// On a shard's own thread (in a state machine, in a waker), where it would wait for itself.
+    pub fn wait(self, time_max: Duration) -> Result<NodeId, RequestError> {
+        let inbox = &self.partition.shared.inbox;
+        inbox.life_cycle().look_until(time_max, || self.look()).ok_or_else(|| {
+            match inbox.life_cycle().outcome() {
+                Some(_) => inbox.ended(),
+                None => RequestError::Unavailable(format!(
+                    "partition {} has no leader that this node knows after {time_max:?}: a majority of its nodes must be up and connected",
+                    self.partition.id
+                )),
+            }
+        })
+    }
+}
+
+impl Future for LeaderKnown {
+    type Output = Result<NodeId, RequestError>;
+
+    fn poll(self: core::pin::Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.waker.register(cx.waker());
+        let inbox = &self.partition.shared.inbox;
+        // Registered before it looks: a change in between wakes it.
+        inbox.life_cycle().wake_at_change(&self.waker);
+        match (self.look(), inbox.life_cycle().outcome()) {
+            (_, Some(_)) => Poll::Ready(Err(inbox.ended())),
+            (Some(leader), None) => Poll::Ready(Ok(leader)),
+            (None, None) => Poll::Pending,
+        }
     }
 }
 

@@ -1,30 +1,31 @@
 //! How handles on any thread reach the shard: a bounded queue and a wake-up (R14).
 
 use crate::answer::{self, Answer, Asker};
+use crate::life_cycle::LifeCycle;
 use crate::request::{Request, RequestError};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use std::sync::Arc;
 use std::time::Duration;
 use tidelog_io::Waker;
 
-/// One request of this process.
+/// One request of this process, to be answered.
 #[derive(Debug)]
-pub(crate) enum Command {
-    /// To be answered.
-    Request { request: Request, asker: Asker },
-    /// Refuse new work, drain, seal, end.
-    Stop,
+pub(crate) struct Command {
+    pub(crate) request: Request,
+    pub(crate) asker: Asker,
 }
 
 /// The shard's side of the queue.
 #[derive(Debug)]
 pub struct Commands {
     queue: Receiver<Command>,
+    pub(crate) life_cycle: Arc<LifeCycle>,
 }
 
 impl Commands {
     /// For a shard that only its transport gives work to.
     pub fn none() -> Commands {
-        Commands { queue: crossbeam_channel::never() }
+        Commands { queue: crossbeam_channel::never(), life_cycle: Arc::default() }
     }
 
     pub(crate) fn next(&self) -> Option<Command> {
@@ -41,14 +42,16 @@ impl Commands {
 pub(crate) struct Inbox {
     queue: Sender<Command>,
     waker: Waker,
+    life_cycle: Arc<LifeCycle>,
 }
 
 /// What a handle's caller is told to wait before it tries again.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(10);
 
-pub(crate) fn inbox(capacity: usize, waker: Waker) -> (Inbox, Commands) {
+pub(crate) fn inbox(capacity: usize, waker: Waker, life_cycle: Arc<LifeCycle>) -> (Inbox, Commands) {
     let (queue, receiver) = crossbeam_channel::bounded(capacity);
-    (Inbox { queue, waker }, Commands { queue: receiver })
+    let commands = Commands { queue: receiver, life_cycle: Arc::clone(&life_cycle) };
+    (Inbox { queue, waker, life_cycle }, commands)
 }
 
 impl Inbox {
@@ -64,15 +67,10 @@ impl Inbox {
 
     /// Queues a request without waking the shard; false if it is answered already.
     pub(crate) fn hand_over(&self, request: Request, asker: Asker) -> bool {
-        let (asker, error) = match self.queue.try_send(Command::Request { request, asker }) {
+        let (asker, error) = match self.queue.try_send(Command { request, asker }) {
             Ok(()) => return true,
-            Err(TrySendError::Full(Command::Request { asker, .. })) => {
-                (asker, RequestError::busy(RETRY_AFTER))
-            }
-            Err(TrySendError::Disconnected(Command::Request { asker, .. })) => {
-                (asker, RequestError::Unavailable("the engine is closed".into()))
-            }
-            Err(_) => return false,
+            Err(TrySendError::Full(Command { asker, .. })) => (asker, RequestError::busy(RETRY_AFTER)),
+            Err(TrySendError::Disconnected(Command { asker, .. })) => (asker, self.ended()),
         };
         // This is the asker's own thread: if it waits elsewhere as well, it is to look.
         if let Some(waker) = asker.answer(Err(error)) {
@@ -86,10 +84,21 @@ impl Inbox {
         self.waker.wake();
     }
 
-    /// Asks the shard to stop; waits for room in the queue if it is full.
+    /// Asks the shard to stop, without waiting.
     pub(crate) fn stop(&self) {
-        // A shard that is gone already has stopped.
-        drop(self.queue.send(Command::Stop));
+        self.life_cycle.stop();
         self.waker.wake();
+    }
+
+    pub(crate) fn life_cycle(&self) -> &Arc<LifeCycle> {
+        &self.life_cycle
+    }
+
+    /// What is said to whoever asks a node that has ended.
+    pub(crate) fn ended(&self) -> RequestError {
+        RequestError::Unavailable(match self.life_cycle.outcome() {
+            Some(Err(error)) => format!("the engine has stopped: {error}"),
+            _ => "the engine is closed".into(),
+        })
     }
 }

@@ -15,10 +15,12 @@ pub mod config;
 mod directory;
 pub mod engine;
 pub mod error;
+pub mod events;
 pub mod formation;
 pub mod identity;
 mod inbox;
 pub mod keep;
+mod life_cycle;
 pub mod marks;
 pub mod options;
 mod partition;
@@ -34,18 +36,22 @@ pub mod state_machine;
 pub mod transport;
 mod waiting;
 
+#[doc(hidden)]
+pub use answer::on_this_thread;
 pub use append_queue::{AppendQueue, Appended};
 pub use directory::{MAP_VERSION, wal_dir};
 pub use engine::{Engine, Partition, Read};
 pub use error::Error;
+pub use events::{Event, Events};
 pub use inbox::Commands;
-pub use marks::Marks;
+pub use marks::{Leadership, Marks};
 pub use options::Options;
 pub use pending::Pending;
 pub use pins::{Pin, PinFor};
 pub use request::{BusyReason, Level, Record, RequestError};
 pub use shard::{Shard, Turn};
 pub use state_machine::StateMachine;
+pub use tidelog_consensus::Role;
 pub use tidelog_types::{
     Generation, Index, NodeId, PartitionId, Position, Sequence, SessionId, SessionKey, SessionRef,
 };

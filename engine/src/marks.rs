@@ -2,7 +2,9 @@
 
 use crate::pins::Pins;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tidelog_types::Index;
+use std::sync::{Mutex, PoisonError};
+use tidelog_consensus::Role;
+use tidelog_types::{Generation, Index, NodeId};
 
 /// `low_water - 1 <= applied <= min(high_water, durable)`, always.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -17,6 +19,17 @@ pub struct Marks {
     pub high_water: Index,
 }
 
+/// Who leads a partition, as this node knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leadership {
+    /// The newest generation known here.
+    pub generation: Generation,
+    /// Its leader, if it is known.
+    pub leader: Option<NodeId>,
+    /// What this node's replica is.
+    pub role: Role,
+}
+
 /// Written by the owning shard at the end of a turn, read by handles. Each mark is exact as of some recent
 /// turn; the four are not read at one instant. The high-water mark is never behind an answer: it is raised before whoever
 /// waits for an entry is told that it is committed.
@@ -28,6 +41,8 @@ pub(crate) struct SharedMarks {
     high_water: AtomicU64,
     /// What handles hold.
     pub(crate) pins: Pins,
+    /// Locked by the shard only when it changes.
+    leadership: Mutex<Option<Leadership>>,
 }
 
 impl SharedMarks {
@@ -37,6 +52,14 @@ impl SharedMarks {
         if self.high_water.load(Ordering::Relaxed) < to.0 {
             self.high_water.store(to.0, Ordering::Release);
         }
+    }
+
+    pub(crate) fn show_leadership(&self, leadership: Option<Leadership>) {
+        *self.leadership.lock().unwrap_or_else(PoisonError::into_inner) = leadership;
+    }
+
+    pub(crate) fn leadership(&self) -> Option<Leadership> {
+        *self.leadership.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn publish(&self, marks: Marks) {

@@ -2,24 +2,17 @@
 
 use crate::answer::Answer;
 use crate::request::{RequestError, Response};
-use core::future::{Future, IntoFuture};
+use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
 type Map<T> = fn(Response) -> Result<T, RequestError>;
 
-/// The answer to come. `.await` it, or [`Pending::wait`] for it without an executor. Dropping it does not take the
-/// request back.
+/// The answer to come: a future that any executor can run or spawn. `.await` it, or [`Pending::wait`] for it without an executor.
+/// Dropping it does not take the request back.
 #[must_use = "nothing is known of the request's outcome before this is awaited"]
 #[derive(Debug)]
 pub struct Pending<T> {
-    answer: Answer,
-    map: Map<T>,
-}
-
-/// The future of a [`Pending`].
-#[derive(Debug)]
-pub struct PendingFuture<T> {
     answer: Answer,
     map: Map<T>,
 }
@@ -33,20 +26,15 @@ impl<T> Pending<T> {
     ///
     /// # Errors
     /// The request's own; [`RequestError::Unknown`] if the engine went away without an answer.
+    ///
+    /// # Panics
+    /// On a shard's own thread (in a state machine, in a waker), where it would wait for itself.
     pub fn wait(self) -> Result<T, RequestError> {
         (self.map)(self.answer.wait())
     }
 }
 
-impl<T> IntoFuture for Pending<T> {
-    type Output = Result<T, RequestError>;
-    type IntoFuture = PendingFuture<T>;
-    fn into_future(self) -> PendingFuture<T> {
-        PendingFuture { answer: self.answer, map: self.map }
-    }
-}
-
-impl<T> Future for PendingFuture<T> {
+impl<T> Future for Pending<T> {
     type Output = Result<T, RequestError>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let map = self.map;

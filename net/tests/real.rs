@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use std::collections::BTreeSet;
-use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -199,7 +198,7 @@ impl Wake for Unpark {
 fn answers_are_futures_on_any_executor() {
     let server = Server::start(BackEnd::Blocking).unwrap();
     let client = Client::connect(ClientOptions::new(vec![server.address])).unwrap();
-    let mut future = std::pin::pin!(client.append(P, Bytes::from_static(b"x")).into_future());
+    let mut future = std::pin::pin!(client.append(P, Bytes::from_static(b"x")));
     let waker = Arc::new(Unpark(std::thread::current())).into();
     let position = loop {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {

@@ -8,14 +8,13 @@ use crate::clock::{self, Moment};
 use crate::error::BenchError;
 use crate::load::{Done, Outcome, Target};
 use bytes::Bytes;
-use core::future::IntoFuture;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Wake;
 use std::thread::Thread;
+use tidelog::Pending;
 use tidelog::config::Config;
-use tidelog::pending::PendingFuture;
 use tidelog::{Engine, Partition, Position};
 use tidelog_types::PartitionId;
 
@@ -34,7 +33,7 @@ pub struct HandleTarget {
 /// Room for one record in flight.
 struct Slot {
     tag: u64,
-    answer: Option<PendingFuture<Position>>,
+    answer: Option<Pending<Position>>,
     waker: Waker,
 }
 
@@ -118,7 +117,7 @@ impl Target for HandleTarget {
         let partition = self.rotation.next();
         // Dense from 0, as `open` asserts.
         let partition = &self.partitions[partition.0 as usize];
-        let answer = partition.append(payload).into_future();
+        let answer = partition.append(payload);
         self.slots[slot].tag = tag;
         self.slots[slot].answer = Some(answer);
         self.look(slot);

@@ -6,6 +6,7 @@
 //! no profile and no key weakens what an acknowledgement means (R12). What it does not know: whether the addresses can be reached or the
 //! directory exists.
 
+mod builder;
 mod document;
 mod error;
 mod key;
@@ -17,6 +18,7 @@ mod table;
 mod tests;
 pub mod unit;
 
+pub use builder::ConfigBuilder;
 pub use error::{At, Complaint, ConfigError};
 pub use key::{Key, Scope};
 pub use page::{Explanation, reference};

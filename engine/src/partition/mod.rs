@@ -19,7 +19,7 @@ pub(crate) use serve::Machine;
 use writes::{Source, Write, fitting};
 
 use crate::keep::Keep;
-use crate::marks::{Marks, SharedMarks};
+use crate::marks::{Leadership, Marks, SharedMarks};
 use crate::request::{Level, Reply, Request, RequestError};
 use crate::transport::PeerMessage;
 use crate::waiting::WaitingList;
@@ -68,6 +68,8 @@ pub(crate) struct Partition {
     fetches: BTreeMap<NodeId, Fetch>,
     repairs: Repairs,
     marks: Arc<SharedMarks>,
+    /// As the handles were shown it last.
+    shown: Option<Leadership>,
     keep: Keep,
     done: Done,
 }
@@ -98,6 +100,7 @@ impl Partition {
             fetches: BTreeMap::new(),
             repairs: Repairs::default(),
             marks,
+            shown: None,
             keep,
             done: Done::since(clock.now),
         }
@@ -128,7 +131,8 @@ impl Partition {
     }
 
     /// Shows the marks to the handles, and checks their relation (invariants 5, 10).
-    pub(crate) fn publish(&self) {
+    /// True if the leadership is another one than they were shown last.
+    pub(crate) fn publish(&mut self) -> bool {
         let m = self.marks();
         assert!(
             m.low_water.prev() <= m.applied && m.applied <= m.high_water.min(m.durable),
@@ -140,6 +144,18 @@ impl Partition {
             m.durable
         );
         self.marks.publish(m);
+        let leadership = Some(self.leadership());
+        let changed = self.shown != leadership;
+        if changed {
+            self.shown = leadership;
+            self.marks.show_leadership(leadership);
+        }
+        changed
+    }
+
+    pub(crate) fn leadership(&self) -> Leadership {
+        let replica = &self.replica;
+        Leadership { generation: replica.generation(), leader: replica.leader(), role: replica.role() }
     }
 
     /// Reads a word of each part that an append and its durability touch: see [`Replica::warm`].

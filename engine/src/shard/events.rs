@@ -90,6 +90,7 @@ impl Shard {
                 WalEvent::Full => {
                     tracing::warn!("no space for another segment: appends are refused until there is");
                     replicas.full = true;
+                    self.inbox.life_cycle.events.publish(crate::Event::DiskFull);
                     for (origin, _, _) in replicas.requests.drain(..) {
                         cx.respond(origin, Err(DISK_FULL));
                     }
@@ -109,6 +110,7 @@ impl Shard {
                 WalEvent::SpaceBack => {
                     tracing::info!("space for segments is back");
                     replicas.full = false;
+                    self.inbox.life_cycle.events.publish(crate::Event::DiskHasSpace);
                 }
             }
         }

@@ -4,6 +4,7 @@ use super::Shard;
 use super::replicas::{AHEAD, Partitions, Ticks, Touched};
 use crate::error::Error;
 use crate::inbox::RETRY_AFTER;
+use crate::marks::Leadership;
 use crate::partition::{Context, Origin, Shared};
 use crate::reads::Reads;
 use crate::request::Request;
@@ -243,6 +244,7 @@ impl Shard {
             replicas.unsent.drain(..).for_each(|id| replicas.touched.insert(id));
             let touched = replicas.touched.take(std::mem::take(&mut replicas.visited));
             self.visits.begin(&replicas.partitions, touched.iter().copied());
+            let mut led_otherwise = false;
             for &id in &touched {
                 self.visits.next(&replicas.partitions, |_| 0);
                 let Some(p) = replicas.partitions.get_mut(id) else { continue };
@@ -250,7 +252,12 @@ impl Shard {
                 if p.pump(&mut cx) {
                     replicas.unsent.push(id);
                 }
-                p.publish();
+                if p.publish() {
+                    let Leadership { generation, leader, role } = p.leadership();
+                    let events = &self.inbox.life_cycle.events;
+                    events.publish(crate::Event::Leadership { partition: id, generation, leader, role });
+                    led_otherwise = true;
+                }
                 if !p.is_damaged() {
                     cx.shared.damaged.remove(&id);
                 }
@@ -260,6 +267,9 @@ impl Shard {
                 replicas.ticks.want(id, p.deadline());
             }
             replicas.visited = touched;
+            if led_otherwise {
+                self.inbox.life_cycle.leadership_changed();
+            }
             assert!(
                 cx.shared.is_settled(),
                 "what a step of one replica asks for is done before the next one's"

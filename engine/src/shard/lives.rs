@@ -149,6 +149,7 @@ impl Shard {
     /// The log failed: nothing more is acknowledged. Everyone who waits learns so, what is in flight drains and is
     /// discarded, and the log is opened again.
     pub(super) fn reopen(&mut self, io: &mut dyn Io, why: &str) -> Result<(), Error> {
+        self.inbox.life_cycle.events.publish(crate::Event::Fenced { why: why.to_owned() });
         tracing::error!(%why, "the shard is fenced: nothing is acknowledged until its log is open again");
         self.failures.push_back(self.clock.now);
         while self.failures.front().is_some_and(|at| self.clock.now.since(*at) > FAILURE_WINDOW) {
@@ -172,7 +173,9 @@ impl Shard {
         if self.failures.len() >= FAILURES_MAX {
             return Err(Error::Fenced(why.to_owned()));
         }
-        self.open_log(io, &mut machines)
+        self.open_log(io, &mut machines)?;
+        self.inbox.life_cycle.events.publish(crate::Event::Reopened);
+        Ok(())
     }
 
     /// Answers everyone who waits for this life of the log.

@@ -369,16 +369,16 @@ impl Shard {
     }
 
     fn take_commands(&mut self, io: &mut dyn Io) {
+        if self.inbox.life_cycle.is_stopping() {
+            self.stop();
+        }
         for _ in 0..COMMANDS_PER_TURN {
             // What does not fit the growing batch stays in the inbox, whose bound is the back-pressure.
             if self.life.as_ref().is_some_and(Life::has_enough) {
                 break;
             }
             match self.next_command() {
-                Some(Command::Request { request, asker }) => {
-                    self.take_request(io, Origin::Local(asker), request)
-                }
-                Some(Command::Stop) => self.stop(),
+                Some(Command { request, asker }) => self.take_request(io, Origin::Local(asker), request),
                 None => break,
             }
         }
@@ -391,10 +391,7 @@ impl Shard {
         };
         if self.commands.is_empty() {
             self.commands.extend(std::iter::from_fn(|| self.inbox.next()).take(AHEAD));
-            let ahead = self.commands.iter().filter_map(|command| match command {
-                Command::Request { request, .. } => request.partition(),
-                Command::Stop => None,
-            });
+            let ahead = self.commands.iter().filter_map(|command| command.request.partition());
             life.replicas.partitions.warm(ahead, |id| life.wal.warm(id));
         }
         self.commands.pop_front()

@@ -100,7 +100,7 @@ impl Life {
     /// Opens, and waits until everything is applied. None if the machine lost power meanwhile.
     fn open(world: &World, keep: Keep, machines: bool) -> Option<Result<Life, Error>> {
         let mut io = world.node(1);
-        let (inbox, commands) = inbox(64, tidelog_io::Io::waker(&io));
+        let (inbox, commands) = inbox(64, tidelog_io::Io::waker(&io), Arc::default());
         let machine = Machine::default();
         let own = machine.clone();
         let factory = Box::new(move |_| machines.then(|| Box::new(own.clone()) as Box<dyn StateMachine>));

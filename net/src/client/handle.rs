@@ -7,7 +7,7 @@
 use super::{ClientCore, ClientError, ClientOptions, ClientRequest, Done, Target};
 use crate::slab::{Key, Slab};
 use bytes::Bytes;
-use core::future::{Future, IntoFuture};
+use core::future::Future;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use tidelog::on_this_thread;
 use tidelog::request::{Level, NodeStatus, Records, Reply};
 use tidelog_io::{BackEnd, BackEndError, Io, IoOptions, TokenClass, Wait, Waker, open_back_end};
 use tidelog_types::{Index, Monotonic, PartitionId, Position, SessionId, SessionKey, SessionRef};
@@ -187,7 +188,7 @@ impl Client {
     }
 
     fn pending<T>(&self, request: ClientRequest, take: fn(Reply) -> Option<T>) -> Pending<T> {
-        let (reply, result) = oneshot::channel();
+        let (reply, result) = oneshot::async_channel();
         self.shared.send(Command::One(request, reply));
         Pending { result, take }
     }
@@ -215,39 +216,31 @@ fn position(reply: Reply) -> Option<Position> {
     }
 }
 
-/// A result that is on its way: to be awaited, or [`Pending::wait`] without an executor.
+/// A result that is on its way: a future that any executor can run or spawn, or [`Pending::wait`] without one.
 #[must_use = "a request's outcome is known only by waiting for it"]
 pub struct Pending<T> {
-    result: oneshot::Receiver<Outcome>,
-    take: fn(Reply) -> Option<T>,
-}
-
-impl<T> Pending<T> {
-    /// Waits for it.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub fn wait(self) -> Result<T, ClientError> {
-        let outcome = self.result.recv().unwrap_or_else(|_| Err(stopped()));
-        taken(outcome, self.take)
-    }
-}
-
-impl<T> IntoFuture for Pending<T> {
-    type Output = Result<T, ClientError>;
-    type IntoFuture = PendingFuture<T>;
-    fn into_future(self) -> PendingFuture<T> {
-        PendingFuture { result: self.result.into_future(), take: self.take }
-    }
-}
-
-/// What [`Pending`] turns into when it is awaited, on any executor.
-pub struct PendingFuture<T> {
     result: oneshot::AsyncReceiver<Outcome>,
     take: fn(Reply) -> Option<T>,
 }
 
-impl<T> Future for PendingFuture<T> {
+impl<T> Pending<T> {
+    /// Blocks this thread until it is there.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn wait(mut self) -> Result<T, ClientError> {
+        on_this_thread(|cx| {
+            loop {
+                match Pin::new(&mut self).poll(cx) {
+                    Poll::Ready(result) => return result,
+                    Poll::Pending => std::thread::park(),
+                }
+            }
+        })
+    }
+}
+
+impl<T> Future for Pending<T> {
     type Output = Result<T, ClientError>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let take = self.take;

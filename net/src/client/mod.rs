@@ -18,7 +18,7 @@ mod link;
 mod route;
 
 pub use self::core::{ClientCore, Done};
-pub use handle::{Bulk, BulkDone, Client, Pending, PendingFuture};
+pub use handle::{Bulk, BulkDone, Client, Pending};
 
 use ::core::time::Duration;
 use bytes::Bytes;
