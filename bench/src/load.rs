@@ -105,7 +105,11 @@ impl Pace {
 pub struct Measured {
     /// Records acknowledged within the measured time.
     pub acked: u64,
-    /// Records that were not.
+    /// Open loop: records that were due in it. Each was acknowledged in time, or is late, or an error.
+    pub due: u64,
+    /// Of these, acknowledged only after it.
+    pub late: u64,
+    /// Records that were not acknowledged.
     pub errors: Errors,
     /// Latencies.
     pub latencies: Latencies,
@@ -120,6 +124,8 @@ impl Measured {
     pub fn new(run: Duration) -> Measured {
         Measured {
             acked: 0,
+            due: 0,
+            late: 0,
             errors: Errors::default(),
             latencies: Latencies::new(run),
             usage: Usage::default(),
@@ -334,11 +340,16 @@ impl Driver {
         let ended_within = now < end;
         let counts = match self.pace {
             Pace::Closed { .. } => ended_within,
-            Pace::Open { .. } => due >= start && due < end,
+            Pace::Open { .. } => {
+                let counts = due >= start && due < end;
+                measured.due += u64::from(counts);
+                counts
+            }
         };
         match done.outcome {
             Outcome::Acked => {
                 measured.acked += u64::from(ended_within);
+                measured.late += u64::from(counts && !ended_within);
                 if counts {
                     measured.latencies.record(now, now.nanos_since(due), 1);
                 }
@@ -363,6 +374,7 @@ impl Driver {
         let Some(arrivals) = arrivals else { return };
         while let Some(due) = arrivals.take_before(end) {
             if due >= start {
+                measured.due += 1;
                 measured.errors.unsent += 1;
                 measured.latencies.record(now, now.nanos_since(due), 1);
             }
@@ -381,6 +393,7 @@ impl Driver {
             if core::mem::take(&mut slot.in_flight) {
                 self.free.push(writer);
                 if slot.due >= start && slot.due < end {
+                    measured.due += u64::from(matches!(self.pace, Pace::Open { .. }));
                     measured.errors.unanswered += 1;
                     measured.latencies.record(now, now.nanos_since(slot.due), 1);
                 }
@@ -409,6 +422,8 @@ mod tests {
         every: Option<(usize, Outcome)>,
         answers_per_poll: usize,
         silent: bool,
+        /// How long a poll takes at least.
+        slow: Duration,
     }
 
     impl Target for Fake {
@@ -423,6 +438,10 @@ mod tests {
             if self.silent || self.queue.is_empty() {
                 std::thread::park_timeout(until.since(clock::now()).min(Duration::from_millis(5)));
                 return Ok(());
+            }
+            let ready = clock::now().after(self.slow);
+            while clock::now() < ready {
+                std::thread::yield_now();
             }
             for tag in self.queue.drain(..self.answers_per_poll.clamp(1, self.queue.len())) {
                 let outcome = match self.every {
@@ -480,7 +499,22 @@ mod tests {
         let measured = run(pace, &mut fake, 1);
         // 40 ms at 20,000/s, whatever the machine does meanwhile: every arrival of the span has a latency.
         assert!((799..=801).contains(&measured.latencies.count()), "{}", measured.latencies.count());
-        assert_eq!(measured.errors.unsent, 0);
+        assert_eq!((measured.errors.unsent, measured.due), (0, measured.latencies.count()));
+    }
+
+    /// Records that were acknowledged when the measured time was over were in no counter.
+    #[test]
+    fn a_rate_that_cannot_be_reached_leaves_no_record_uncounted() {
+        let pace = Pace::Open { per_second: 100_000.0, spacing: Spacing::Uniform, in_flight_max: 1 << 16 };
+        let meter = Meter::new(Some(Path::new("/")), Vec::new());
+        let mut driver = Driver::new(pace, 64).unwrap();
+        let mut measured = Measured::new(Duration::from_secs(1));
+        // At most a record a poll, and polls take their time: far less than what is due.
+        let mut fake = Fake { answers_per_poll: 1, slow: Duration::from_micros(100), ..Fake::default() };
+        driver.span(&mut fake, &meter, Duration::ZERO, Duration::from_millis(20), &mut measured).unwrap();
+        assert_eq!(measured.due, 2000);
+        assert!(measured.late > 1000, "{measured:?}");
+        assert_eq!(measured.acked + measured.late + measured.errors.total(), measured.due);
     }
 
     #[test]

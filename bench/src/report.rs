@@ -61,7 +61,13 @@ pub struct Report {
     pub seconds: f64,
     /// Records acknowledged in it.
     pub records: u64,
-    /// The same, per second.
+    /// Open loop: records that were due in it. Each is among those acknowledged in it, or late, or an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due: Option<u64>,
+    /// Of these, acknowledged only after it: the load was more than could be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub late: Option<u64>,
+    /// Acknowledged records per second.
     pub records_per_s: f64,
     /// Their payload bytes, per second.
     pub bytes_per_s: f64,
@@ -145,7 +151,8 @@ impl Report {
         device: Option<DeviceReport>,
         host: Host,
     ) -> Report {
-        let Measured { acked, errors, latencies, usage, batches } = measured;
+        let Measured { acked, due, late, errors, latencies, usage, batches } = measured;
+        let open = shape.offered_per_s.is_some();
         let seconds = usage.elapsed.as_secs_f64();
         let records = acked as f64;
         let payload_bytes = records * shape.payload_bytes as f64;
@@ -154,6 +161,8 @@ impl Report {
             name,
             seconds: round(seconds, 3),
             records: acked,
+            due: open.then_some(due),
+            late: open.then_some(late),
             records_per_s: round(ratio(records, seconds), 1),
             bytes_per_s: round(ratio(payload_bytes, seconds), 0),
             latency_us: latencies.summary(),
@@ -218,6 +227,22 @@ impl Report {
     }
 }
 
+impl Report {
+    /// Open loop: why the rate asked for was not reached, if it was not: more than one record in a hundred of those that were due was late or not acknowledged (and
+    /// more than those that a fast system may have in flight when the time is over).
+    pub fn shortfall(&self) -> Option<String> {
+        const IN_FLIGHT_AT_THE_END: u64 = 64;
+        let (due, missed) = (self.due?, self.late? + self.errors);
+        (missed > (due / 100).max(IN_FLIGHT_AT_THE_END)).then(|| {
+            format!(
+                "the rate was not reached: of {due} records that were due, {} were late and {} not acknowledged",
+                missed - self.errors,
+                self.errors
+            )
+        })
+    }
+}
+
 impl Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let shape = &self.shape;
@@ -261,6 +286,12 @@ impl Display for Report {
                 None => writeln!(f)?,
             }
         }
+        if let (Some(due), Some(late)) = (self.due, self.late) {
+            writeln!(
+                f,
+                "  due        {due}, of which {late} were acknowledged only after the measured time"
+            )?;
+        }
         if self.errors > 0 {
             let e = &self.error_kinds;
             writeln!(
@@ -298,7 +329,7 @@ mod tests {
         let errors = Errors { busy: 1, unsent: 2, ..Errors::default() };
         let shape =
             Shape { mode: "closed", writers: Some(4), payload_bytes: 100, partitions: 1, ..Shape::default() };
-        let measured = Measured { acked, errors, latencies, usage, batches: Some(50) };
+        let measured = Measured { acked, due: 0, late: 0, errors, latencies, usage, batches: Some(50) };
         Report::new("x".into(), shape, measured, None, Host::default())
     }
 

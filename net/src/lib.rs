@@ -21,7 +21,9 @@ mod slab;
 mod transport;
 pub mod wire;
 
-pub use client::{Bulk, BulkDone, Client, ClientCore, ClientError, ClientOptions, ClientRequest, Target};
+pub use client::{
+    Bulk, BulkDone, Client, ClientCore, ClientError, ClientOptions, ClientRequest, Either, Target,
+};
 pub use open::{open, open_with};
 pub use options::{CHANNEL_TIMEOUT_HEARTBEATS, Limits, NetOptions};
 pub use transport::NetTransport;

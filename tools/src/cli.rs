@@ -1,6 +1,6 @@
 //! The command line: names, flags and examples. What is here is relied on by scripts.
 
-use crate::commands::{append, bench, config, demo, doctor, later, read, serve, sim, snapshot, status, wal};
+use crate::commands::{append, bench, config, demo, doctor, read, serve, sim, snapshot, status, wal};
 use crate::failure::{Exit, Failure};
 use clap::{Parser, Subcommand};
 
@@ -33,9 +33,6 @@ pub(crate) enum Command {
     /// Committed records, from an index to the high-water mark
     #[command(after_help = read::READ_EXAMPLES)]
     Read(read::Args),
-    /// Committed records, and new ones as they commit
-    #[command(after_help = read::TAIL_EXAMPLES)]
-    Tail(read::Args),
     /// Every node and every partition: roles, marks, who is reachable
     #[command(after_help = status::EXAMPLES)]
     Status(status::Args),
@@ -57,28 +54,6 @@ pub(crate) enum Command {
     /// Whole clusters in a simulated world, with faults; a failure is a seed that replays
     #[command(after_help = sim::EXAMPLES)]
     Sim(sim::Args),
-
-    /// (not there yet) Members: list, add, promote, remove
-    #[command(after_help = "Example:\n  tidelog member list --cluster 127.0.0.1:7101")]
-    Member(later::Args),
-    /// (not there yet) Leadership: transfer
-    #[command(after_help = "Example:\n  tidelog leader transfer --partition 0 --to 2")]
-    Leader(later::Args),
-    /// (not there yet) Partitions: list, move
-    #[command(after_help = "Example:\n  tidelog partition list")]
-    Partition(later::Args),
-    /// (not there yet) Nodes: drain
-    #[command(after_help = "Example:\n  tidelog node drain")]
-    Node(later::Args),
-    /// (not there yet) The consistent core: get, put, delete, list, watch
-    #[command(after_help = "Example:\n  tidelog core get config/rate")]
-    Core(later::Args),
-    /// (not there yet) Leases: grant, keep, revoke, list
-    #[command(after_help = "Example:\n  tidelog lease grant printer")]
-    Lease(later::Args),
-    /// (not there yet) Measures the device and proposes settings
-    #[command(after_help = "Example:\n  tidelog tune")]
-    Tune(later::Args),
 }
 
 impl Command {
@@ -98,21 +73,13 @@ impl Command {
             Command::Serve(args) => serve::run(args),
             Command::Append(args) => append::run(args),
             Command::Read(args) => read::run(args),
-            Command::Tail(args) => read::tail(args),
             Command::Status(args) => status::run(args),
             Command::Wal(command) => wal::run(command),
             Command::Config(command) => config::run(command),
             Command::Bench(command) => bench::run(command),
             Command::Doctor(args) => doctor::run(args),
             Command::Sim(args) => sim::run(args),
-            Command::Member(_) => Err(Failure::later("member")),
-            Command::Leader(_) => Err(Failure::later("leader")),
             Command::Snapshot(command) => snapshot::run(command),
-            Command::Partition(_) => Err(Failure::later("partition")),
-            Command::Node(_) => Err(Failure::later("node")),
-            Command::Core(_) => Err(Failure::later("core")),
-            Command::Lease(_) => Err(Failure::later("lease")),
-            Command::Tune(_) => Err(Failure::later("tune")),
         }
     }
 }

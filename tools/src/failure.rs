@@ -46,12 +46,6 @@ impl Failure {
         Failure { exit: Exit::Usage, message: Some(message.to_string()), advice: None }
     }
 
-    /// The command is part of the interface and does not exist yet.
-    pub(crate) fn later(command: &str) -> Failure {
-        Failure::usage(format!("`tidelog {command}` is not there yet"))
-            .advise("`tidelog --help` lists what there is in this version")
-    }
-
     /// Says what to do next.
     #[must_use]
     pub(crate) fn advise(mut self, advice: impl Into<String>) -> Failure {

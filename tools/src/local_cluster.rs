@@ -1,10 +1,11 @@
 //! Real node processes of this binary on loopback, with real data directories: what `demo` and the process tests run on.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -31,6 +32,51 @@ pub(crate) struct LocalCluster {
     program: PathBuf,
     addresses: Vec<SocketAddr>,
     running: Vec<Option<Child>>,
+    nodes: Nodes,
+}
+
+/// The processes that run, for whoever has to end them without asking the cluster's owner.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Nodes(Arc<Mutex<Registered>>);
+
+#[derive(Debug, Default)]
+struct Registered {
+    /// Not waited for yet, so that their numbers are nobody else's.
+    processes: BTreeSet<u32>,
+    /// None is started any more.
+    closed: bool,
+}
+
+impl Nodes {
+    fn lock(&self) -> MutexGuard<'_, Registered> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a process, unless all were ended.
+    fn start(&self, command: &mut Command) -> std::io::Result<Child> {
+        let mut registered = self.lock();
+        if registered.closed {
+            return Err(std::io::Error::other("interrupted"));
+        }
+        let child = command.spawn()?;
+        registered.processes.insert(child.id());
+        Ok(child)
+    }
+
+    /// It is about to be waited for.
+    fn forget(&self, child: &Child) {
+        self.lock().processes.remove(&child.id());
+    }
+
+    /// SIGKILL to all, and to none that could be started later.
+    pub(crate) fn kill_all(&self) {
+        let mut registered = self.lock();
+        registered.closed = true;
+        for process in &registered.processes {
+            // One that has just ended by itself is not waited for yet: the signal reaches nobody else.
+            let _ = kill(Pid::from_raw(*process as i32), Signal::SIGKILL);
+        }
+    }
 }
 
 /// The lines that a starting node prints.
@@ -54,7 +100,12 @@ fn io_error(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> ClusterEr
 
 impl LocalCluster {
     /// Writes the configurations into `dir` and starts every node.
-    pub(crate) fn start(program: &Path, dir: &Path, shape: &Shape) -> Result<LocalCluster, ClusterError> {
+    pub(crate) fn start(
+        program: &Path,
+        dir: &Path,
+        shape: &Shape,
+        nodes: Nodes,
+    ) -> Result<LocalCluster, ClusterError> {
         std::fs::create_dir_all(dir).map_err(io_error(dir.display().to_string()))?;
         let addresses = free_addresses(shape.nodes).map_err(io_error("cannot find free loopback ports"))?;
         let cluster = LocalCluster {
@@ -62,6 +113,7 @@ impl LocalCluster {
             program: program.to_owned(),
             running: addresses.iter().map(|_| None).collect(),
             addresses,
+            nodes,
         };
         for node in cluster.nodes() {
             let path = cluster.config_path(node);
@@ -120,6 +172,7 @@ impl LocalCluster {
     /// SIGKILL, and the process is gone when this returns.
     pub(crate) fn kill(&mut self, node: u64) -> Result<(), ClusterError> {
         if let Some(mut child) = self.slot(node).take() {
+            self.nodes.forget(&child);
             child.kill().map_err(io_error(format!("cannot kill node {node}")))?;
             child.wait().map_err(io_error(format!("cannot wait for node {node}")))?;
         }
@@ -134,6 +187,7 @@ impl LocalCluster {
         }
         for node in self.nodes() {
             if let Some(mut child) = self.slot(node).take() {
+                self.nodes.forget(&child);
                 let status = child.wait().map_err(io_error(format!("cannot wait for node {node}")))?;
                 if !status.success() {
                     return Err(ClusterError::Ended {
@@ -179,7 +233,8 @@ impl LocalCluster {
             .append(true)
             .open(&log_path)
             .map_err(io_error(log_path.display().to_string()))?;
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .arg("serve")
             .arg("--config")
             .arg(self.config_path(node))
@@ -187,8 +242,10 @@ impl LocalCluster {
             .arg("--until-stdin-closes")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
+            .stderr(log);
+        let mut child = self
+            .nodes
+            .start(&mut command)
             .map_err(io_error(format!("cannot start {}", self.program.display())))?;
         let (line, lines) = mpsc::channel();
         if let Some(stdout) = child.stdout.take() {
@@ -229,6 +286,7 @@ impl Drop for LocalCluster {
     fn drop(&mut self) {
         for child in self.running.iter_mut().flatten() {
             // Best effort on the way out: the parent reports its own error.
+            self.nodes.forget(child);
             let _ = child.kill();
             let _ = child.wait();
         }

@@ -45,8 +45,6 @@ pub enum Scope {
 pub(super) enum Default {
     /// There is none: it has to be said.
     Required,
-    /// Nothing, which is a value of its own.
-    Absent,
     /// This, as one would write it.
     Given(&'static str),
     /// Follows from other keys.
@@ -82,7 +80,6 @@ pub(super) enum Kind {
     Path(Field<PathBuf>),
     BackEnd(Field<BackEnd>),
     Sync(Field<SyncMethod>),
-    Address(Field<Option<SocketAddr>>),
     Founders(Field<Vec<Founder>>),
 }
 
@@ -114,7 +111,6 @@ impl Key {
             Kind::Name(_) => "a name: letters, digits, '-', '_' and '.'",
             Kind::Path(_) => "a path",
             Kind::BackEnd(_) | Kind::Sync(_) => "a word",
-            Kind::Address(_) => "an address: IP:port",
             Kind::Founders(_) => "a list of { id, address } or { id, addresses = [one for each shard] }",
         }
     }
@@ -136,7 +132,6 @@ impl Key {
             Kind::Path(_) => "not empty".into(),
             Kind::BackEnd(_) => words(&BACK_ENDS),
             Kind::Sync(_) => words(&SYNCS),
-            Kind::Address(_) => "an IP address, not a host name, and a port".into(),
             Kind::Founders(_) => {
                 format!("1 to {FOUNDERS_MAX} nodes, each id and each address once")
             }
@@ -147,7 +142,6 @@ impl Key {
     pub fn default_text(&self) -> String {
         match self.default {
             Default::Required => "none; it has to be said".into(),
-            Default::Absent => "none".into(),
             Default::Given(text) => text.into(),
             Default::Derived { rule, .. } => rule.into(),
         }
@@ -170,7 +164,6 @@ impl Key {
             Kind::Path(field) => quoted(&(field.get)(config).to_string_lossy()),
             Kind::BackEnd(field) => quoted(word(&BACK_ENDS, (field.get)(config))),
             Kind::Sync(field) => quoted(word(&SYNCS, (field.get)(config))),
-            Kind::Address(field) => quoted(&(field.get)(config).as_ref()?.to_string()),
             Kind::Founders(field) => {
                 let founders = (field.get)(config).iter().map(|founder| match founder.addresses.as_slice() {
                     [address] => format!("  {{ id = {}, address = \"{address}\" }},\n", founder.id),
@@ -272,7 +265,6 @@ impl Key {
             }
             Kind::BackEnd(field) => *(field.set)(config) = chosen(&BACK_ENDS, text)?,
             Kind::Sync(field) => *(field.set)(config) = chosen(&SYNCS, text)?,
-            Kind::Address(field) => *(field.set)(config) = Some(address(text)?),
             Kind::Count { .. } | Kind::NodeId(_) | Kind::Shards(_) | Kind::Founders(_) => {
                 return Err(format!("must be {}, not text", self.unit()));
             }

@@ -59,8 +59,6 @@ pub struct Config {
     pub retention: RetentionSection,
     /// `[scrub]`.
     pub scrub: ScrubSection,
-    /// `[admin]`.
-    pub admin: AdminSection,
     /// Where each key's value comes from.
     pub origins: BTreeMap<&'static str, Origin>,
     /// What is allowed and still deserves a second look.
@@ -234,13 +232,6 @@ pub struct ScrubSection {
     pub rate: u64,
     /// Least time from the beginning of one pass to that of the next.
     pub every: Duration,
-}
-
-/// Administration.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct AdminSection {
-    /// Where its endpoint listens.
-    pub listen: Option<SocketAddr>,
 }
 
 /// Where a value comes from.
@@ -424,7 +415,6 @@ impl Config {
                 pin_age: Duration::ZERO,
             },
             scrub: ScrubSection { rate: 0, every: Duration::ZERO },
-            admin: AdminSection { listen: None },
             origins: BTreeMap::new(),
             warnings: Vec::new(),
         };

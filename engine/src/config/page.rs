@@ -163,9 +163,6 @@ election_timeout = "500ms"
 
 [snapshot]
 every = "64MiB"
-
-[admin]
-listen = "127.0.0.1:9644"
 ```
 
 This page is written by the program from the table that it checks by; a test compares the two.

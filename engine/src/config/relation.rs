@@ -113,14 +113,4 @@ pub(super) static RELATIONS: &[Relation] = &[
             })
         },
     },
-    Relation {
-        rule: "admin.listen is not an address of one of cluster.nodes",
-        keys: &["admin.listen", "cluster.nodes"],
-        warning: false,
-        check: |c| {
-            let listen = c.admin.listen?;
-            let taken = c.cluster.nodes.iter().find(|n| n.addresses.contains(&listen))?;
-            Some(format!("is already node {}'s address", taken.id))
-        },
-    },
 ];

@@ -452,12 +452,4 @@ static KEYS: &[Key] = &[
         effect: "Least time from the beginning of one pass over the log to that of the next. The first one begins when the log is opened.",
         later: None,
     },
-    Key {
-        name: "admin.listen",
-        scope: Scope::Node,
-        kind: Kind::Address(field!(admin.listen)),
-        default: Default::Absent,
-        effect: "Where metrics and administration are served.",
-        later: Some("the administration endpoint: read and checked, nothing listens there yet"),
-    },
 ];

@@ -329,6 +329,36 @@ impl Bulk {
     }
 }
 
+/// What [`Bulk::results_or`] found first.
+#[derive(Debug)]
+pub enum Either<T> {
+    /// Results, at least one.
+    Results(Vec<BulkDone>),
+    /// Something from the other channel.
+    Other(T),
+    /// The other channel has ended.
+    Ended,
+}
+
+impl Bulk {
+    /// Waits for results or for something from another channel, whichever is there first: for a sender whose input comes slowly, and who
+    /// tells outcomes as they come. Flushes first.
+    pub fn results_or<T>(&mut self, other: &Receiver<T>) -> Either<T> {
+        self.flush();
+        crossbeam_channel::select_biased! {
+            recv(self.results) -> batch => {
+                let mut out = batch.unwrap_or_default();
+                while let Ok(mut batch) = self.results.try_recv() {
+                    out.append(&mut batch);
+                }
+                self.in_flight -= out.len();
+                Either::Results(out)
+            }
+            recv(other) -> next => next.map_or(Either::Ended, Either::Other),
+        }
+    }
+}
+
 impl Drop for Bulk {
     fn drop(&mut self) {
         self.flush();

@@ -18,7 +18,7 @@ mod link;
 mod route;
 
 pub use self::core::{ClientCore, Done};
-pub use handle::{Bulk, BulkDone, Client, Pending};
+pub use handle::{Bulk, BulkDone, Client, Either, Pending};
 
 use ::core::time::Duration;
 use bytes::Bytes;

@@ -1,10 +1,11 @@
 //! `tidelog append`: records in, one outcome a record out.
 
-use super::{ClusterArgs, RecordArgs};
+use super::{ClusterArgs, Framing, RecordArgs};
 use crate::failure::{Exit, Failure};
 use crate::flag;
 use crate::framing::{InputError, Records};
 use crate::output::{Output, OutputArgs, Printer};
+use crossbeam_channel::{Receiver, bounded};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::io::{BufReader, IsTerminal, Read, Write};
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tidelog::request::Reply;
 use tidelog_bench::clock;
-use tidelog_net::{Client, ClientError, ClientOptions, ClientRequest};
+use tidelog_net::{Client, ClientError, ClientOptions, ClientRequest, Either};
 use tidelog_types::{PartitionId, Sequence, SessionId, SessionKey, SessionRef};
 
 pub(crate) const EXAMPLES: &str = "Examples:
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
+
+/// Most records read ahead of those on their way.
+const AHEAD: usize = 16;
 
 /// The line of one record.
 #[derive(Serialize)]
@@ -110,14 +114,13 @@ pub(crate) fn open_session(
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
-    let input: Box<dyn Read> = match &args.input {
+    let input: Box<dyn Read + Send> = match &args.input {
         Some(path) => Box::new(
             std::fs::File::open(path)
                 .map_err(|e| Failure::usage(format!("cannot open {}: {e}", path.display())))?,
         ),
         None => Box::new(std::io::stdin()),
     };
-    let mut records = Records::new(BufReader::with_capacity(1 << 20, input), args.records.framing);
     let partition = PartitionId(args.records.partition);
     let options = ClientOptions {
         timeout: args.timeout,
@@ -133,38 +136,43 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let mut report = Report::new(args.output.output, args.records.partition, first);
     let mut bulk = client.bulk();
     let mut next = first;
-    let mut open = true;
     let mut failure = None;
-    while open || bulk.in_flight() > 0 {
-        while open && bulk.in_flight() < args.in_flight as usize {
-            match records.next() {
-                Ok(Some(record)) => {
-                    let request = match session {
-                        Some(session) => {
-                            let at = SessionRef { session, sequence: Sequence(next) };
-                            ClientRequest::append_once(partition, at, record.into())
-                        }
-                        None => ClientRequest::append(partition, record.into()),
-                    };
-                    if bulk.submit(next, request).is_err() {
-                        return Err(Failure::failed("the client takes fewer requests than it was told to"));
+    // Read on a thread of its own: an input that comes slowly holds up neither what was read before nor its outcomes.
+    let mut records = Some(read_ahead(input, args.records.framing));
+    while records.is_some() || bulk.in_flight() > 0 {
+        let found = match &records {
+            Some(records) if bulk.in_flight() < args.in_flight as usize => match records.try_recv() {
+                Ok(record) => Either::Other(record),
+                Err(_) => bulk.results_or(records),
+            },
+            _ => Either::Results(bulk.results(true)),
+        };
+        match found {
+            Either::Other(Ok(record)) => {
+                let request = match session {
+                    Some(session) => {
+                        let at = SessionRef { session, sequence: Sequence(next) };
+                        ClientRequest::append_once(partition, at, record.into())
                     }
-                    next += 1;
+                    None => ClientRequest::append(partition, record.into()),
+                };
+                if bulk.submit(next, request).is_err() {
+                    return Err(Failure::failed("the client takes fewer requests than it was told to"));
                 }
-                // It is refused by itself: those behind it go on.
-                Err(error @ InputError::TooLarge { .. }) => {
-                    report.done(next, Line::refused(next, args.records.partition, error.to_string()))?;
-                    next += 1;
-                }
-                Ok(None) => open = false,
-                Err(e) => {
-                    failure = Some(Failure::failed(e));
-                    open = false;
+                next += 1;
+            }
+            // It is refused by itself: those behind it go on.
+            Either::Other(Err(error @ InputError::TooLarge { .. })) => {
+                report.done(next, Line::refused(next, args.records.partition, error.to_string()))?;
+                next += 1;
+            }
+            Either::Other(Err(error)) => failure = Some(Failure::failed(error)),
+            Either::Ended => records = None,
+            Either::Results(results) => {
+                for done in results {
+                    report.done(done.tag, Line::new(done.tag, args.records.partition, &done.result))?;
                 }
             }
-        }
-        for done in bulk.results(true) {
-            report.done(done.tag, Line::new(done.tag, args.records.partition, &done.result))?;
         }
         report.progress();
     }
@@ -173,6 +181,27 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         Some(failure) => Err(failure),
         None => Ok(exit),
     }
+}
+
+/// Reads records on a thread of its own, at most [`AHEAD`] ahead. The channel ends behind the last record, or behind an error that no record
+/// can be read after.
+fn read_ahead(input: Box<dyn Read + Send>, framing: Framing) -> Receiver<Result<Vec<u8>, InputError>> {
+    let (sender, records) = bounded(AHEAD);
+    std::thread::spawn(move || {
+        let mut input = Records::new(BufReader::with_capacity(1 << 20, input), framing);
+        loop {
+            let record = match input.next() {
+                Ok(Some(record)) => Ok(record),
+                Ok(None) => return,
+                Err(error) => Err(error),
+            };
+            let last = matches!(record, Err(InputError::Io(_) | InputError::Cut { .. }));
+            if sender.send(record).is_err() || last {
+                return;
+            }
+        }
+    });
+    records
 }
 
 /// Prints outcomes in the order of the records, each as soon as it and all before it are known.

@@ -21,7 +21,8 @@ pub(crate) enum Command {
   tidelog bench append --cluster 127.0.0.1:7101,127.0.0.1:7102 --pipelined 1024 --output json
 
 Load is open-loop: records are due at fixed times whether or not earlier ones are done, and latency counts from when a record was
-due. --closed and --pipelined wait for answers instead.")]
+due. --closed and --pipelined wait for answers instead.
+Exit code 1 if the rate was not reached: if more than one record in a hundred was late or not acknowledged.")]
     Append(AppendArgs),
 }
 
@@ -142,7 +143,12 @@ pub(crate) fn run(command: Command) -> Result<Exit, Failure> {
         Output::Text => out.line(&report)?,
     }
     out.flush()?;
-    Ok(Exit::Done)
+    match report.shortfall() {
+        Some(why) => {
+            Err(Failure::failed(why).advise("offer less with --rate, or see what is possible with --closed"))
+        }
+        None => Ok(Exit::Done),
+    }
 }
 
 fn options(args: AppendArgs) -> Result<AppendOptions, Failure> {

@@ -12,7 +12,8 @@ mod report;
 
 use crate::failure::{Exit, Failure};
 use crate::flag;
-use crate::local_cluster::{LocalCluster, Shape};
+use crate::local_cluster::{LocalCluster, Nodes, Shape};
+use crate::logging;
 use crate::output::{Output, OutputArgs};
 use crate::preflight::Preflight;
 use std::path::PathBuf;
@@ -28,6 +29,9 @@ load outside the fail-over was acknowledged.";
 
 /// Records offered per second unless told otherwise.
 const RATE: u64 = 2000;
+/// After an interruption: how often, and after what time each, it is tried to remove what was made.
+const LAST_STEPS: u32 = 50;
+const LAST_STEP: Duration = Duration::from_millis(20);
 /// Partitions of the cluster under load.
 const PARTITIONS: u64 = 3;
 
@@ -82,10 +86,14 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     if args.payload > tidelog_types::limits::PAYLOAD_BYTES_MAX as u64 {
         return Err(Failure::usage(format!("--payload {} is over the limit of 2 MiB", args.payload)));
     }
+    // Read before anything is started: a file that is not there starts nothing.
+    let source = args.input.as_deref().map(lines::Source::read).transpose()?;
     let talk = Talk { quiet: args.output.output == Output::Json };
     let base = std::env::temp_dir().join(format!("tidelog-demo-{}", std::process::id()));
     let dir = args.dir.clone().unwrap_or_else(|| base.join("data"));
     let report_dir = args.report.clone().unwrap_or_else(|| base.join("report"));
+    let nodes = Nodes::default();
+    leave_nothing_when_interrupted(&nodes, base.clone())?;
     for path in [&dir, &report_dir] {
         std::fs::create_dir_all(path)
             .map_err(|e| Failure::failed(format!("cannot create {}: {e}", path.display())))?;
@@ -111,10 +119,10 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         "\n{} node processes, {} partitions, replicated to every node",
         shape.nodes, shape.partitions
     ));
-    let mut cluster = LocalCluster::start(&program, &dir, &shape).map_err(Failure::failed)?;
+    let mut cluster = LocalCluster::start(&program, &dir, &shape, nodes).map_err(Failure::failed)?;
     let config = std::fs::read_to_string(cluster.config_path(1)).map_err(Failure::failed)?;
-    let outcome = match &args.input {
-        Some(path) => lines::run(&args, path, &mut cluster, &talk),
+    let outcome = match &source {
+        Some(source) => lines::run(&args, source, &mut cluster, &talk),
         None => drive::run(&args, args.rate.unwrap_or(RATE), PARTITIONS, &mut cluster, &talk),
     }?;
     let written = report::write(&report_dir, &outcome, &preflight, &config)?;
@@ -127,6 +135,33 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         talk.say(format!("data     {}", dir.display()));
     }
     Ok(if outcome.is_good() { Exit::Done } else { Exit::Failed })
+}
+
+/// What is asked to end half-way ends its nodes and removes what it made itself: the temporary directory. A directory named by --dir or --report
+/// stays.
+fn leave_nothing_when_interrupted(nodes: &Nodes, base: PathBuf) -> Result<(), Failure> {
+    let nodes = nodes.clone();
+    tidelog_io::signals::on_termination(move |_| {
+        nodes.kill_all();
+        let mut removed = std::fs::remove_dir_all(&base);
+        for _ in 0..LAST_STEPS {
+            // A process that was killed may still finish what it was doing with a file.
+            match &removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => pause(LAST_STEP),
+                _ => break,
+            }
+            removed = std::fs::remove_dir_all(&base);
+        }
+        logging::say("error: interrupted before the end: nothing was proven");
+        if let Err(error) = removed
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            logging::say(&format!("  next: remove {}: {error}", base.display()));
+        }
+        logging::flush();
+        std::process::exit(1);
+    })
+    .map_err(Failure::failed)
 }
 
 /// Waits. Nothing here has anything else to do meanwhile.

@@ -5,7 +5,6 @@ pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod demo;
 pub(crate) mod doctor;
-pub(crate) mod later;
 pub(crate) mod read;
 pub(crate) mod serve;
 pub(crate) mod sim;

@@ -2,22 +2,19 @@
 
 use super::{ClusterArgs, RecordArgs};
 use crate::failure::{Exit, Failure};
-use crate::flag;
 use crate::framing;
 use crate::output::{Output, OutputArgs, Printer};
 use base64::Engine as _;
 use serde::Serialize;
 use std::io::Write;
 use std::time::Duration;
-use tidelog::request::{Level as EngineLevel, Record, Reply};
-use tidelog_net::{Client, ClientOptions, ClientRequest, Target};
+use tidelog::request::{Level as EngineLevel, Record, Reply, RequestError};
+use tidelog_net::{Client, ClientError, ClientOptions, ClientRequest, Target};
 use tidelog_types::{Index, NodeId, PartitionId};
 
 pub(crate) const READ_EXAMPLES: &str = "Examples:
   tidelog read --cluster 127.0.0.1:7101 --partition 0 --from 1 --output json
   tidelog read --cluster 127.0.0.1:7101,127.0.0.1:7102 --node 2 --framing length > copy";
-pub(crate) const TAIL_EXAMPLES: &str = "Examples:
-  tidelog tail --cluster 127.0.0.1:7101 --from 1000 --output json";
 
 /// Most bytes asked for at a time.
 const PIECE_BYTES: u32 = 2 << 20;
@@ -27,12 +24,6 @@ const PIECE_BYTES: u32 = 2 << 20;
 pub(crate) enum Level {
     /// Reflects everything that was acknowledged before it began
     Linearizable,
-    /// (not there yet) The same, without asking a quorum while the leader's lease holds
-    Lease,
-    /// (not there yet) Reflects at least what --token says
-    Session,
-    /// (not there yet) At most --max-staleness old, from any node
-    Stale,
     /// What one node has, up to its own high-water mark
     Local,
 }
@@ -52,12 +43,6 @@ pub(crate) struct Args {
     /// How fresh; linearizable without it, or local with --node
     #[arg(long, value_enum)]
     pub(crate) level: Option<Level>,
-    /// With --level stale: how old it may be
-    #[arg(long, value_name = "D", value_parser = flag::duration)]
-    pub(crate) max_staleness: Option<Duration>,
-    /// With --level session: what the read must reflect
-    #[arg(long, value_name = "T")]
-    pub(crate) token: Option<String>,
     /// Read from this node
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) node: Option<u64>,
@@ -84,7 +69,8 @@ struct End {
 /// What to read, and from whom.
 pub(crate) struct Reading {
     pub(crate) partition: PartitionId,
-    pub(crate) from: Index,
+    /// The first that is kept without it.
+    pub(crate) from: Option<Index>,
     pub(crate) to: Option<Index>,
     pub(crate) level: EngineLevel,
     pub(crate) target: Target,
@@ -99,7 +85,7 @@ pub(crate) fn read_all(
     reading: &Reading,
     mut each: impl FnMut(Record) -> Result<(), Failure>,
 ) -> Result<Index, Failure> {
-    let mut from = reading.from;
+    let mut from = reading.from.unwrap_or(Index(1));
     let mut mark = None;
     loop {
         let request = ClientRequest::new(tidelog::request::Request::Read {
@@ -112,6 +98,12 @@ pub(crate) fn read_all(
         let answer = client.request(request.at(reading.target).within(reading.timeout)).wait();
         let records = match answer {
             Ok(Reply::Records(records)) => records,
+            Err(ClientError::Refused(RequestError::Truncated { first }))
+                if reading.from.is_none() && mark.is_none() && first > from =>
+            {
+                from = first;
+                continue;
+            }
             Ok(_) => return Err(Failure::failed("the read was answered with something else")),
             Err(e) => {
                 return Err(Failure::failed(format!(
@@ -143,14 +135,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let level = match (args.level, args.node) {
         (None, None) | (Some(Level::Linearizable), _) => EngineLevel::Linearizable,
         (None, Some(_)) | (Some(Level::Local), _) => EngineLevel::Local,
-        (Some(Level::Lease | Level::Session | Level::Stale), _) => {
-            return Err(Failure::usage("this read level is not there yet")
-                .advise("use --level linearizable, or --node ID for what one node has"));
-        }
     };
-    if args.token.is_some() || args.max_staleness.is_some() {
-        return Err(Failure::usage("--token and --max-staleness go with read levels that are not there yet"));
-    }
     if let (Some(from), Some(to)) = (args.from, args.to)
         && from > to
     {
@@ -160,7 +145,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         Client::connect(ClientOptions::new(args.cluster.cluster.clone())).map_err(Failure::failed)?;
     let reading = Reading {
         partition: PartitionId(args.records.partition),
-        from: Index(args.from.unwrap_or(1)),
+        from: args.from.map(Index),
         to: args.to.map(Index),
         level,
         target: args.node.map_or(Target::Leader, |n| Target::Node(NodeId(n))),
@@ -189,8 +174,4 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     out.flush()?;
     std::io::stdout().flush()?;
     Ok(Exit::Done)
-}
-
-pub(crate) fn tail(_: Args) -> Result<Exit, Failure> {
-    Err(Failure::later("tail"))
 }

@@ -64,7 +64,7 @@ pub(super) fn from_node(
 ) -> Result<(), Failure> {
     let reading = Reading {
         partition: PartitionId(partition),
-        from: Index(1),
+        from: Some(Index(1)),
         to: None,
         level: Level::Local,
         target: Target::Node(NodeId(node)),

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tidelog::request::Reply;
 use tidelog_bench::clock;
@@ -71,25 +71,45 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
+/// The file as it was before anything was started.
+pub(super) struct Source {
+    path: PathBuf,
+    lines: u64,
+    newline: bool,
+    file_hash: String,
+    records_hash: String,
+}
+
+impl Source {
+    pub(super) fn read(path: &Path) -> Result<Source, Failure> {
+        let unreadable = |e: &dyn std::fmt::Display| Failure::usage(format!("{}: {e}", path.display()));
+        let (lines, newline) = count(path).map_err(|e| unreadable(&e))?;
+        if lines == 0 {
+            return Err(Failure::usage(format!("{} has no lines to replicate", path.display())));
+        }
+        let mut source = Assembly::new(lines, newline);
+        let mut input = open(path).map_err(|e| unreadable(&e))?;
+        while let Some(line) = input.next().map_err(|e| unreadable(&e))? {
+            source.add(&line);
+        }
+        let (file_hash, records_hash) = source.finish();
+        Ok(Source { path: path.to_owned(), lines, newline, file_hash, records_hash })
+    }
+}
+
+fn open(path: &Path) -> std::io::Result<Records<BufReader<File>>> {
+    File::open(path).map(|f| Records::new(BufReader::with_capacity(1 << 20, f), Framing::Lines))
+}
+
 pub(super) fn run(
     args: &Args,
-    path: &Path,
+    source: &Source,
     cluster: &mut LocalCluster,
     talk: &Talk,
 ) -> Result<Outcome, Failure> {
+    let Source { path, lines, newline, file_hash, records_hash } = source;
+    let (path, lines, newline) = (path.as_path(), *lines, *newline);
     let unreadable = |e: &dyn std::fmt::Display| Failure::usage(format!("{}: {e}", path.display()));
-    let (lines, newline) = count(path).map_err(|e| unreadable(&e))?;
-    if lines == 0 {
-        return Err(Failure::usage(format!("{} has no lines to replicate", path.display())));
-    }
-    let open =
-        || File::open(path).map(|f| Records::new(BufReader::with_capacity(1 << 20, f), Framing::Lines));
-    let mut source = Assembly::new(lines, newline);
-    let mut input = open().map_err(|e| unreadable(&e))?;
-    while let Some(line) = input.next().map_err(|e| unreadable(&e))? {
-        source.add(&line);
-    }
-    let (file_hash, records_hash) = source.finish();
     talk.say(format!("{}: {lines} lines, sha256 {file_hash}", path.display()));
 
     let options = ClientOptions {
@@ -104,7 +124,7 @@ pub(super) fn run(
     let begun = clock::now();
     let mut latencies = Latencies::new(Duration::from_secs(60));
     latencies.begin(begun, clock::wall());
-    let mut input = open().map_err(|e| unreadable(&e))?;
+    let mut input = open(path).map_err(|e| unreadable(&e))?;
     let mut bulk = client.bulk();
     let mut sent_at = BTreeMap::new();
     let (mut next, mut acked, mut unknown, mut refused) = (1u64, 0u64, 0u64, 0u64);
@@ -196,7 +216,7 @@ pub(super) fn run(
         let mut hashes = Sha256::new();
         log.values().for_each(|h| hashes.update(h));
         // The files are compared record by record; that every record is the file's makes the file's hash theirs.
-        let same = hex(&hashes.finalize()) == records_hash;
+        let same = hex(&hashes.finalize()) == *records_hash;
         let sha256 = if same { file_hash.clone() } else { "of other records".into() };
         copies.push(Copy {
             node,
@@ -219,7 +239,7 @@ pub(super) fn run(
         latency_us: latencies.summary(),
         kill,
         copies,
-        input_sha256: Some(file_hash),
+        input_sha256: Some(file_hash.clone()),
         latencies,
     })
 }
