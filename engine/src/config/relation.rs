@@ -114,6 +114,16 @@ pub(super) static RELATIONS: &[Relation] = &[
         },
     },
     Relation {
+        rule: "replication.stall_timeout is at least replication.election_timeout",
+        keys: &["replication.stall_timeout", "replication.election_timeout"],
+        warning: false,
+        check: |c| {
+            let (stall, least) = (c.replication.stall_timeout, c.replication.election_timeout);
+            (stall < least)
+                .then(|| format!("must be at least replication.election_timeout = {}", duration_text(least)))
+        },
+    },
+    Relation {
         rule: "admin.listen is not an address of one of cluster.nodes",
         keys: &["admin.listen", "cluster.nodes"],
         warning: false,

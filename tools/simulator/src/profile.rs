@@ -152,10 +152,12 @@ impl Profile {
             cache_bytes_max: self.cache_bytes,
             heartbeat: self.heartbeat,
             election_timeout: self.election_timeout,
+            stall_timeout: self.election_timeout * 2,
             in_flight_messages_max: 16,
             in_flight_bytes_max: self.in_flight_bytes,
             uncommitted_entries_max: self.uncommitted_entries,
             uncommitted_bytes_max: 8 << 20,
+            peer_bytes_max: 4 << 20,
             inbox_max: 16,
             keep: self.keep(),
         }
