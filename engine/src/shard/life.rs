@@ -173,7 +173,7 @@ impl Shard {
                     break;
                 }
                 None => {
-                    let dropped = replicas.arrivals.moved();
+                    let dropped = replicas.arrivals.over();
                     if dropped > 0 {
                         tracing::info!(
                             dropped,
