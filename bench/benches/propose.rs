@@ -16,6 +16,7 @@ fn leader() -> (Replica, Effects, Clock) {
         partition: PartitionId(0),
         voters: vec![NodeId(1)],
         election_timeout: Duration::from_millis(500),
+        stall_timeout: Duration::from_millis(1000),
         heartbeat: Duration::from_millis(50),
         in_flight_messages_max: 64,
         in_flight_bytes_max: 64 << 20,

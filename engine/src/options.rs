@@ -47,6 +47,8 @@ pub struct Options {
     pub heartbeat: Duration,
     /// Shortest election time-out.
     pub election_timeout: Duration,
+    /// Age of the oldest write from which on a disk counts as stalled.
+    pub stall_timeout: Duration,
     /// Append messages in flight to a peer.
     pub in_flight_messages_max: usize,
     /// Bytes of entries in flight to a peer.
@@ -55,6 +57,8 @@ pub struct Options {
     pub uncommitted_entries_max: u64,
     /// Bytes of the same.
     pub uncommitted_bytes_max: u64,
+    /// Bytes of records of peers that wait for room in the log.
+    pub peer_bytes_max: usize,
     /// Commands of this process waiting for the shard.
     pub inbox_max: usize,
     /// What is kept of the logs.
@@ -89,10 +93,12 @@ impl From<&Config> for Options {
             cache_bytes_max: wal.cache,
             heartbeat: replication.heartbeat,
             election_timeout: replication.election_timeout,
+            stall_timeout: replication.stall_timeout,
             in_flight_messages_max: replication.in_flight_messages,
             in_flight_bytes_max: replication.in_flight_bytes,
             uncommitted_entries_max: replication.uncommitted_entries,
             uncommitted_bytes_max: replication.uncommitted_bytes,
+            peer_bytes_max: config.limits.peer_bytes,
             inbox_max: config.limits.inbox,
             keep: Keep {
                 snapshot_every: config.snapshot.every,

@@ -127,6 +127,7 @@ pub(crate) fn replica_config(
         partition,
         voters,
         election_timeout: options.election_timeout,
+        stall_timeout: options.stall_timeout,
         heartbeat: options.heartbeat,
         in_flight_messages_max: options.in_flight_messages_max,
         in_flight_bytes_max: options.in_flight_bytes_max,

@@ -139,6 +139,18 @@ pub struct NodeStatus {
     pub connected: Vec<u64>,
     /// Its replicas.
     pub partitions: Vec<PartitionStatus>,
+    /// For so long the oldest record has waited for the disk, if that is a stall; 0: the disk takes what it is given.
+    #[serde(default)]
+    pub stalled_ms: u64,
+    /// For so long the node still ranks behind others when a leader is elected, because its disk stalled not long ago.
+    #[serde(default)]
+    pub ranks_behind_ms: u64,
+    /// How often its disk has stalled since the process started.
+    #[serde(default)]
+    pub stalls: u64,
+    /// Bytes of records of peers that wait for room in the log.
+    #[serde(default)]
+    pub waiting_bytes: u64,
     /// What looking for damage came to, by shard, since its log was opened.
     #[serde(default)]
     pub scrub: Vec<ScrubStatus>,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::time::Duration;
 use tidelog::formation::{Formed, Hello, Member};
 use tidelog::request::{BusyReason, Level, Reply, Request, RequestError, Response};
-use tidelog_consensus::{Append, Asserting, Free, Message, Repair};
+use tidelog_consensus::{Append, Asserting, Disk, Free, Health, Message, Repair};
 use tidelog_net::wire::{
     self, FrameHeader, FrameKind, PeerHello, Refusal, RefusalCode, ServerHello, WireError,
 };
@@ -87,7 +87,8 @@ fn the_documented_vote() {
 
     let header = FrameHeader::decode(&bytes).unwrap().unwrap();
     header.check_meta(&bytes[64..]).unwrap();
-    let vote = Asserting::Vote { generation: Generation(9), last: Position::new(Index(40), Generation(8)) };
+    let last = Position::new(Index(40), Generation(8));
+    let vote = Asserting::Vote { generation: Generation(9), last, handed_over: false };
     let decoded: Vec<_> = wire::decode_messages(&bytes[64..]).collect::<Result<_, _>>().unwrap();
     assert_eq!(wire::encode_message(PartitionId(2), &Message::Asserting(vote.clone())), bytes[64..]);
     assert_eq!(header.encode(), bytes[..64]);
@@ -156,7 +157,7 @@ prop_compose! {
 
 fn message() -> impl Strategy<Value = Message> {
     let generation = any::<u64>().prop_map(Generation);
-    (0..12, generation, position(), any::<[u64; 4]>(), any::<bool>()).prop_map(
+    (0..13, generation, position(), any::<[u64; 4]>(), any::<bool>()).prop_map(
         |(kind, generation, last, [a, b, c, round], granted)| match kind {
             0 => Message::Free(Free::PreVote { generation, last }),
             1 => Message::Free(Free::PreVoteReply { generation, granted }),
@@ -168,7 +169,7 @@ fn message() -> impl Strategy<Value = Message> {
                 round,
             })),
             3 => Message::Free(Free::Heartbeat { generation, high_water: Index(a), round }),
-            4 => Message::Asserting(Asserting::Vote { generation, last }),
+            4 => Message::Asserting(Asserting::Vote { generation, last, handed_over: granted }),
             5 => Message::Asserting(Asserting::VoteReply { generation, granted, wall: WallMs(c) }),
             6 => Message::Asserting(Asserting::AppendReply { generation, matched: Index(a), round }),
             7 => {
@@ -176,6 +177,7 @@ fn message() -> impl Strategy<Value = Message> {
             }
             8 => Message::Repair(Repair::Fetch { generation, first: Index(a), last: Index(b) }),
             9 => Message::Repair(Repair::Fetched { generation, first: Index(a), count: b }),
+            11 => Message::Free(Free::HandOver { generation }),
             10 => Message::Repair(Repair::Missing {
                 generation,
                 first: Index(a),
@@ -187,6 +189,7 @@ fn message() -> impl Strategy<Value = Message> {
                 round,
                 matched: Index(b),
                 wall: WallMs(c),
+                disk: Disk { oldest_ms: a, health: if granted { Health::Stalled } else { Health::Behind } },
             }),
         },
     )

@@ -14,6 +14,9 @@ pub struct Config {
     pub voters: Vec<NodeId>,
     /// Shortest time without a leader before a campaign; the actual time is drawn from [1, 2) of it.
     pub election_timeout: Duration,
+    /// Age of the oldest write from which on a disk counts as stalled. A peer's disk whose oldest write has half of this age is not
+    /// steady.
+    pub stall_timeout: Duration,
     /// Time between heartbeats of a leader.
     pub heartbeat: Duration,
     /// Most append messages in flight to one peer.

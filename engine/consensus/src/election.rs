@@ -4,12 +4,14 @@
 //! promised, so a node that was cut off cannot disturb the others by its return. Only then does it promise a
 //! new generation with its own vote in it, and asks for the others' once that is durable. A vote goes to a log
 //! at least as long as one's own, once a generation, and not while a leader was heard within the election
-//! time-out, nor within one time-out after a start. It does not know how logs are brought in line afterwards.
+//! time-out, nor within one time-out after a start, unless that leader has handed over to whoever asks. It does not know how logs are brought in
+//! line afterwards.
 
 use crate::effects::{Effects, Outgoing};
 use crate::message::{Asserting, Free};
 use crate::quorum;
 use crate::replica::{NUMBER_MAX, Replica, State};
+use crate::stall::Health;
 use crate::stamp::Witness;
 use tidelog_types::{Clock, Generation, NodeId, Position, Ticket, WallMs};
 
@@ -42,9 +44,13 @@ impl Replica {
         if !self.may_stand() {
             return self.await_leader(clock);
         }
-        // Whoever is whole stands first: it leads at once.
+        if self.disk.health == Health::Stalled && !self.is_alone() {
+            return self.await_leader(clock); // it could not even promise
+        }
+        // Whoever is whole stands first: it leads at once. And whose disk has been steady, before one that is likely to stall again.
         let timeout = self.config.election_timeout;
-        if !self.damage.is_empty() && self.election_wait < timeout * 2 {
+        let late = !self.damage.is_empty() || self.disk.health == Health::Behind;
+        if late && self.election_wait < timeout * 2 {
             self.election_wait += timeout;
             self.election_deadline = clock.now.after(timeout);
             return;
@@ -55,7 +61,7 @@ impl Replica {
         match &self.state {
             // The own disk has not even taken the promise: another one would only queue behind it.
             State::Candidate { ticket, .. } if !self.tickets.is_durable(*ticket) => return,
-            _ if self.is_alone() => return self.stand(clock, effects),
+            _ if self.is_alone() => return self.stand(clock, false, effects),
             _ => {}
         }
         let mut votes = Votes::default();
@@ -68,8 +74,8 @@ impl Replica {
         effects.send_now.extend(all);
     }
 
-    /// A quorum would vote for it: promises the next generation and asks for the votes.
-    fn stand(&mut self, clock: Clock, effects: &mut Effects) {
+    /// A quorum would vote for it, or the leader hands over to it: promises the next generation and asks for the votes.
+    pub(crate) fn stand(&mut self, clock: Clock, handed_over: bool, effects: &mut Effects) {
         self.promise(clock, self.generation.next(), Some(self.config.node), effects);
         let ticket = self.promised;
         self.state = State::Candidate { votes: Votes::default(), ticket, deciding: None };
@@ -79,7 +85,7 @@ impl Replica {
         } else {
             self.await_leader(clock);
         }
-        let message = Asserting::Vote { generation: self.generation, last: self.log.last() };
+        let message = Asserting::Vote { generation: self.generation, last: self.log.last(), handed_over };
         for to in self.peers.clone() {
             self.assert_to(to, ticket, message.clone(), effects);
         }
@@ -102,7 +108,10 @@ impl Replica {
         last: Position,
         effects: &mut Effects,
     ) {
-        let granted = generation > self.generation && last >= self.log.last() && !self.abstains(clock);
+        let granted = generation > self.generation
+            && last >= self.log.last()
+            && !self.abstains(clock)
+            && self.disk.health != Health::Stalled;
         // A refusal tells only what is durable, so that it may leave at once.
         let generation = if granted { generation } else { self.tickets.generation() };
         let message = Free::PreVoteReply { generation, granted };
@@ -121,7 +130,7 @@ impl Replica {
         if granted && generation == self.generation.next() {
             votes.grant(from, None);
             if quorum::won(votes.granted.len(), self.config.voters.len()) {
-                self.stand(clock, effects);
+                self.stand(clock, false, effects);
             }
         } else if !granted && generation > self.generation {
             // Behind the others: the next campaign must ask for a generation that is new to them.
@@ -135,17 +144,24 @@ impl Replica {
         from: NodeId,
         generation: Generation,
         last: Position,
+        handed_over: bool,
         effects: &mut Effects,
     ) {
+        // Any leader that this node has heard, in this life or the last, led the generation before the one asked for, or an earlier one: the
+        // former has handed over.
+        let handed_over = handed_over && generation > self.generation && self.voting;
         let granted = if generation < self.generation {
             false
-        } else if self.abstains(clock) {
+        } else if self.abstains(clock) && !handed_over {
             return; // not even the generation is adopted: the leader that lives is not disturbed
         } else {
             let free = generation > self.generation || self.vote.is_none() || self.vote == Some(from);
             let granted = free && last >= self.log.last();
             if generation > self.generation || (granted && self.vote.is_none()) {
                 self.promise(clock, generation, granted.then_some(from), effects);
+            }
+            if handed_over {
+                self.heard = None;
             }
             if granted {
                 self.step_down(clock, effects);

@@ -79,14 +79,14 @@ impl Replica {
     ) {
         let message = if generation < self.generation {
             let (generation, wall) = (self.generation, clock.wall);
-            Asserting::HeartbeatReply { generation, round: 0, matched: Index::ZERO, wall }
+            Asserting::HeartbeatReply { generation, round: 0, matched: Index::ZERO, wall, disk: self.disk }
         } else {
             if !self.heed(clock, from, generation, effects) {
                 return;
             }
             self.commit(high_water.min(self.verified), effects);
             let matched = self.verified.min(self.counted());
-            Asserting::HeartbeatReply { generation, round, matched, wall: clock.wall }
+            Asserting::HeartbeatReply { generation, round, matched, wall: clock.wall, disk: self.disk }
         };
         self.assert_to(from, Ticket(0), message, effects);
     }

@@ -14,6 +14,7 @@ use crate::quorum::agreed_of;
 use crate::read::Reads;
 use crate::replica::{Replica, State};
 use crate::session::Standing;
+use crate::stall::HandOver;
 use crate::stamp::{Stamps, Witness};
 use std::collections::VecDeque;
 use tidelog_types::{
@@ -119,6 +120,12 @@ pub(crate) struct Leader {
     pub(crate) heartbeat_deadline: Monotonic,
     /// Lack of evidence counts from here at the earliest.
     pub(crate) grace: Monotonic,
+    /// The process did not run for a while up to here, and that is not weighed yet.
+    pub(crate) paused: Option<Monotonic>,
+    /// The last pause that was not held against the peers ended here.
+    excused: Option<Monotonic>,
+    /// What it does about a disk of its own that stalls.
+    pub(crate) hand_over: HandOver,
 }
 
 impl Replica {
@@ -141,6 +148,9 @@ impl Replica {
             samples: VecDeque::new(),
             heartbeat_deadline: clock.now.after(self.config.heartbeat),
             grace: clock.now,
+            paused: None,
+            excused: None,
+            hand_over: HandOver::default(),
         }));
         self.leader = Some(self.config.node);
         self.heard = None;
@@ -381,6 +391,7 @@ impl Replica {
             return;
         }
         let timeout = self.config.election_timeout;
+        leader.weigh_pause(clock.now);
         let evidence = leader.evidence(clock.now).max(leader.grace);
         if clock.now.since(evidence) >= timeout {
             // Check-quorum: whoever can reach a quorum may lead instead.
@@ -396,6 +407,7 @@ impl Replica {
         }
         self.begin_round(clock, effects);
         self.serve_reads(clock, effects);
+        self.weigh_disk(clock, effects);
     }
 
     /// An answer to an append or a heartbeat.
@@ -435,7 +447,8 @@ impl Replica {
                 progress.refuse(prev, agree, self.log.base().index, clock.now);
                 false
             }
-            Asserting::HeartbeatReply { wall, .. } => {
+            Asserting::HeartbeatReply { wall, disk, .. } => {
+                progress.disk = Some(disk);
                 progress.witness = Some(Witness::new(wall, clock.now));
                 progress.confirm(matched, clock.now)
             }
@@ -486,6 +499,17 @@ impl Leader {
         &self.progress
     }
 
+    /// The process did not run for a while: what was not heard meanwhile is not held against the peers. Weighed after whatever had come in
+    /// meanwhile. If no quorum has answered anything that was sent since the last such pause, this one is no excuse: a process that is paused
+    /// again and again would otherwise lead for ever, cut off.
+    fn weigh_pause(&mut self, now: Monotonic) {
+        if let Some(at) = self.paused.take()
+            && self.excused.is_none_or(|before| self.evidence(now) >= before)
+        {
+            (self.grace, self.excused) = (at, Some(at));
+        }
+    }
+
     /// The newest round that a quorum, itself included, has answered.
     fn confirmed_round(&self) -> u64 {
         agreed_of(self.progress.iter().map(|peer| peer.round).chain([self.round]))
@@ -518,6 +542,7 @@ mod tests {
             partition: PartitionId(0),
             voters: vec![NodeId(1)],
             election_timeout: Duration::from_millis(100),
+            stall_timeout: Duration::from_millis(200),
             heartbeat: Duration::from_millis(10),
             in_flight_messages_max: 1,
             in_flight_bytes_max: 1,

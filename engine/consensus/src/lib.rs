@@ -15,6 +15,7 @@
 //!     partition: PartitionId(0),
 //!     voters: vec![NodeId(1)],
 //!     election_timeout: Duration::from_millis(500),
+//!     stall_timeout: Duration::from_secs(1),
 //!     heartbeat: Duration::from_millis(50),
 //!     in_flight_messages_max: 64,
 //!     in_flight_bytes_max: 4 << 20,
@@ -60,6 +61,7 @@ mod restore;
 mod retain;
 mod save;
 mod session;
+mod stall;
 mod stamp;
 mod ticket;
 
@@ -75,3 +77,4 @@ pub use restore::{RestoreFault, Restored};
 pub use retain::{Peer, Retention};
 pub use save::LoadError;
 pub use session::{Fault, RUNS_MAX, SESSIONS_MAX};
+pub use stall::{Disk, Health};

@@ -3,6 +3,7 @@
 //! What is for the replica comes in two halves, which are two types, so that the compiler keeps the rule "what asserts a generation waits for the
 //! disk": [`Free`] messages may leave at once, [`Asserting`] ones only when a ticket is durable here.
 
+use crate::stall::Disk;
 use tidelog_types::{Generation, Index, Position, WallMs};
 
 /// May leave at once: it asserts nothing that is not durable already.
@@ -33,6 +34,12 @@ pub enum Free {
         /// Number of the leader's round, from 1 in each generation: what the reply gives evidence for.
         round: u64,
     },
+    /// The leader hands its leadership over to the receiver, which stands for election at once. The leader goes on until it
+    /// receives the vote request that names this.
+    HandOver {
+        /// The leader's generation (durable since its election).
+        generation: Generation,
+    },
 }
 
 /// Leaves only when its ticket is durable here.
@@ -44,6 +51,8 @@ pub enum Asserting {
         generation: Generation,
         /// The candidate's last entry.
         last: Position,
+        /// The leader of the generation before this one has handed over to the candidate: nobody abstains for its sake.
+        handed_over: bool,
     },
     /// Answer to a vote request.
     VoteReply {
@@ -86,6 +95,8 @@ pub enum Asserting {
         matched: Index,
         /// The answerer's wall clock.
         wall: WallMs,
+        /// The answerer's disk.
+        disk: Disk,
     },
 }
 
@@ -171,7 +182,8 @@ impl Message {
             Message::Free(m) => match m {
                 Free::PreVote { generation, .. }
                 | Free::PreVoteReply { generation, .. }
-                | Free::Heartbeat { generation, .. } => *generation,
+                | Free::Heartbeat { generation, .. }
+                | Free::HandOver { generation } => *generation,
                 Free::Append(a) => a.generation,
             },
             Message::Asserting(m) => m.generation(),
@@ -181,6 +193,22 @@ impl Message {
 }
 
 impl Asserting {
+    /// Whether `newer`, to the same peer, says all that this one does, if both leave at the same moment.
+    pub fn is_superseded_by(&self, newer: &Asserting) -> bool {
+        use Asserting::{AppendRefused, AppendReply, HeartbeatReply, VoteReply};
+        let older_is_less = match (self, newer) {
+            (AppendReply { matched, round, .. }, AppendReply { matched: more, round: later, .. })
+            | (HeartbeatReply { matched, round, .. }, HeartbeatReply { matched: more, round: later, .. }) => {
+                matched <= more && round <= later
+            }
+            // A leader waits for the answer to its last probe only.
+            (AppendRefused { round, .. }, AppendRefused { round: later, .. }) => round <= later,
+            (VoteReply { granted, .. }, VoteReply { granted: again, .. }) => granted == again,
+            _ => false,
+        };
+        older_is_less && self.generation() == newer.generation()
+    }
+
     /// The generation that it asserts.
     pub fn generation(&self) -> Generation {
         match self {

@@ -6,6 +6,7 @@
 //! what is sent again follows from what the peer has confirmed. Promises that `matched` only grows, and that
 //! a message which arrives late or twice at worst sends something again. It does not know what is in the log.
 
+use crate::stall::Disk;
 use crate::stamp::Witness;
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -62,6 +63,8 @@ pub(crate) struct Progress {
     flight_bytes: u64,
     /// When the peer last confirmed something, or sending to it began.
     moved: Monotonic,
+    /// How often something was sent again since the peer last moved: what is repeated next waits twice as long each time.
+    repeats: u32,
     /// It lacks what the leader's log does not have any more, as far as is known.
     short: bool,
     /// The channel is down: sending would be for nothing.
@@ -72,7 +75,12 @@ pub(crate) struct Progress {
     pub(crate) evidence: Monotonic,
     /// Its wall clock.
     pub(crate) witness: Option<Witness>,
+    /// Its disk, as it said last.
+    pub(crate) disk: Option<Disk>,
 }
+
+/// Most doublings of the time after which something is sent again.
+const DOUBLINGS_MAX: u32 = 5;
 
 impl Progress {
     /// Of a peer about which a new leader, whose log ends at `last`, knows nothing.
@@ -84,11 +92,13 @@ impl Progress {
             flights: VecDeque::new(),
             flight_bytes: 0,
             moved: now,
+            repeats: 0,
             short: false,
             down: false,
             round: 0,
             evidence: now,
             witness,
+            disk: None,
         }
     }
 
@@ -120,7 +130,9 @@ impl Progress {
             Mode::Probe { sent: Some(_) } | Mode::Short { .. } => Turn::Wait,
             Mode::Pipeline => {
                 let budget = bounds.bytes_max.saturating_sub(self.flight_bytes);
-                if self.next > last || self.flights.len() >= bounds.messages_max || budget == 0 {
+                // One message at a time to a peer that nothing has moved so far.
+                let messages_max = if self.repeats > 0 { 1 } else { bounds.messages_max };
+                if self.next > last || self.flights.len() >= messages_max || budget == 0 {
                     Turn::Wait
                 } else {
                     Turn::Entries { budget }
@@ -151,6 +163,7 @@ impl Progress {
         if news {
             self.matched = matched;
             self.moved = now;
+            self.repeats = 0;
         }
         while let Some(flight) = self.flights.front().filter(|flight| flight.last <= self.matched) {
             self.flight_bytes = self.flight_bytes.saturating_sub(flight.bytes);
@@ -182,6 +195,9 @@ impl Progress {
             Mode::Short { .. } => true,
         };
         if !stale {
+            if !matches!(self.mode, Mode::Pipeline) {
+                self.repeats = 0; // the search goes on
+            }
             let agree = agree.unwrap_or(Index::ZERO).min(prev.prev()).max(self.matched);
             self.probe_from(agree.next());
             self.stay_above(base, now);
@@ -215,29 +231,32 @@ impl Progress {
     /// The channel is gone, and with it whatever was in flight.
     pub(crate) fn channel_down(&mut self) {
         self.restart();
+        self.repeats = 0;
         self.down = true;
     }
 
     /// The channel is there (again).
     pub(crate) fn channel_up(&mut self) {
         self.restart();
+        self.repeats = 0;
         self.down = false;
     }
 
-    /// Time passed: what has not been answered for too long counts as lost.
+    /// Time passed: what has not been answered for too long counts as lost. Each repetition waits twice as long as the one before,
+    /// until the peer moves: one whose disk hangs, or that has no room, is not to be flooded with what it has already.
     pub(crate) fn retry(&mut self, now: Monotonic, probe_after: Duration, resend_after: Duration) {
+        let over = |since: Monotonic, wait: Duration| {
+            now.since(since) >= wait.saturating_mul(1 << self.repeats.min(DOUBLINGS_MAX))
+        };
         match self.mode {
-            Mode::Probe { sent: Some(sent) } if now.since(sent) >= probe_after => {
+            Mode::Probe { sent: Some(sent) } if over(sent, probe_after) => {
                 self.mode = Mode::Probe { sent: None };
             }
-            Mode::Short { since } if now.since(since) >= resend_after => {
-                self.mode = Mode::Probe { sent: None };
-            }
-            Mode::Pipeline if !self.flights.is_empty() && now.since(self.moved) >= resend_after => {
-                self.restart();
-            }
-            _ => {}
+            Mode::Short { since } if over(since, resend_after) => self.mode = Mode::Probe { sent: None },
+            Mode::Pipeline if !self.flights.is_empty() && over(self.moved, resend_after) => self.restart(),
+            _ => return,
         }
+        self.repeats = self.repeats.saturating_add(1);
     }
 }
 

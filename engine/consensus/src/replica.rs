@@ -19,6 +19,7 @@ use crate::message::{Asserting, Free, Message};
 use crate::restore::Restored;
 use crate::retain::{Ordered, Starts};
 use crate::session::Sessions;
+use crate::stall::Disk;
 use crate::ticket::Tickets;
 use core::time::Duration;
 use tidelog_types::limits::VOTERS_MAX;
@@ -27,6 +28,9 @@ use tidelog_types::{Clock, EntryMeta, Generation, Index, Monotonic, NodeId, Posi
 /// Generations and indexes of peers above this are not believed: no log gets there, and arithmetic below it
 /// cannot overflow.
 pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+
+/// Most promises that wait for the disk at once. On a disk that hangs, each generation that the others come to would add one.
+pub(crate) const PROMISES_MAX: usize = 8;
 
 /// What a replica is at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,6 +135,10 @@ pub struct Replica {
     /// This wait's length, drawn from [1, 2) election time-outs.
     pub(crate) election_wait: Duration,
     random: u64,
+    /// The disk under its log, as its shard saw it last.
+    pub(crate) disk: Disk,
+    /// The last pause for which a new wait was begun ended here.
+    excused: Option<Monotonic>,
     pub(crate) state: State,
     malformed: u64,
 }
@@ -191,6 +199,8 @@ impl Replica {
             election_deadline: clock.now,
             election_wait: Duration::ZERO,
             random: seed,
+            disk: Disk::default(),
+            excused: None,
             state: State::Follower,
             malformed: 0,
             config,
@@ -249,6 +259,9 @@ impl Replica {
             return;
         }
         self.end_turn_of_round();
+        if self.adopts(&message) && self.tickets.promises() >= PROMISES_MAX {
+            return; // its disk is far behind: nothing is lost by not hearing of yet another generation
+        }
         match message {
             Message::Free(Free::PreVote { generation, last }) => {
                 self.on_pre_vote(clock, from, generation, last, effects);
@@ -256,8 +269,8 @@ impl Replica {
             Message::Free(Free::PreVoteReply { generation, granted }) => {
                 self.on_pre_vote_reply(clock, from, generation, granted, effects);
             }
-            Message::Asserting(Asserting::Vote { generation, last }) => {
-                self.on_vote(clock, from, generation, last, effects);
+            Message::Asserting(Asserting::Vote { generation, last, handed_over }) => {
+                self.on_vote(clock, from, generation, last, handed_over, effects);
             }
             Message::Asserting(Asserting::VoteReply { generation, granted, wall }) => {
                 self.on_vote_reply(clock, from, generation, granted, wall, effects);
@@ -265,6 +278,9 @@ impl Replica {
             Message::Free(Free::Append(append)) => self.on_append(clock, from, &append, entries, effects),
             Message::Free(Free::Heartbeat { generation, high_water, round }) => {
                 self.on_heartbeat(clock, from, generation, high_water, round, effects);
+            }
+            Message::Free(Free::HandOver { generation }) => {
+                self.on_hand_over(clock, from, generation, effects);
             }
             Message::Asserting(reply) => self.on_reply(clock, from, reply, effects),
             // Whoever has the bytes answers these; one that gets here was not looked at.
@@ -307,13 +323,33 @@ impl Replica {
         }
     }
 
-    /// The process did not run for a while: what was not heard meanwhile is not held against the peers.
+    /// The process did not run for a while: what was not heard meanwhile is not held against the peers. Not twice in a row, if
+    /// nothing was heard of them in between: a process that is paused all the time would never notice that they are gone.
     pub fn paused(&mut self, clock: Clock) {
         if let State::Leader(leader) = &mut self.state {
-            leader.grace = clock.now;
-        } else if !self.is_alone() {
+            leader.paused = Some(clock.now);
+        } else if !self.is_alone()
+            && self.excused.is_none_or(|before| self.heard.is_some_and(|heard| heard >= before))
+        {
+            self.excused = Some(clock.now);
             self.await_leader(clock);
         }
+    }
+
+    /// How the disk under its log is doing. To be told before a message or a tick, as far as it has changed.
+    pub fn note_disk(&mut self, disk: Disk) {
+        self.disk = disk;
+    }
+
+    /// Whether the message would make this replica promise another generation.
+    fn adopts(&self, message: &Message) -> bool {
+        message.generation() > self.generation
+            && !matches!(
+                message,
+                Message::Free(
+                    Free::PreVote { .. } | Free::PreVoteReply { granted: true, .. } | Free::HandOver { .. }
+                ) | Message::Repair(_)
+            )
     }
 
     /// Whether a message may still leave, now that its ticket is durable: it must assert what is still so.

@@ -505,6 +505,7 @@ mod tests {
             partition: tidelog_types::PartitionId(0),
             voters: vec![NodeId(3)],
             election_timeout: core::time::Duration::from_millis(100),
+            stall_timeout: core::time::Duration::from_millis(200),
             heartbeat: core::time::Duration::from_millis(10),
             in_flight_messages_max: 1,
             in_flight_bytes_max: 1,

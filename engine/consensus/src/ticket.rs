@@ -27,18 +27,33 @@ pub(crate) struct Tickets {
     generation: Generation,
     /// Ascending in every field: tickets strictly, since a cut lowers what earlier ones may credit.
     pending: VecDeque<Pending>,
+    /// Of these, the ones that promise another generation than the one before.
+    promises: VecDeque<Ticket>,
+    /// The generation of the newest ticket.
+    newest: Generation,
 }
 
 impl Tickets {
     /// After a recovery: all that was found is durable.
     pub(crate) fn new(last: Index, generation: Generation) -> Tickets {
-        Tickets { issued: Ticket(0), reported: Ticket(0), index: last, generation, pending: VecDeque::new() }
+        Tickets {
+            issued: Ticket(0),
+            reported: Ticket(0),
+            index: last,
+            generation,
+            pending: VecDeque::new(),
+            promises: VecDeque::new(),
+            newest: generation,
+        }
     }
 
     /// The ticket of a step that leaves the log ending at `last` under `generation`.
     pub(crate) fn issue(&mut self, last: Index, generation: Generation) -> Ticket {
         self.issued = Ticket(self.issued.0 + 1);
         self.pending.push_back(Pending { ticket: self.issued, last, generation });
+        if core::mem::replace(&mut self.newest, generation) != generation {
+            self.promises.push_back(self.issued);
+        }
         self.issued
     }
 
@@ -62,6 +77,14 @@ impl Tickets {
             self.pending.pop_front();
         }
         self.reported = self.reported.max(ticket);
+        while self.promises.front().is_some_and(|promise| *promise <= ticket) {
+            self.promises.pop_front();
+        }
+    }
+
+    /// Generations that were promised and are not durable yet.
+    pub(crate) fn promises(&self) -> usize {
+        self.promises.len()
     }
 
     /// The first ticket that is not reported yet; 0 if all are.
@@ -124,6 +147,21 @@ mod tests {
         let mut tickets = Tickets::new(Index(10), G);
         tickets.cut(Index(7));
         assert_eq!(tickets.index(), Index(7));
+    }
+
+    #[test]
+    fn generations_on_their_way_to_the_disk_are_counted() {
+        let mut tickets = Tickets::new(Index(0), G);
+        tickets.issue(Index(1), G);
+        assert_eq!(tickets.promises(), 0);
+        let second = tickets.issue(Index(1), Generation(2));
+        tickets.issue(Index(2), Generation(2));
+        let third = tickets.issue(Index(2), Generation(4));
+        assert_eq!(tickets.promises(), 2);
+        tickets.report(second);
+        assert_eq!(tickets.promises(), 1);
+        tickets.report(third);
+        assert_eq!(tickets.promises(), 0);
     }
 
     #[test]

@@ -56,6 +56,7 @@ fn replica_state() {
         partition: PartitionId(3),
         voters: vec![NodeId(1), NodeId(2), NodeId(3)],
         election_timeout: Duration::from_millis(100),
+        stall_timeout: Duration::from_millis(200),
         heartbeat: Duration::from_millis(10),
         in_flight_messages_max: 1,
         in_flight_bytes_max: 1,

@@ -7,7 +7,7 @@
 use core::time::Duration;
 use proptest::prelude::*;
 use tidelog_consensus::{
-    Append, Asserting, Config, Effects, Free, Message, Proposal, Replica, Restored, Role,
+    Append, Asserting, Config, Disk, Effects, Free, Health, Message, Proposal, Replica, Restored, Role,
 };
 use tidelog_types::{
     Clock, EntryMeta, Generation, Index, Monotonic, NodeId, PartitionId, Position, RecordKind, ReplicatedMs,
@@ -73,6 +73,11 @@ fn fitting() -> impl Strategy<Value = (Append, Vec<EntryMeta>)> {
     )
 }
 
+fn disk() -> impl Strategy<Value = Disk> {
+    let health = prop_oneof![Just(Health::Steady), Just(Health::Behind), Just(Health::Stalled)];
+    (number(), health).prop_map(|(oldest_ms, health)| Disk { oldest_ms, health })
+}
+
 fn message() -> impl Strategy<Value = (Message, Vec<EntryMeta>)> {
     let g = || number().prop_map(Generation);
     let i = || number().prop_map(Index);
@@ -82,7 +87,8 @@ fn message() -> impl Strategy<Value = (Message, Vec<EntryMeta>)> {
         1 => (g(), position()).prop_map(move |(generation, last)| free(Free::PreVote { generation, last })),
         1 => (g(), any::<bool>()).prop_map(move |(generation, granted)| free(Free::PreVoteReply { generation, granted })),
         1 => (g(), number()).prop_map(move |(generation, round)| free(Free::Heartbeat { generation, high_water: Index(0), round })),
-        1 => (g(), position()).prop_map(move |(generation, last)| asserting(Asserting::Vote { generation, last })),
+        1 => g().prop_map(move |generation| free(Free::HandOver { generation })),
+        1 => (g(), position(), any::<bool>()).prop_map(move |(generation, last, handed_over)| asserting(Asserting::Vote { generation, last, handed_over })),
         1 => (g(), any::<bool>(), number()).prop_map(move |(generation, granted, wall)| asserting(Asserting::VoteReply {
             generation, granted, wall: WallMs(wall)
         })),
@@ -90,8 +96,8 @@ fn message() -> impl Strategy<Value = (Message, Vec<EntryMeta>)> {
         1 => (g(), i(), position(), number()).prop_map(move |(generation, prev, hint, round)| asserting(Asserting::AppendRefused {
             generation, prev, hint, round
         })),
-        1 => (g(), number(), i(), number()).prop_map(move |(generation, round, matched, wall)| asserting(Asserting::HeartbeatReply {
-            generation, round, matched, wall: WallMs(wall)
+        1 => (g(), number(), i(), number(), disk()).prop_map(move |(generation, round, matched, wall, disk)| asserting(Asserting::HeartbeatReply {
+            generation, round, matched, wall: WallMs(wall), disk
         })),
         4 => fitting().prop_map(|(append, entries)| (Message::Free(Free::Append(append)), entries)),
         2 => (g(), position(), number(), number(), proptest::collection::vec(entry(), 0..4)).prop_map(
@@ -113,6 +119,8 @@ enum Event {
     Propose,
     Read,
     Channel(u64, bool),
+    /// What its shard says of its disk.
+    Disk(Disk),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -124,6 +132,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => Just(Event::Propose),
         1 => Just(Event::Read),
         1 => (0u64..6, any::<bool>()).prop_map(|(node, up)| Event::Channel(node, up)),
+        1 => disk().prop_map(Event::Disk),
     ]
 }
 
@@ -133,6 +142,7 @@ fn replica() -> Replica {
         partition: PartitionId(0),
         voters: vec![NodeId(1), NodeId(2), NodeId(3)],
         election_timeout: Duration::from_millis(100),
+        stall_timeout: Duration::from_millis(200),
         heartbeat: Duration::from_millis(10),
         in_flight_messages_max: 4,
         in_flight_bytes_max: 1 << 20,
@@ -180,6 +190,7 @@ fn play(events: Vec<Event>) -> Replica {
             Event::Read => {
                 let _ = replica.read_index(clock, 1, &mut effects);
             }
+            Event::Disk(disk) => replica.note_disk(disk),
             Event::Channel(node, true) => replica.peer_up(clock, NodeId(node)),
             Event::Channel(node, false) => replica.peer_down(clock, NodeId(node)),
         }

@@ -1,14 +1,16 @@
 //! Seeded random runs of one to five replicas over a network that loses, doubles and reorders, disks that are
-//! slow and forget, crashes, pauses and wrong clocks; invariants 1 to 9, 12 and 14 after every event, and
+//! slow, hang and forget, answers that come in a later leadership of the same node, crashes, pauses and wrong clocks; invariants 1 to 9, 12 and 14 after every event, and
 //! agreement with progress at the end.
 
 mod world;
 
 use core::time::Duration;
+use std::collections::BTreeMap;
 use tidelog_consensus::{Admitted, Refused, Retention, quorum};
+use tidelog_consensus::{Asserting, Disk, Health, Message};
 use tidelog_types::{Index, Sequence, SessionId, SessionKey, SessionRef};
 use world::disk::Stored;
-use world::{ELECTION, Node, Outcome, World};
+use world::{ELECTION, Node, Outcome, Packet, World};
 
 struct Random(u64);
 
@@ -36,6 +38,21 @@ struct Client {
     placed: Vec<Index>,
 }
 
+/// An answer to a leader.
+fn is_answer(packet: &Packet) -> bool {
+    use Asserting::{AppendRefused, AppendReply, HeartbeatReply};
+    matches!(
+        &packet.message,
+        Message::Asserting(AppendReply { .. } | AppendRefused { .. } | HeartbeatReply { .. })
+    )
+}
+
+/// Whether it would reach a later leadership of the node that it answers.
+fn is_late(world: &World, packet: &Packet) -> bool {
+    let replica = world.node(packet.to).replica.as_ref();
+    replica.is_some_and(|replica| replica.is_leader() && replica.generation() > packet.message.generation())
+}
+
 /// How bad this run's world is: each seed draws its own.
 struct Weather {
     loss: u64,
@@ -44,6 +61,8 @@ struct Weather {
     crash: u64,
     cut_off: u64,
     pause: u64,
+    /// Disks that hang for a while.
+    hang: u64,
     /// Entries whose bytes are lost, each with a good copy left elsewhere; and writes that end as suspects.
     rot: u64,
     /// Longest step of time between two events.
@@ -64,6 +83,9 @@ struct Totals {
     rotted: u64,
     decided: u64,
     suspects: u64,
+    hangs: u64,
+    handed_over: u64,
+    late: u64,
 }
 
 fn client_turn(world: &mut World, client: &mut Client, on: u64, totals: &mut Totals) {
@@ -169,6 +191,7 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
         crash: draw(&mut random, 400),
         cut_off: draw(&mut random, 300),
         pause: draw(&mut random, 500),
+        hang: draw(&mut random, 1200),
         rot: if damage { 20 + random.below(200) } else { u64::MAX },
         step_us: [200, 600, 2_000, 5_000][usize::try_from(random.below(4)).unwrap()],
     };
@@ -184,6 +207,9 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
     // Nodes on the far side of a split, and whether only their own packets are lost.
     let mut split: Option<(u64, bool)> = None;
     let mut number = 0u64;
+    // Nodes whose disks take nothing, and until which event.
+    let mut hung: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut late: Vec<Packet> = Vec::new();
 
     for event in 0..events {
         world.event = format!("voters {voters} seed {seed} event {event}");
@@ -206,9 +232,12 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
                 if random.one_in(weather.doubling) {
                     world.wire.push(packet.clone());
                 }
+                if is_answer(&packet) && late.len() < 64 && random.one_in(4) {
+                    late.push(packet.clone());
+                }
                 world.deliver(packet);
             }
-            55..75 if world.is_up(node) && random.one_in(weather.disk_lag) => {
+            55..75 if world.is_up(node) && !hung.contains_key(&node) && random.one_in(weather.disk_lag) => {
                 let steps = 1 + usize::try_from(random.below(5)).unwrap();
                 world.durable(node, steps);
             }
@@ -236,6 +265,26 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
                 world.channel(node, peer, up);
             }
             _ => {}
+        }
+        if random.one_in(weather.hang) && hung.len() < usize::try_from(voters).unwrap() / 2 {
+            hung.insert(node, event + 50 + random.below(600));
+            totals.hangs += 1;
+        }
+        let health = &mut world.node_mut(node).health;
+        let oldest_ms = if hung.contains_key(&node) { random.below(400) } else { 0 };
+        *health = match health.health {
+            Health::Stalled | Health::Behind if oldest_ms < 200 && !random.one_in(100) => {
+                Disk { oldest_ms, health: Health::Behind }
+            }
+            _ if oldest_ms >= 200 => Disk { oldest_ms, health: Health::Stalled },
+            _ => Disk { oldest_ms, health: Health::Steady },
+        };
+        hung.retain(|_, until| *until > event);
+        if random.one_in(8)
+            && let Some(at) = late.iter().position(|packet| is_late(&world, packet))
+        {
+            world.deliver(late.swap_remove(at));
+            totals.late += 1;
         }
         if random.one_in(weather.rot) {
             let entries = world.node(node).disk.durable.len() as u64;
@@ -286,6 +335,9 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
     }
 
     // Healed, everyone agrees and goes on.
+    for node in world.nodes.values_mut() {
+        node.health = Disk::default();
+    }
     world.event = format!("voters {voters} seed {seed} healed");
     let all: Vec<u64> = (1..=voters).collect();
     for id in &all {
@@ -330,6 +382,7 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
     totals.elections += world.checker.elections;
     totals.cuts += world.checker.cuts;
     totals.decided += world.decided;
+    totals.handed_over += world.handed_over;
 }
 
 fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64, damage: bool) {
@@ -351,9 +404,12 @@ fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64, damage: bool
         rotted,
         suspects,
         decided,
+        hangs,
+        handed_over,
+        late,
     } = totals;
     println!(
-        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests, {snapshots} snapshots, {raised} low-water marks, {starts} log starts, {rotted} rotten entries, {suspects} suspect writes, {decided} decided by denials"
+        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests, {snapshots} snapshots, {raised} low-water marks, {starts} log starts, {rotted} rotten entries, {suspects} suspect writes, {decided} decided by denials, {hangs} hung disks, {handed_over} vote requests after a hand-over, {late} late answers"
     );
     // A campaign in which nothing happened proves nothing.
     assert!(
@@ -361,6 +417,10 @@ fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64, damage: bool
     );
     let shortened = snapshots > count && raised > count && starts > count / 4;
     assert!(damage || shortened, "{snapshots} {raised} {starts}");
+    assert!(
+        hangs > count && late > count && (voters < 3 || handed_over > count / 10),
+        "{hangs} {late} {handed_over}"
+    );
     assert!(cuts > count / 20, "only {cuts} cuts");
     assert!(!damage || (rotted > 10 * count && suspects > count / 10 && decided > 0));
 }
@@ -382,7 +442,7 @@ fn four_replicas_with_damage() {
 
 #[test]
 fn five_replicas_with_damage() {
-    campaign(5, 1000..1100, 6_000, true);
+    campaign(5, 1000..1100, 8_000, true);
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod world;
 
 use core::time::Duration;
 use std::collections::BTreeMap;
-use tidelog_consensus::{ReadOutcome, Refused, Retention, Role};
+use tidelog_consensus::{Disk, Health, ReadOutcome, Refused, Retention, Role};
 use tidelog_types::{Index, Sequence, SessionId, SessionKey, SessionRef};
 use world::disk::Stored;
 use world::{ELECTION, Outcome, World, show};
@@ -142,6 +142,10 @@ impl Script {
                     return Err("nothing is wanted there".into());
                 }
             }
+            ["disk", node, health] => self.disk(node, health, 0)?,
+            ["disk", node, health, oldest] => {
+                self.disk(node, health, u64::try_from(duration(oldest)?.as_millis()).unwrap_or(u64::MAX))?;
+            }
             ["pause", node] => self.world.paused(number(node)?),
             ["down", node, peer] => self.world.channel(number(node)?, number(peer)?, false),
             ["up", node, peer] => self.world.channel(number(node)?, number(peer)?, true),
@@ -170,6 +174,17 @@ impl Script {
             ["expect", rest @ ..] => return self.expect(rest),
             _ => return Err("not a line of the language".into()),
         }
+        Ok(())
+    }
+
+    fn disk(&mut self, node: &str, health: &str, oldest_ms: u64) -> Verdict {
+        let health = match health {
+            "steady" => Health::Steady,
+            "behind" => Health::Behind,
+            "stalled" => Health::Stalled,
+            _ => return Err(format!("{health:?} is nothing that a disk is")),
+        };
+        self.world.node_mut(number(node)?).health = Disk { oldest_ms, health };
         Ok(())
     }
 
@@ -337,8 +352,11 @@ transcripts! {
     first_append
     follower_behind_the_base
     follower_below_the_base
+    hand_over
+    hand_over_is_late
     helical_damage
     kip_101
+    late_reply
     late_vote
     leader_damaged
     leader_reopened
@@ -349,6 +367,7 @@ transcripts! {
     read_index
     repair_below_a_mark_on_its_way
     repair_goes_round
+    repetition_backs_off
     replicated_time
     restarted_voter_is_silent
     session_below_the_base
@@ -356,6 +375,8 @@ transcripts! {
     single_voter
     stale_leader
     stale_round
+    stalled_leader_leads_on
+    stalled_replica_stands_back
     sticky_leader
     suspect_is_cut
     vote_before_reply

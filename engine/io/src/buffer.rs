@@ -16,6 +16,7 @@ use crate::sys;
 use bytes::Bytes;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tidelog_types::limits::PAGE_BYTES;
 
@@ -40,6 +41,8 @@ struct Shared {
     free: [Mutex<Vec<Region>>; CLASSES],
     /// Most idle bytes kept for reuse in each class.
     idle_bytes_max: usize,
+    /// Bytes of buffers that are in use.
+    live: AtomicUsize,
     /// Memory that is registered with a ring.
     arena: Option<Mutex<Arena>>,
 }
@@ -136,13 +139,22 @@ impl Drop for Region {
 impl BufferPool {
     /// A pool that keeps at most `idle_bytes_max` bytes of each size class for reuse.
     pub fn new(idle_bytes_max: usize) -> BufferPool {
-        BufferPool { shared: Arc::new(Shared { free: Default::default(), idle_bytes_max, arena: None }) }
+        BufferPool::with(idle_bytes_max, None)
     }
 
     /// The same, drawing first on `arena`.
     pub(crate) fn with_arena(idle_bytes_max: usize, arena: Arena) -> BufferPool {
-        let arena = Some(Mutex::new(arena));
-        BufferPool { shared: Arc::new(Shared { free: Default::default(), idle_bytes_max, arena }) }
+        BufferPool::with(idle_bytes_max, Some(Mutex::new(arena)))
+    }
+
+    fn with(idle_bytes_max: usize, arena: Option<Mutex<Arena>>) -> BufferPool {
+        let live = AtomicUsize::new(0);
+        BufferPool { shared: Arc::new(Shared { free: Default::default(), idle_bytes_max, live, arena }) }
+    }
+
+    /// Bytes of its buffers that are in use, owned or frozen, by their capacity.
+    pub fn live_bytes(&self) -> usize {
+        self.shared.live.load(Ordering::Relaxed)
     }
 
     /// A buffer of `bytes` bytes, rounded up to whole pages. Its content is arbitrary, but never uninitialised.
@@ -154,6 +166,7 @@ impl BufferPool {
             .or_else(|| class_of(capacity).and_then(|class| lock(&self.shared.free[class]).pop()))
             .or_else(|| self.take_of_new_slab(capacity))
             .unwrap_or_else(|| Region::new(capacity));
+        self.shared.live.fetch_add(region.capacity, Ordering::Relaxed);
         AlignedBuf { region: Some(region), len, pool: self.clone() }
     }
 
@@ -259,6 +272,7 @@ impl core::ops::DerefMut for AlignedBuf {
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
         if let Some(region) = self.region.take() {
+            self.pool.shared.live.fetch_sub(region.capacity, Ordering::Relaxed);
             self.pool.give_back(region);
         }
     }
@@ -281,7 +295,9 @@ mod tests {
         drop(first.freeze());
         assert_eq!(pool.take(PAGE_BYTES).as_ptr(), at);
         let held: Vec<_> = (0..20).map(|_| pool.take(PAGE_BYTES)).collect();
+        assert_eq!(pool.live_bytes(), 20 * PAGE_BYTES);
         drop(held);
+        assert_eq!(pool.live_bytes(), 0, "what is kept for reuse is not in use");
         assert_eq!(lock(&pool.shared.free[0]).len(), 8);
     }
 

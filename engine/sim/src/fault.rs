@@ -261,6 +261,7 @@ faults!(
     NAME_ERROR = "name error",
     STALL = "disk stall",
     SLOW_DISK = "slow disk",
+    HANG = "disk hang",
     FULL_DISK = "full disk",
     DAMAGE = "damage",
     FRAME_DROP = "frame dropped",

@@ -206,6 +206,8 @@ pub(crate) struct Node {
     /// The node has used up the time before this.
     pub(crate) busy_until: u64,
     pub(crate) paused_until: u64,
+    /// No operation on its disk ends before this, and none fails: the disk hangs.
+    pub(crate) hung_until: u64,
     /// When it wants a turn.
     pub(crate) deadline: Option<u64>,
     /// It was given a turn and has not polled yet.
@@ -241,6 +243,7 @@ impl Node {
             queue: BTreeMap::new(),
             busy_until: now,
             paused_until: 0,
+            hung_until: 0,
             deadline: None,
             offered: false,
             random,

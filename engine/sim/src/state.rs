@@ -79,6 +79,24 @@ impl State {
         }
     }
 
+    /// A disk that hangs takes up its operations again.
+    pub(crate) fn thaw(&mut self, id: u64) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let hung_until = std::mem::take(&mut node.hung_until);
+        if hung_until <= now {
+            return;
+        }
+        let waiting: Vec<(u64, u64)> =
+            node.queue.range((hung_until, 0)..=(hung_until, u64::MAX)).map(|(key, _)| *key).collect();
+        for key in waiting {
+            if let Some(event) = self.nodes.get_mut(&id).and_then(|node| node.queue.remove(&key)) {
+                self.schedule(id, now, event);
+            }
+        }
+        self.trace.note(now, id, "thaw", &[]);
+    }
+
     /// The node's own present: the world's, or later if it has run ahead.
     pub(crate) fn local(&self, id: u64) -> u64 {
         self.nodes.get(&id).map_or(self.now, |node| node.busy_until.max(self.now))
@@ -339,9 +357,13 @@ impl State {
 
     fn finish_slot(&mut self, at: u64, id: u64, life: u64, slot: u64) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        let crash_at = node.crash_at;
+        let (crash_at, hung_until) = (node.crash_at, node.hung_until);
         let Some(current) = node.life.as_mut().filter(|l| l.number == life) else { return };
         let Some(what) = current.slots.remove(&slot) else { return };
+        if at < hung_until && matches!(what, InFlight::Disk(_)) {
+            current.slots.insert(slot, what);
+            return self.schedule(id, hung_until, Event::Slot { life, slot });
+        }
         match what {
             InFlight::Done(completion) => current.ready.push_back(completion),
             InFlight::Disk(op) => {

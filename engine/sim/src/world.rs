@@ -293,7 +293,7 @@ impl World {
         });
     }
 
-    /// Ends all faults: rates, ordered ones, partitions, pauses, full and slow disks. Nodes that are down
+    /// Ends all faults: rates, ordered ones, partitions, pauses, full, slow and hung disks. Nodes that are down
     /// stay so; clocks stay as wrong as they are.
     pub fn calm(&self) {
         self.with_state(|s| {
@@ -308,6 +308,8 @@ impl World {
                 node.disk.capacity = None;
             }
             s.heal_all();
+            let ids: Vec<u64> = s.nodes.keys().copied().collect();
+            ids.into_iter().for_each(|id| s.thaw(id));
         });
     }
 
@@ -345,6 +347,22 @@ impl World {
     /// Every operation of the node's disk takes so many times as long.
     pub fn slow_disk(&self, id: u64, factor: u64) {
         self.with_state(|s| s.node_mut(id).faults.slow_factor = factor);
+    }
+
+    /// The node's disk hangs: for `duration` no operation on it ends, reads included, and none fails.
+    pub fn hang_disk(&self, id: u64, duration: Duration) {
+        self.with_state(|s| {
+            let until = s.now.saturating_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+            s.thaw(id);
+            s.node_mut(id).hung_until = until;
+            s.counts.add(fault::HANG, 1);
+            s.trace.note(s.now, id, "hang", &[until]);
+        });
+    }
+
+    /// It takes up its operations again before that.
+    pub fn thaw_disk(&self, id: u64) {
+        self.with_state(|s| s.thaw(id));
     }
 
     /// How often each fault fired, those that never did included.

@@ -174,6 +174,8 @@ pub struct ReplicationSection {
     pub election_timeout: Duration,
     /// Silence after which a channel is given up.
     pub channel_timeout: Duration,
+    /// Age of the oldest write from which on a disk counts as stalled.
+    pub stall_timeout: Duration,
     /// Most append messages in flight to a peer.
     pub in_flight_messages: usize,
     /// Most bytes of entries in flight to a peer.
@@ -195,6 +197,8 @@ pub struct LimitsSection {
     pub request_bytes_in_flight: usize,
     /// Most bytes of unanswered requests and of answers on their way of all client connections together.
     pub client_bytes: usize,
+    /// Most bytes of records of peers that wait for room in the log.
+    pub peer_bytes: usize,
     /// Most requests waiting for a shard's turn.
     pub inbox: usize,
 }
@@ -393,6 +397,7 @@ impl Config {
                 heartbeat: Duration::ZERO,
                 election_timeout: Duration::ZERO,
                 channel_timeout: Duration::ZERO,
+                stall_timeout: Duration::ZERO,
                 in_flight_messages: 0,
                 in_flight_bytes: 0,
                 uncommitted_entries: 0,
@@ -403,6 +408,7 @@ impl Config {
                 requests_in_flight: 0,
                 request_bytes_in_flight: 0,
                 client_bytes: 0,
+                peer_bytes: 0,
                 inbox: 0,
             },
             snapshot: SnapshotSection { every: 0, interval: Duration::ZERO },

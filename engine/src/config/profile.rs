@@ -124,6 +124,7 @@ pub static PROFILES: &[Profile] = &[
             ("replication.in_flight_bytes", "4MiB"),
             ("replication.uncommitted_entries", "256"),
             ("replication.uncommitted_bytes", "4MiB"),
+            ("limits.peer_bytes", "4MiB"),
             ("limits.client_connections", "32"),
             ("limits.requests_in_flight", "64"),
             ("limits.request_bytes_in_flight", "4MiB"),

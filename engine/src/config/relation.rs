@@ -113,4 +113,14 @@ pub(super) static RELATIONS: &[Relation] = &[
             })
         },
     },
+    Relation {
+        rule: "replication.stall_timeout is at least replication.election_timeout",
+        keys: &["replication.stall_timeout", "replication.election_timeout"],
+        warning: false,
+        check: |c| {
+            let (stall, least) = (c.replication.stall_timeout, c.replication.election_timeout);
+            (stall < least)
+                .then(|| format!("must be at least replication.election_timeout = {}", duration_text(least)))
+        },
+    },
 ];

@@ -281,6 +281,19 @@ static KEYS: &[Key] = &[
         later: None,
     },
     Key {
+        name: "replication.stall_timeout",
+        scope: Scope::Node,
+        kind: Kind::Time { field: field!(replication.stall_timeout), min: ms(20), max: ms(1_000_000) },
+        default: Default::Derived {
+            rule: "2 x replication.election_timeout",
+            derive: |config| {
+                config.replication.stall_timeout = config.replication.election_timeout.saturating_mul(2);
+            },
+        },
+        effect: "Age of the oldest record that waits for the disk from which on the disk counts as stalled, though it reports no error. A node with a stalled disk helps to elect nobody and does not stand; what it leads it hands over where a majority of the other replicas' disks are steady. Should be longer than any write of a healthy disk takes.",
+        later: None,
+    },
+    Key {
         name: "replication.in_flight_messages",
         scope: Scope::Node,
         kind: Kind::Count { field: number!(replication.in_flight_messages), min: 1, max: 4096 },
@@ -362,6 +375,14 @@ static KEYS: &[Key] = &[
         },
         default: Default::Given("256MiB"),
         effect: "Bytes of unanswered requests and of answers on their way of all client connections of a shard together; above it clients are not read until answers have gone out.",
+        later: None,
+    },
+    Key {
+        name: "limits.peer_bytes",
+        scope: Scope::Node,
+        kind: Kind::Size { field: number!(limits.peer_bytes), min: FLIGHT_BYTES_MIN, max: 64 * GIB, step: 1 },
+        default: Default::Given("64MiB"),
+        effect: "Bytes of records that a shard has received from its peers and that its log has no room for yet, because its disk is slow or hangs; above it further ones are dropped, and the leader sends them again later. Heartbeats and votes need none of it.",
         later: None,
     },
     Key {

@@ -253,6 +253,13 @@ fn relations_are_judged() {
             "at least 3 x replication.heartbeat = 150ms",
         ),
         (
+            "",
+            "",
+            "[replication]\nstall_timeout = \"400ms\"\n",
+            "replication.stall_timeout",
+            "at least replication.election_timeout = 500ms",
+        ),
+        (
             "{ id = 1, address = \"127.0.0.1:7101\" }",
             "{ id = 1, addresses = [\"127.0.0.1:1\", \"127.0.0.1:2\"] }",
             "",
@@ -304,6 +311,7 @@ fn profiles_come_first_and_keys_override_them() {
     // What follows from a key follows from it wherever that comes from.
     let config = Config::parse(&format!("profile = \"latency\"\n{}", text("")), "node.toml").unwrap();
     assert_eq!(config.replication.channel_timeout, Duration::from_millis(200));
+    assert_eq!(config.replication.stall_timeout, Duration::from_millis(400));
     assert_eq!(config.cluster.replication, 3);
 }
 

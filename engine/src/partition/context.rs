@@ -8,7 +8,7 @@ use crate::transport::{ClientRef, Transport};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
-use tidelog_consensus::Effects;
+use tidelog_consensus::{Disk, Effects};
 use tidelog_io::Io;
 use tidelog_types::{Clock, EntryMeta, NodeId, PartitionId};
 use tidelog_wal::Wal;
@@ -51,6 +51,8 @@ pub(crate) struct Context<'a> {
     pub(crate) returning: &'a mut Returning,
     pub(crate) shared: &'a mut Shared,
     pub(crate) clock: Clock,
+    /// How the disk under the log is doing.
+    pub(crate) disk: Disk,
     pub(crate) cluster: u32,
     pub(crate) addresses: &'a BTreeMap<NodeId, SocketAddr>,
     pub(crate) retry_after: Duration,

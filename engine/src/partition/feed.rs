@@ -85,8 +85,16 @@ impl Partition {
                     break;
                 }
             }
+            self.drop_unsent(peer);
         }
         self.replica.marks().last > frozen
+    }
+
+    /// Drops what was read for a peer and could not leave: kept until it can, it would be memory for each partition and peer. It is read again.
+    fn drop_unsent(&mut self, peer: NodeId) {
+        if matches!(self.fetches.get(&peer), Some(Fetch::Ready(_))) {
+            self.fetches.remove(&peer);
+        }
     }
 
     /// Records read for a peer have arrived.

@@ -185,6 +185,7 @@ impl Partition {
         from: NodeId,
         mut message: PeerMessage,
     ) -> Option<PeerMessage> {
+        self.replica.note_disk(cx.disk);
         let mut metas = std::mem::take(&mut cx.shared.metas);
         metas.clear();
         let records = message.records.pop().unwrap_or_default();
@@ -270,7 +271,14 @@ impl Partition {
 
     pub(crate) fn tick(&mut self, cx: &mut Context<'_>) {
         self.done.upkeep = cx.clock.now;
+        self.replica.note_disk(cx.disk);
+        let before = self.replica.handing_over_to();
         self.replica.tick(cx.clock, &mut cx.shared.effects);
+        if let Some(to) = self.replica.handing_over_to()
+            && before != Some(to)
+        {
+            tracing::warn!(partition = %self.id, %to, "the disk has stalled: that node is asked to lead instead");
+        }
         self.settle(cx, Source::None);
         self.seek_repair(cx);
         // What was committed and durable already when the log was opened, and reads that found no room.
@@ -407,7 +415,7 @@ impl Partition {
             if ticket <= self.durable {
                 self.send_asserting(cx, out);
             } else {
-                self.held.push_back((ticket, out));
+                self.hold(ticket, out);
             }
         }
         if let Some(generation) = effects.deposed.take() {
@@ -448,6 +456,18 @@ impl Partition {
             }
         }
         cx.shared.effects = effects;
+    }
+
+    /// Keeps a message until its ticket is durable. Of answers that wait for the same ticket the newest to a peer says all that the earlier ones
+    /// did: on a disk that hangs a leader's every heartbeat would add one.
+    fn hold(&mut self, ticket: Ticket, out: Outgoing<Asserting>) {
+        let said = |(waits, older): &&mut (Ticket, Outgoing<Asserting>)| {
+            *waits == ticket && older.to == out.to && older.message.is_superseded_by(&out.message)
+        };
+        match self.held.iter_mut().rev().find(said) {
+            Some((_, older)) => older.message = out.message,
+            None => self.held.push_back((ticket, out)),
+        }
     }
 
     fn send_asserting(&self, cx: &mut Context<'_>, out: Outgoing<Asserting>) {

@@ -1,6 +1,7 @@
 //! One life of a shard's log, from opening to the next: the log, and the replicas on it.
 
 use super::Shard;
+use super::arrivals::Arrivals;
 use super::replicas::{AHEAD, Partitions, Ticks, Touched};
 use crate::error::Error;
 use crate::inbox::RETRY_AFTER;
@@ -14,8 +15,9 @@ use crate::transport::{PeerMessage, Transport};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use tidelog_cluster::Placement;
+use tidelog_consensus::Disk;
 use tidelog_io::Io;
-use tidelog_types::{Clock, NodeId, PartitionId};
+use tidelog_types::{Clock, Monotonic, NodeId, PartitionId};
 use tidelog_wal::Wal;
 
 /// The open log and what lives on it: dropped and opened again as one.
@@ -28,6 +30,10 @@ pub(super) struct Life {
     pub(super) shared: Shared,
     pub(super) replicas: Replicas,
     pub(super) snapshots: Snapshots,
+    /// How the disk is doing, as of this turn.
+    pub(super) disk: Disk,
+    /// Since when steps wait, and the log has nothing under way that would make room for them.
+    pub(super) blocked_since: Option<Monotonic>,
 }
 
 /// The replicas of a shard and what is to be done for them.
@@ -42,8 +48,10 @@ pub(super) struct Replicas {
     pub(super) visited: Vec<PartitionId>,
     /// Entries wait for the log's next batch before they can be sent.
     pub(super) unsent: Vec<PartitionId>,
-    /// Peer messages and requests that wait for room in the growing batch, in order.
+    /// Peer messages of this turn.
     pub(super) messages: VecDeque<(NodeId, PeerMessage)>,
+    /// Peer messages, and requests, that wait for room in the growing batch, in order.
+    pub(super) arrivals: Arrivals,
     pub(super) requests: VecDeque<(Origin, PartitionId, Request)>,
     /// Snapshots that are due.
     pub(super) due: BTreeSet<PartitionId>,
@@ -65,6 +73,26 @@ impl Life {
 impl Replicas {
     pub(super) fn touch_all(&mut self) {
         self.partitions.iter().for_each(|(id, _)| self.touched.insert(id));
+    }
+
+    /// A peer's message. What there is no room for comes back.
+    fn give_message(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: NodeId,
+        message: PeerMessage,
+    ) -> Option<PeerMessage> {
+        if self.full && !message.records.is_empty() {
+            return None; // the leader sends them again when there is room
+        }
+        let partition = self.partitions.get_mut(message.partition)?;
+        self.touched.insert(message.partition);
+        partition.message(cx, from, message)
+    }
+
+    /// Whether steps of replicas wait for room in the log.
+    pub(super) fn waits_for_room(&self) -> bool {
+        !self.full && (!self.arrivals.is_empty() || !self.requests.is_empty())
     }
 
     /// A request in its turn: behind those that wait for room already.
@@ -110,8 +138,8 @@ pub(super) fn split<'a>(
     clock: Clock,
     addresses: &'a BTreeMap<NodeId, SocketAddr>,
 ) -> Option<(&'a mut Replicas, Context<'a>)> {
-    let Life { cluster, wal, reads, returning, shared, replicas, .. } = life.as_mut()?;
-    let cluster = *cluster;
+    let Life { cluster, wal, reads, returning, shared, replicas, disk, .. } = life.as_mut()?;
+    let (cluster, disk) = (*cluster, *disk);
     Some((
         replicas,
         Context {
@@ -122,6 +150,7 @@ pub(super) fn split<'a>(
             returning,
             shared,
             clock,
+            disk,
             cluster,
             addresses,
             retry_after: RETRY_AFTER,
@@ -137,21 +166,34 @@ impl Shard {
         else {
             return;
         };
-        // Entries that find no room wait in their order; what carries none (heartbeats, votes) does not wait behind them.
-        let mut blocked = VecDeque::new();
-        for (from, message) in std::mem::take(&mut replicas.messages) {
-            if replicas.full && !message.records.is_empty() {
-                continue; // the leader sends them again when there is room
-            }
-            let Some(partition) = replicas.partitions.get_mut(message.partition) else { continue };
-            replicas.touched.insert(message.partition);
-            if !blocked.is_empty() && !message.records.is_empty() {
-                blocked.push_back((from, message));
-            } else if let Some(rest) = partition.message(&mut cx, from, message) {
-                blocked.push_back((from, rest));
+        while let Some((from, message, held)) = replicas.arrivals.pop() {
+            match replicas.give_message(&mut cx, from, message) {
+                Some(rest) => {
+                    replicas.arrivals.put_back(from, rest, held);
+                    break;
+                }
+                None => {
+                    let dropped = replicas.arrivals.over();
+                    if dropped > 0 {
+                        tracing::info!(
+                            dropped,
+                            "the log takes records again; messages were dropped meanwhile"
+                        );
+                    }
+                }
             }
         }
-        replicas.messages = blocked;
+        // Entries that find no room wait in their order; what carries none (heartbeats, votes) does not wait behind them.
+        let pool = cx.io.buffers();
+        let mut messages = std::mem::take(&mut replicas.messages);
+        for (from, message) in messages.drain(..) {
+            let waits = !message.records.is_empty() && !replicas.arrivals.is_empty();
+            let left = if waits { Some(message) } else { replicas.give_message(&mut cx, from, message) };
+            if let Some(left) = left {
+                replicas.arrivals.push(&pool, from, left);
+            }
+        }
+        replicas.messages = messages;
         while let Some((origin, partition, request)) = replicas.requests.pop_front() {
             if !replicas.give_front(&mut cx, origin, partition, request) {
                 break;
@@ -181,7 +223,7 @@ impl Shard {
     /// Takes the snapshots' next steps.
     pub(super) fn tick_snapshots(&mut self, io: &mut dyn Io) {
         let Some(mut life) = self.life.take() else { return };
-        let Life { cluster, wal, reads, returning, shared, replicas, snapshots, .. } = &mut life;
+        let Life { cluster, wal, reads, returning, shared, replicas, snapshots, disk, .. } = &mut life;
         for id in std::mem::take(&mut replicas.due) {
             if !snapshots.has(id) {
                 snapshots.want(id);
@@ -195,6 +237,7 @@ impl Shard {
             returning,
             shared,
             clock: self.clock,
+            disk: *disk,
             cluster: *cluster,
             addresses: &self.addresses,
             retry_after: RETRY_AFTER,

@@ -1,5 +1,6 @@
 //! Opening the log, opening it again after a failure, and closing it.
 
+use super::arrivals::Arrivals;
 use super::life::{Life, Replicas, split};
 use super::replicas::Partitions;
 use super::{FAILURE_WINDOW, FAILURES_MAX, Shard};
@@ -117,7 +118,8 @@ impl Shard {
         }
         let mut shared = Shared::default();
         shared.damaged.extend(partitions.iter().filter(|(_, p)| p.is_damaged()).map(|(id, _)| id));
-        let mut replicas = Replicas { partitions, ..Replicas::default() };
+        let arrivals = Arrivals::new(self.options.peer_bytes_max);
+        let mut replicas = Replicas { partitions, arrivals, ..Replicas::default() };
         replicas.touch_all();
         let cluster = formed.cluster.tag();
         let snapshots = Snapshots::new(self.options.data_dir.clone());
@@ -130,6 +132,8 @@ impl Shard {
             shared,
             replicas,
             snapshots,
+            disk: self.disk.disk(),
+            blocked_since: None,
         });
         self.hand_out(io, others);
         Ok(())
@@ -208,7 +212,7 @@ impl Shard {
         self.life.as_ref().is_none_or(|l| {
             let r = &l.replicas;
             r.requests.is_empty()
-                && r.messages.is_empty()
+                && r.arrivals.is_empty()
                 && r.partitions.iter().all(|(_, p)| p.waiting() == 0)
         })
     }

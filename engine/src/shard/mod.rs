@@ -8,6 +8,8 @@
 //! *fenced*: waiters get `Unknown`, the log and all replicas are dropped and opened again from disk in the same
 //! process, as followers (R12); the third failure in ten minutes stops the node.
 
+mod arrivals;
+mod disk_watch;
 mod events;
 mod forming;
 mod life;
@@ -15,6 +17,7 @@ mod lives;
 mod replicas;
 mod status;
 
+use disk_watch::{DiskWatch, News};
 use life::{Life, split};
 pub(crate) use replicas::Partitions;
 use replicas::{AHEAD, Visits};
@@ -81,6 +84,8 @@ pub struct Shard {
     /// Why the log failed, until the end of the turn that noticed.
     fenced: Option<String>,
     failures: VecDeque<Monotonic>,
+    /// Across openings of the log.
+    disk: DiskWatch,
     stopping: Option<Monotonic>,
     /// The growing batch waits until then for writers that are about to come back.
     sealing: Option<Monotonic>,
@@ -110,6 +115,7 @@ impl Shard {
     ) -> Result<Shard, Error> {
         let identity = crate::directory::open(io, &options)?;
         let clock = io.clock();
+        let disk = DiskWatch::new(options.stall_timeout, options.election_timeout, clock.now);
         let process = io.random();
         let marks = (0..options.partitions).map(|p| (PartitionId(p), Arc::default())).collect();
         let mut shard = Shard {
@@ -128,6 +134,7 @@ impl Shard {
             marks: Arc::new(marks),
             fenced: None,
             failures: VecDeque::new(),
+            disk,
             stopping: None,
             sealing: None,
             wanted: clock.now,
@@ -254,6 +261,7 @@ impl Shard {
         self.completions = completions;
         self.transport.tick(io, &mut self.events);
         self.log_tick(io);
+        self.watch_disk();
         if let Some(why) = self.fenced.take() {
             self.reopen(io, &why)?;
         }
@@ -282,6 +290,7 @@ impl Shard {
                 late_ms = late.as_millis() as u64,
                 "this process was paused; one round of failure detection is skipped"
             );
+            self.disk.paused(self.clock.now);
             if let Some(life) = &mut self.life {
                 for partition in life.replicas.partitions.iter_mut() {
                     partition.paused(self.clock);
@@ -289,6 +298,29 @@ impl Shard {
                 life.replicas.touch_all();
             }
         }
+    }
+
+    /// Looks whether the disk has stalled, or takes writes again.
+    fn watch_disk(&mut self) {
+        let now = self.clock.now;
+        let Some(life) = &mut self.life else { return };
+        let writing = life.wal.writing_since();
+        let waits = life.replicas.waits_for_room() || !life.shared.unwritten.is_empty();
+        life.blocked_since = (waits && writing.is_none()).then(|| life.blocked_since.unwrap_or(now));
+        let oldest = writing.or(life.blocked_since);
+        match self.disk.observe(now, oldest) {
+            Some(News::Stalled { oldest }) => tracing::warn!(
+                oldest_ms = oldest.as_millis() as u64,
+                "the disk has stalled: it reports no error, and the oldest write is not durable. Leadership is handed over where the other replicas' disks are steady"
+            ),
+            Some(News::Back { stalled, behind }) => tracing::warn!(
+                stalled_ms = stalled.as_millis() as u64,
+                ranks_behind_ms = behind.as_millis() as u64,
+                "the disk takes writes again"
+            ),
+            None => {}
+        }
+        life.disk = self.disk.disk();
     }
 
     fn complete(&mut self, io: &mut dyn Io, completion: Completion) {
@@ -447,6 +479,7 @@ impl Shard {
             returning: &mut life.returning,
             shared: &mut life.shared,
             clock: self.clock,
+            disk: life.disk,
             cluster: life.cluster,
             addresses: &self.addresses,
             retry_after: RETRY_AFTER,
@@ -463,6 +496,7 @@ impl Shard {
             life.and_then(|l| l.snapshots.deadline()),
             life.and_then(|l| (!l.replicas.due.is_empty()).then_some(self.clock.now)),
             life.and_then(|l| l.replicas.ticks.next()),
+            life.and(self.disk.deadline()),
             self.stopping,
             self.sealing,
             // Commands that were left in the inbox by the bound on a turn.

@@ -53,6 +53,10 @@ impl Shard {
             incarnation: format!("{:016x}", self.identity.incarnation.get()),
             connected: self.connected.iter().map(|n| n.get()).collect(),
             partitions,
+            stalled_ms: self.disk.stalled_ms(),
+            ranks_behind_ms: self.disk.behind_ms(),
+            stalls: self.disk.stalls(),
+            waiting_bytes: self.life.as_ref().map_or(0, |life| life.replicas.arrivals.bytes() as u64),
             scrub: self.life.iter().map(|life| scrub(life.wal.scrubbed())).collect(),
         }
     }

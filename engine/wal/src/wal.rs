@@ -56,6 +56,8 @@ struct InFlight {
     /// Where it lies: for errors.
     lsn: Lsn,
     submitted: Monotonic,
+    /// Since when its first record waits.
+    begun: Monotonic,
     tickets: Vec<(PartitionId, Ticket)>,
     done: bool,
 }
@@ -80,6 +82,8 @@ pub struct Wal {
     pub(crate) background: Background,
     pub(crate) scrub: Scrub,
     in_flight: VecDeque<InFlight>,
+    /// Since when the growing batch holds anything, to a turn.
+    growing_since: Option<Monotonic>,
     /// What the last batch's write took.
     last_write: Duration,
     ops: BTreeMap<u64, Pending>,
@@ -129,6 +133,7 @@ impl Wal {
             background: Background::default(),
             scrub: Scrub::default(),
             in_flight: VecDeque::new(),
+            growing_since: None,
             last_write: Duration::ZERO,
             ops: BTreeMap::new(),
             // Tokens of an earlier life on the same ring must not be taken for ours.
@@ -186,6 +191,9 @@ impl Wal {
                 self.submit(io, 0);
             }
         }
+        if !self.growing.is_empty() {
+            self.growing_since.get_or_insert(self.clock.now);
+        }
         self.advance_demotion();
         self.verify_checkpoint(io);
         self.advance_moves(io);
@@ -233,9 +241,10 @@ impl Wal {
         self.ops.is_empty()
     }
 
-    /// When the oldest batch in flight was submitted: a disk that stalls without an error shows here.
+    /// Since when the oldest record waits that is not durable: a disk that stalls without an error shows here, and one that is so slow that
+    /// a batch grows for long while the one before it is written.
     pub fn writing_since(&self) -> Option<Monotonic> {
-        self.in_flight.front().map(|b| b.submitted)
+        self.in_flight.front().map(|b| b.begun).or(self.growing_since)
     }
 
     /// Whether [`Self::flush`] would submit a batch.
@@ -444,6 +453,7 @@ impl Wal {
             end: frozen.end(),
             lsn: frozen.link.lsn,
             submitted: self.clock.now,
+            begun: self.growing_since.take().unwrap_or(self.clock.now),
             tickets: frozen.tickets,
             done: false,
         });

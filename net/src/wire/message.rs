@@ -2,7 +2,7 @@
 
 use super::WireError;
 use super::reader::Reader;
-use tidelog_consensus::{Append, Asserting, Free, Message, Repair};
+use tidelog_consensus::{Append, Asserting, Disk, Free, Health, Message, Repair};
 use tidelog_types::{Generation, Index, PartitionId, Position, WallMs};
 
 /// Length of a message.
@@ -20,6 +20,7 @@ const HEARTBEAT_REPLY: u8 = 9;
 const FETCH: u8 = 10;
 const FETCHED: u8 = 11;
 const MISSING: u8 = 12;
+const HAND_OVER: u8 = 13;
 
 /// The 64 bytes of a message; an append's records travel beside it.
 pub fn encode_message(partition: PartitionId, message: &Message) -> [u8; SLOT_BYTES] {
@@ -39,8 +40,9 @@ pub fn encode_message(partition: PartitionId, message: &Message) -> [u8; SLOT_BY
         Message::Free(Free::Heartbeat { generation, high_water, round }) => {
             (HEARTBEAT, false, *generation, [high_water.0, *round, 0, 0, 0])
         }
-        Message::Asserting(Asserting::Vote { generation, last }) => {
-            (VOTE, false, *generation, [last.index.0, last.generation.0, 0, 0, 0])
+        Message::Free(Free::HandOver { generation }) => (HAND_OVER, false, *generation, [0; 5]),
+        Message::Asserting(Asserting::Vote { generation, last, handed_over }) => {
+            (VOTE, false, *generation, [last.index.0, last.generation.0, u64::from(*handed_over), 0, 0])
         }
         Message::Asserting(Asserting::VoteReply { generation, granted, wall }) => {
             (VOTE_REPLY, *granted, *generation, [wall.0, 0, 0, 0, 0])
@@ -51,8 +53,9 @@ pub fn encode_message(partition: PartitionId, message: &Message) -> [u8; SLOT_BY
         Message::Asserting(Asserting::AppendRefused { generation, prev, hint, round }) => {
             (APPEND_REFUSED, false, *generation, [prev.0, hint.index.0, hint.generation.0, *round, 0])
         }
-        Message::Asserting(Asserting::HeartbeatReply { generation, round, matched, wall }) => {
-            (HEARTBEAT_REPLY, false, *generation, [*round, matched.0, wall.0, 0, 0])
+        Message::Asserting(Asserting::HeartbeatReply { generation, round, matched, wall, disk }) => {
+            let words = [*round, matched.0, wall.0, disk.oldest_ms, health_code(disk.health)];
+            (HEARTBEAT_REPLY, false, *generation, words)
         }
         Message::Repair(Repair::Fetch { generation, first, last }) => {
             (FETCH, false, *generation, [first.0, last.0, 0, 0, 0])
@@ -73,6 +76,23 @@ pub fn encode_message(partition: PartitionId, message: &Message) -> [u8; SLOT_BY
         put(24 + 8 * i, &word.to_le_bytes());
     }
     slot
+}
+
+const fn health_code(health: Health) -> u64 {
+    match health {
+        Health::Steady => 0,
+        Health::Behind => 1,
+        Health::Stalled => 2,
+    }
+}
+
+fn health_of(code: u64) -> Result<Health, WireError> {
+    match code {
+        0 => Ok(Health::Steady),
+        1 => Ok(Health::Behind),
+        2 => Ok(Health::Stalled),
+        _ => Err(WireError::Field("health of a disk")),
+    }
 }
 
 fn decode_message(slot: &[u8]) -> Result<(PartitionId, Message), WireError> {
@@ -103,7 +123,12 @@ fn decode_message(slot: &[u8]) -> Result<(PartitionId, Message), WireError> {
         }
         VOTE => {
             let last = Position::new(Index(a), Generation(b));
-            (Message::Asserting(Asserting::Vote { generation, last }), c | d | e)
+            let handed_over = match c {
+                0 => false,
+                1 => true,
+                _ => return Err(WireError::Field("hand-over of a vote request")),
+            };
+            (Message::Asserting(Asserting::Vote { generation, last, handed_over }), d | e)
         }
         VOTE_REPLY => {
             (Message::Asserting(Asserting::VoteReply { generation, granted, wall: WallMs(a) }), b | c | d | e)
@@ -118,9 +143,9 @@ fn decode_message(slot: &[u8]) -> Result<(PartitionId, Message), WireError> {
             (Message::Asserting(refused), e)
         }
         HEARTBEAT_REPLY => {
-            let reply =
-                Asserting::HeartbeatReply { generation, round: a, matched: Index(b), wall: WallMs(c) };
-            (Message::Asserting(reply), d | e)
+            let disk = Disk { oldest_ms: d, health: health_of(e)? };
+            let (matched, wall) = (Index(b), WallMs(c));
+            (Message::Asserting(Asserting::HeartbeatReply { generation, round: a, matched, wall, disk }), 0)
         }
         FETCH => (Message::Repair(Repair::Fetch { generation, first: Index(a), last: Index(b) }), c | d | e),
         FETCHED => (Message::Repair(Repair::Fetched { generation, first: Index(a), count: b }), c | d | e),
@@ -129,6 +154,7 @@ fn decode_message(slot: &[u8]) -> Result<(PartitionId, Message), WireError> {
             let missing = Repair::Missing { generation, first: Index(a), damaged: granted, promised };
             (Message::Repair(missing), c | d | e)
         }
+        HAND_OVER => (Message::Free(Free::HandOver { generation }), a | b | c | d | e),
         _ => return Err(WireError::Field("type of a message")),
     };
     if unused != 0 {

@@ -6,7 +6,9 @@ use crate::platter;
 use crate::profile::Profile;
 use crate::tap::{Sent, TapIo, TapTransport};
 use crate::undecided::undecided;
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 use tidelog::Commands;
 use tidelog::shard::{Shard, Turn};
@@ -43,6 +45,8 @@ pub(crate) struct Node {
     /// The life of its log at the last look.
     looked_at: (u64, u64),
     sent: Sent,
+    /// Answers to earlier leaderships that it was told late.
+    late: Rc<Cell<u64>>,
     journal: Journal,
 }
 
@@ -97,6 +101,7 @@ impl Cluster {
                 boots: 0,
                 looked_at: (0, 0),
                 sent: Sent::default(),
+                late: Rc::default(),
                 journal: Journal::default(),
             };
             (*id, node)
@@ -110,10 +115,12 @@ impl Cluster {
         let node = self.nodes.get_mut(&id)?;
         let options = self.profile.options(id, &self.world);
         let net = NetOptions::new(options.node, options.nodes.clone(), options.heartbeat);
+        let net = NetOptions { limits: self.profile.net_limits(), ..net };
         node.sent.borrow_mut().clear();
         node.journal = Journal::default();
         node.boots += 1;
-        let transport = TapTransport::new(Box::new(NetTransport::new(net)), node.sent.clone());
+        let transport =
+            TapTransport::new(Box::new(NetTransport::new(net)), node.sent.clone(), node.late.clone());
         let mut io = TapIo::new(self.world.node(id));
         if let Some((operation, moment)) = crash {
             self.world.crash_at(id, operation, moment);
@@ -154,6 +161,11 @@ impl Cluster {
         if let Some(node) = self.nodes.get_mut(&id) {
             node.process = None;
         }
+    }
+
+    /// Answers to earlier leaderships that nodes were told late.
+    pub(crate) fn late_answers(&self) -> u64 {
+        self.nodes.values().map(|node| node.late.get()).sum()
     }
 
     /// Begins a clean stop.
@@ -333,7 +345,7 @@ impl Cluster {
 
     /// Longest time without a leader that is not a failure once everything works.
     pub(crate) fn patience(&self) -> Duration {
-        self.profile.election_timeout * 10
+        self.profile.election_timeout_max() * 10
     }
 }
 

@@ -29,6 +29,12 @@ pub(crate) enum Blow {
     IsolateLeader,
     /// A follower's disk stands still under entries that only it got, and the leader that sent them is deposed.
     StallAndDepose,
+    /// A disk hangs for long, without an error.
+    HangDisk,
+    /// A leader's disk does.
+    HangLeaderDisk,
+    /// A disk becomes so slow that each write takes about a stall time-out, for long.
+    CrawlingDisk,
     /// One process is asked to stop.
     Stop,
     /// Power loss of one node before, inside or after one of its next operations on the disk.
@@ -41,7 +47,7 @@ pub(crate) enum Blow {
     CrashInOpening,
 }
 
-const BLOWS: [(Blow, &str); 13] = [
+const BLOWS: [(Blow, &str); 16] = [
     (Blow::Crash, "driver: crash of one"),
     (Blow::Kill, "driver: kill of one"),
     (Blow::CrashAll, "driver: crash of all"),
@@ -50,6 +56,9 @@ const BLOWS: [(Blow, &str); 13] = [
     (Blow::PauseLeader, "driver: pause of a leader"),
     (Blow::IsolateLeader, "driver: leader cut off"),
     (Blow::StallAndDepose, "driver: stalled follower of a deposed leader"),
+    (Blow::HangDisk, "driver: disk hangs"),
+    (Blow::HangLeaderDisk, "driver: disk of a leader hangs"),
+    (Blow::CrawlingDisk, "driver: disk crawls"),
     (Blow::Stop, "driver: clean stop"),
     (Blow::CrashAtOperation, "driver: crash at an operation"),
     (Blow::Damage, "driver: damage"),
@@ -108,6 +117,9 @@ impl Schedule {
                             Blow::PauseLeader
                                 | Blow::IsolateLeader
                                 | Blow::StallAndDepose
+                                | Blow::HangDisk
+                                | Blow::HangLeaderDisk
+                                | Blow::CrawlingDisk
                                 | Blow::Damage
                                 | Blow::LoneTail
                         ) =>
@@ -185,6 +197,17 @@ impl Schedule {
         let drawn = if self.plan.disk.stall == Rate::NEVER { 0 } else { self.plan.disk.stall_ns.1 };
         let dealt = self.blows.iter().any(|(_, blow)| *blow == Blow::StallAndDepose);
         drawn.max(if dealt { STALL_NS.1 } else { 0 })
+    }
+
+    /// How long a disk hangs or crawls: seconds mostly, and now and then minutes.
+    pub(crate) fn hang(random: &mut Random) -> Duration {
+        let most = if random.below(8) == 0 { 120 * SECOND } else { 20 * SECOND };
+        Duration::from_nanos(random.between((5 * SECOND, most)))
+    }
+
+    /// How many times slower than a good disk one is whose writes take about a stall time-out.
+    pub(crate) fn crawl(random: &mut Random) -> u64 {
+        random.between((200, 1_500))
     }
 
     /// How long a leader is out of touch: for some, long enough that clients gave it up and another one has committed for them.

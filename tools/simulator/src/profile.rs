@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidelog::keep::Keep;
 use tidelog::options::Options;
 use tidelog_consensus::Retention;
+use tidelog_net::Limits;
 use tidelog_sim::{Random, World};
 use tidelog_types::NodeId;
 
@@ -18,6 +19,13 @@ pub(crate) const CLIENTS_FROM: u64 = 101;
 const CHECKPOINT_EVERY: u64 = 256 << 10;
 const LOG_BYTES_TARGET: u64 = 4 << 20;
 
+/// A receive buffer of a connection at most.
+const CONNECTION_BYTES: usize = 1 << 20;
+/// Requests and answers of all clients under way.
+const CLIENT_BYTES: usize = 16 << 20;
+/// Reads of the log under way, scrubbing and checkpoints among them.
+const READ_BYTES: usize = 8 << 20;
+
 /// What a seed's cluster is like.
 #[derive(Clone, Debug)]
 pub(crate) struct Profile {
@@ -26,6 +34,8 @@ pub(crate) struct Profile {
     pub(crate) replication: usize,
     pub(crate) election_timeout: Duration,
     pub(crate) heartbeat: Duration,
+    /// By how many hundredths each node's election time-out is longer than that.
+    patience: Vec<u32>,
     /// Whether replicas have state machines.
     pub(crate) machines: bool,
     pub(crate) payload_max: usize,
@@ -55,6 +65,7 @@ impl Profile {
             replication,
             election_timeout: Duration::from_millis(election_ms),
             heartbeat: Duration::from_millis(election_ms / random.between((5, 10))),
+            patience: Profile::draw_patience(random, nodes.len()),
             machines: random.below(4) != 0,
             payload_max: if large { 1 << 20 } else { 80 << 10 },
             batches_in_flight: if random.below(4) == 0 { 2 } else { 1 },
@@ -88,6 +99,12 @@ impl Profile {
         }
     }
 
+    fn draw_patience(random: &mut Random, nodes: usize) -> Vec<u32> {
+        let differ = random.below(3) == 0;
+        let draw = |random: &mut Random| if differ { random.below(100) as u32 } else { 0 };
+        (0..nodes).map(|_| draw(random)).collect()
+    }
+
     /// Every third seed lets go of what is too old or too much, whatever snapshots cover.
     fn draw_retention(random: &mut Random) -> Retention {
         let (bytes, age) = (random.between((64 << 10, 2 << 20)), random.between((2_000, 30_000)));
@@ -113,6 +130,35 @@ impl Profile {
         8192 + if self.large { 12 << 20 } else { 5 * (self.batch_bytes_max() as u64) / 2 }
     }
 
+    /// Most bytes of peers' records that wait for room.
+    pub(crate) const fn peer_bytes(&self) -> usize {
+        if self.large { 4 << 20 } else { 512 << 10 }
+    }
+
+    /// Bytes of buffers that a node's bounds come to: see docs/limits.md.
+    pub(crate) fn memory_max(&self) -> usize {
+        let peers = self.nodes.len() - 1;
+        let batch = self.batch_bytes_max().next_power_of_two();
+        let clients = usize::try_from(self.clients).unwrap_or(4);
+        self.cache_bytes
+            + self.peer_bytes()
+            + (self.batches_in_flight + 2) * batch
+            + peers * (self.lane_bytes() + 2 * CONNECTION_BYTES)
+            + clients * 2 * CONNECTION_BYTES
+            + CLIENT_BYTES
+            + READ_BYTES
+    }
+
+    /// Most bytes queued to a peer.
+    const fn lane_bytes(&self) -> usize {
+        if self.large { 4 << 20 } else { 1 << 20 }
+    }
+
+    /// Bounds of a node's network.
+    pub(crate) fn net_limits(&self) -> Limits {
+        Limits { peer_bytes_max: self.lane_bytes(), client_bytes_max: CLIENT_BYTES, ..Limits::default() }
+    }
+
     /// Most entries proposed and not committed.
     pub(crate) const fn uncommitted_entries_max(&self) -> u64 {
         self.uncommitted_entries
@@ -129,6 +175,22 @@ impl Profile {
             pin_bytes: u64::MAX,
             pin_age: Duration::MAX,
         }
+    }
+
+    /// The election time-out of a node: a third of all clusters have nodes with different ones.
+    fn election_timeout_of(&self, node: u64) -> Duration {
+        let at = self.nodes.iter().position(|other| *other == node).unwrap_or(0);
+        self.election_timeout + self.election_timeout * self.patience.get(at).copied().unwrap_or(0) / 100
+    }
+
+    /// The longest of them.
+    pub(crate) fn election_timeout_max(&self) -> Duration {
+        self.nodes.iter().map(|node| self.election_timeout_of(*node)).max().unwrap_or(self.election_timeout)
+    }
+
+    /// The longest time after which a node takes its disk for stalled.
+    pub(crate) fn stall_timeout(&self) -> Duration {
+        2 * self.election_timeout_max()
     }
 
     /// A node's settings.
@@ -151,11 +213,13 @@ impl Profile {
             seal_after: Duration::from_millis(5),
             cache_bytes_max: self.cache_bytes,
             heartbeat: self.heartbeat,
-            election_timeout: self.election_timeout,
+            election_timeout: self.election_timeout_of(node),
+            stall_timeout: self.election_timeout_of(node) * 2,
             in_flight_messages_max: 16,
             in_flight_bytes_max: self.in_flight_bytes,
             uncommitted_entries_max: self.uncommitted_entries,
             uncommitted_bytes_max: 8 << 20,
+            peer_bytes_max: self.peer_bytes(),
             inbox_max: 16,
             keep: self.keep(),
         }

@@ -3,6 +3,7 @@
 mod calm;
 #[cfg(test)]
 mod scripted;
+mod stalls;
 
 use crate::SimOptions;
 use crate::checkers::{Checkers, Verdict, Violation, ensure};
@@ -26,6 +27,7 @@ const HEAL: u64 = 2 << 20;
 const LOSE: u64 = 3 << 20;
 const PLAN: u64 = 4 << 20;
 const TAIL: u64 = 5 << 20;
+const SPEED_UP: u64 = 6 << 20;
 /// How often a blow that needs a moment at which all is well may be put off.
 const TAIL_TRIES: u64 = 40;
 /// Faults that explain that a process gives up.
@@ -68,6 +70,8 @@ struct Run {
     closing: bool,
     /// A partition can have no leader: see [`crate::undecided`].
     undecided: bool,
+    /// Stalls in the calm.
+    stalls_outlived: u64,
 }
 
 /// Runs one seed from its beginning to its end.
@@ -120,6 +124,7 @@ impl Run {
             calm: false,
             closing: false,
             undecided: false,
+            stalls_outlived: 0,
         }
     }
 
@@ -135,6 +140,8 @@ impl Run {
             self.world.fault_counts().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
         faults.extend(self.dealt.iter().map(|(name, count)| ((*name).to_owned(), *count)));
         faults.insert("retention: a later log start".to_owned(), self.checkers.later_starts());
+        faults.insert("late answers to a leader".to_owned(), self.cluster.late_answers());
+        faults.insert("calm: a disk stalls".to_owned(), self.stalls_outlived);
         let (cut, healed) = self.checkers.decided();
         faults.insert("deciding: a log cut by denials".to_owned(), cut);
         faults.insert("deciding: entries came back".to_owned(), healed);
@@ -175,6 +182,7 @@ impl Run {
         } else {
             self.progress()?;
             self.heal()?;
+            self.outlive_stalls()?;
             self.converge()?;
         }
         self.stop_all()?;
@@ -222,6 +230,10 @@ impl Run {
                 if !self.calm && self.world.is_up(tag - LOSE) {
                     self.end(tag - LOSE, true);
                 }
+                Ok(())
+            }
+            Step::Alarm(tag) if tag >= SPEED_UP => {
+                self.world.slow_disk(tag - SPEED_UP, 1);
                 Ok(())
             }
             Step::Alarm(tag) if tag >= TAIL && !self.calm => {
@@ -353,6 +365,13 @@ impl Run {
                 self.leader_lost(leader, pause);
             }
             Blow::StallAndDepose => self.stall_and_depose(leader, &up),
+            Blow::HangDisk => self.world.hang_disk(any, Schedule::hang(&mut self.random)),
+            Blow::HangLeaderDisk => self.world.hang_disk(leader, Schedule::hang(&mut self.random)),
+            Blow::CrawlingDisk => {
+                self.world.slow_disk(any, Schedule::crawl(&mut self.random));
+                let long = u64::try_from(Schedule::hang(&mut self.random).as_nanos()).unwrap_or(SECOND);
+                self.world.alarm(self.world.now() + long, SPEED_UP + any);
+            }
             Blow::Stop => self.cluster.stop(any),
             Blow::CrashAtOperation => {
                 let (ahead, moment) = Schedule::crash_point(&mut self.random, 12);

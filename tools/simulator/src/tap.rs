@@ -2,16 +2,17 @@
 //! pass everything on unchanged.
 
 use crate::platter;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use tidelog::formation::{Formed, Hello};
 use tidelog::request::Response;
 use tidelog::transport::{ClientRef, Event, PeerMessage, Transport};
+use tidelog_consensus::{Asserting, Free, Message};
 use tidelog_io::{BufferPool, Completion, FileId, Io, Op, Token, TokenClass, Wait, Waker};
 use tidelog_sim::SimIo;
-use tidelog_types::{Clock, Monotonic, NodeId};
+use tidelog_types::{Clock, Generation, Monotonic, NodeId, PartitionId};
 
 /// Operations in flight, and what became of batches.
 #[derive(Debug)]
@@ -131,15 +132,67 @@ impl Io for TapIo {
 /// Peer messages that a shard handed to its transport, in order.
 pub(crate) type Sent = Rc<RefCell<Vec<(NodeId, PeerMessage)>>>;
 
+/// Answers to leaders that are kept back, at most.
+const LATE_MAX: usize = 64;
+
+/// Answers to earlier leaderships of the same node, told once more when it leads again: a network may hold a message for as long as it likes.
+#[derive(Debug, Default)]
+struct Late {
+    answers: Vec<(NodeId, PeerMessage)>,
+    /// Answers seen.
+    seen: u64,
+    /// The generation that the node leads, as it says itself, by partition.
+    leads: BTreeMap<PartitionId, Generation>,
+    told: Rc<Cell<u64>>,
+}
+
+impl Late {
+    fn sent(&mut self, message: &PeerMessage) {
+        if let Message::Free(Free::Heartbeat { generation, .. }) = message.message {
+            self.leads.insert(message.partition, generation);
+        }
+    }
+
+    /// Keeps a copy of some of the answers among `events`, those behind the first `before`, and adds those that are late by now.
+    fn received(&mut self, events: &mut Vec<Event>, before: usize) {
+        use Asserting::{AppendRefused, AppendReply, HeartbeatReply};
+        for event in events.iter().skip(before) {
+            let Event::Peer { from, message } = event else { continue };
+            let Message::Asserting(AppendReply { .. } | AppendRefused { .. } | HeartbeatReply { .. }) =
+                message.message
+            else {
+                continue;
+            };
+            self.seen += 1;
+            if self.seen.is_multiple_of(16) {
+                if self.answers.len() == LATE_MAX {
+                    self.answers.remove(0);
+                }
+                self.answers.push((*from, message.clone()));
+            }
+        }
+        let leads = &self.leads;
+        let late = self.answers.extract_if(.., |(_, message)| {
+            leads.get(&message.partition).is_some_and(|now| message.message.generation() < *now)
+        });
+        for (from, message) in late {
+            self.told.set(self.told.get() + 1);
+            events.push(Event::Peer { from, message });
+        }
+    }
+}
+
 /// A transport that remembers what was sent by it.
 pub(crate) struct TapTransport {
     inner: Box<dyn Transport>,
     sent: Sent,
+    late: Late,
 }
 
 impl TapTransport {
-    pub(crate) fn new(inner: Box<dyn Transport>, sent: Sent) -> TapTransport {
-        TapTransport { inner, sent }
+    /// `late`: counts answers that came late.
+    pub(crate) fn new(inner: Box<dyn Transport>, sent: Sent, late: Rc<Cell<u64>>) -> TapTransport {
+        TapTransport { inner, sent, late: Late { told: late, ..Late::default() } }
     }
 }
 
@@ -151,7 +204,9 @@ impl Transport for TapTransport {
         self.inner.formed(io, formed);
     }
     fn complete(&mut self, io: &mut dyn Io, completion: Completion, events: &mut Vec<Event>) {
+        let before = events.len();
         self.inner.complete(io, completion, events);
+        self.late.received(events, before);
     }
     fn tick(&mut self, io: &mut dyn Io, events: &mut Vec<Event>) {
         self.inner.tick(io, events);
@@ -160,6 +215,7 @@ impl Transport for TapTransport {
         self.inner.deadline()
     }
     fn send(&mut self, to: NodeId, message: PeerMessage) -> bool {
+        self.late.sent(&message);
         let told = PeerMessage { records: Vec::new(), ..message.clone() };
         let taken = self.inner.send(to, message);
         if taken {

@@ -83,6 +83,21 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
         s.uptime_ms as f64 / 1000.0,
         s.connected
     ))?;
+    if s.stalled_ms > 0 {
+        out.line(format!(
+            "  disk: STALLED: the oldest record has waited for {:.1} s, and no error is reported",
+            s.stalled_ms as f64 / 1000.0
+        ))?;
+    } else if s.ranks_behind_ms > 0 {
+        out.line(format!(
+            "  disk: takes writes again; {} stalls so far; ranks behind other nodes in elections for {:.1} s more",
+            s.stalls,
+            s.ranks_behind_ms as f64 / 1000.0
+        ))?;
+    }
+    if s.waiting_bytes > 0 {
+        out.line(format!("  {} bytes received from other nodes wait for the disk", s.waiting_bytes))?;
+    }
     for scrub in &s.scrub {
         out.line(format!(
             "  scrubbing: passes {}, {} bytes in this one, {} entries repaired, {} bad places without consequence, {} written again{}{}",

@@ -21,3 +21,4 @@ mod logging;
 mod node;
 mod replication;
 mod rig;
+mod stalled;

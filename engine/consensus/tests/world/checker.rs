@@ -243,7 +243,9 @@ impl Checker {
                 assert!(leader == from, "invariant 1, {event}: {from} and {leader} lead");
                 assert_eq!(packet.entries.len() as u64, append.count);
             }
-            Message::Free(Free::Heartbeat { generation, .. }) => speaks_as_leader(*generation),
+            Message::Free(Free::Heartbeat { generation, .. } | Free::HandOver { generation }) => {
+                speaks_as_leader(*generation);
+            }
             Message::Repair(Repair::Fetched { .. }) => {
                 let rotten = packet.entries.iter().any(|e| disk.is_damaged(e.meta.position.index));
                 claim(!rotten, "nothing damaged is given away");

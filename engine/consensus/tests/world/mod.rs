@@ -8,13 +8,16 @@
 
 pub mod checker;
 pub mod disk;
+mod show;
 
 use checker::Checker;
 use core::time::Duration;
 use disk::{Disk, DiskOp, Stored};
+#[allow(unused_imports)] // only transcripts say messages in words
+pub use show::show;
 use std::collections::BTreeMap;
 use tidelog_consensus::{
-    Admitted, Append, Asserting, Config, DamagedRange, Effects, Free, LogOpKind, Message, Outgoing, Proposal,
+    Admitted, Asserting, Config, DamagedRange, Effects, Free, LogOpKind, Message, Outgoing, Proposal,
     ReadOutcome, Refused, Repair, Replica, Retention,
 };
 use tidelog_types::{
@@ -24,6 +27,7 @@ use tidelog_types::{
 
 pub const ELECTION: Duration = Duration::from_millis(100);
 pub const HEARTBEAT: Duration = Duration::from_millis(10);
+pub const STALL: Duration = Duration::from_millis(200);
 
 /// A message on its way.
 #[derive(Clone, Debug)]
@@ -62,6 +66,8 @@ pub struct Node {
     inquired: Generation,
     /// How far its wall clock is from the truth.
     pub skew_ms: i64,
+    /// What its shard sees of its disk.
+    pub health: tidelog_consensus::Disk,
 }
 
 impl Node {
@@ -87,6 +93,8 @@ pub struct World {
     pub inquires: bool,
     /// Cuts of candidates that had been denied an entry.
     pub decided: u64,
+    /// Vote requests after a hand-over.
+    pub handed_over: u64,
     seed: u64,
     /// The event under way, for messages of failures.
     pub event: String,
@@ -108,6 +116,7 @@ impl World {
             fit_max: u64::MAX,
             inquires: false,
             decided: 0,
+            handed_over: 0,
             seed,
             event: String::new(),
         };
@@ -120,6 +129,7 @@ impl World {
                 lives: 0,
                 inquired: Generation::ZERO,
                 skew_ms: 0,
+                health: tidelog_consensus::Disk::default(),
             };
             world.nodes.insert(id, node);
         }
@@ -186,6 +196,7 @@ impl World {
             partition: PartitionId(7),
             voters,
             election_timeout: ELECTION,
+            stall_timeout: STALL,
             heartbeat: HEARTBEAT,
             in_flight_messages_max: 4,
             in_flight_bytes_max: 4096,
@@ -207,7 +218,9 @@ impl World {
         let clock = self.clock(id);
         let mut effects = Effects::default();
         let result = {
-            let replica = self.nodes.get_mut(&id)?.replica.as_mut()?;
+            let node = self.nodes.get_mut(&id)?;
+            let replica = node.replica.as_mut()?;
+            replica.note_disk(node.health);
             f(replica, clock, &mut effects)
         };
         self.carry_out(id, entries, effects);
@@ -334,6 +347,8 @@ impl World {
             if ticket > reported {
                 left.push((ticket, outgoing));
             } else if replica.release(&outgoing.message) {
+                self.handed_over +=
+                    u64::from(matches!(outgoing.message, Asserting::Vote { handed_over: true, .. }));
                 let message = Message::Asserting(outgoing.message);
                 let packet = Packet { from: id, to: outgoing.to.0, message, entries: Vec::new() };
                 self.checker.sent(&packet, &node.disk, &self.event);
@@ -603,54 +618,5 @@ impl World {
             self.settle(nodes);
             self.wire.retain(|p| nodes.contains(&p.from) && nodes.contains(&p.to));
         }
-    }
-}
-
-/// A message, short.
-pub fn show(packet: &Packet) -> String {
-    let position = |p: tidelog_types::Position| format!("{}@{}", p.index, p.generation);
-    match &packet.message {
-        Message::Free(m) => match m {
-            Free::PreVote { generation, last } => format!("pre-vote g{generation} last {}", position(*last)),
-            Free::PreVoteReply { generation, granted } => {
-                format!("pre-vote-reply g{generation} {}", if *granted { "yes" } else { "no" })
-            }
-            Free::Append(Append { generation, prev, high_water, .. }) => {
-                let entries: Vec<String> = packet.entries.iter().map(Stored::show).collect();
-                format!(
-                    "append g{generation} prev {} [{}] high {high_water}",
-                    position(*prev),
-                    entries.join(" ")
-                )
-            }
-            Free::Heartbeat { generation, high_water, .. } => {
-                format!("heartbeat g{generation} high {high_water}")
-            }
-        },
-        Message::Repair(m) => match m {
-            Repair::Fetch { generation, first, last } => format!("fetch {first}..{last}@{generation}"),
-            Repair::Fetched { .. } => {
-                format!("fetched {}", packet.entries.iter().map(Stored::show).collect::<Vec<_>>().join(" "))
-            }
-            Repair::Missing { generation, first, damaged, promised } => {
-                let what = if *damaged { " damaged" } else { "" };
-                format!("missing {first}@{generation}{what} g{promised}")
-            }
-        },
-        Message::Asserting(m) => match m {
-            Asserting::Vote { generation, last } => format!("vote g{generation} last {}", position(*last)),
-            Asserting::VoteReply { generation, granted, .. } => {
-                format!("vote-reply g{generation} {}", if *granted { "yes" } else { "no" })
-            }
-            Asserting::AppendReply { generation, matched, .. } => {
-                format!("append-reply g{generation} matched {matched}")
-            }
-            Asserting::AppendRefused { generation, prev, hint, .. } => {
-                format!("append-refused g{generation} prev {prev} hint {}", position(*hint))
-            }
-            Asserting::HeartbeatReply { generation, matched, .. } => {
-                format!("heartbeat-reply g{generation} matched {matched}")
-            }
-        },
     }
 }

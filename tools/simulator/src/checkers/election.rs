@@ -216,7 +216,8 @@ impl Elections {
             }
             Message::Free(
                 Free::Append(tidelog_consensus::Append { generation, .. })
-                | Free::Heartbeat { generation, .. },
+                | Free::Heartbeat { generation, .. }
+                | Free::HandOver { generation },
             ) => {
                 promised(*generation, "a leader's message")?;
                 self.claim(partition, generation.0, node)

@@ -32,6 +32,7 @@ pub(crate) use durable_log::Stored;
 use election::Elections;
 pub(crate) use place::Place;
 use std::collections::{BTreeMap, BTreeSet};
+use tidelog_io::Io;
 use tidelog_sim::World;
 use tidelog_types::{Index, PartitionId};
 
@@ -46,6 +47,8 @@ pub(crate) struct Checkers {
     partitions: u64,
     segment_bytes: u64,
     uncommitted_max: u64,
+    /// Bytes of buffers that a node may hold.
+    memory_max: usize,
     disks: BTreeMap<u64, Disk>,
     elections: Elections,
     commits: Commits,
@@ -65,6 +68,7 @@ impl Checkers {
             partitions: profile.partitions,
             segment_bytes: profile.segment_bytes(),
             uncommitted_max: profile.uncommitted_entries_max(),
+            memory_max: profile.memory_max(),
             disks: profile.nodes.iter().map(|node| (*node, Disk::new(*node))).collect(),
             elections: Elections::default(),
             commits: Commits::new(profile.replication),
@@ -226,12 +230,16 @@ impl Checkers {
         Ok(())
     }
 
-    /// Invariant 17, as far as it shows at the seam.
+    /// Invariants 17 and 22, as far as they show at the seam: what is in flight, and the buffers that the node has taken and not given back.
     fn bounds(&self, node: &Node) -> Verdict {
         let Some(process) = &node.process else { return Ok(()) };
         let (ops, bytes) = process.io.load();
         ensure(17, ops <= OPS_IN_FLIGHT_MAX && bytes <= BYTES_IN_FLIGHT_MAX, || {
             format!("node {} has {ops} operations of {bytes} bytes in flight", node.id)
+        })?;
+        let held = process.io.buffers().live_bytes();
+        ensure(22, held <= self.memory_max, || {
+            format!("node {} holds {held} bytes of buffers, its budget is {}", node.id, self.memory_max)
         })
     }
 
