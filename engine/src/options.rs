@@ -55,6 +55,8 @@ pub struct Options {
     pub uncommitted_entries_max: u64,
     /// Bytes of the same.
     pub uncommitted_bytes_max: u64,
+    /// A session expires when it was not used for this long, by replicated time.
+    pub session_expiry: Duration,
     /// Commands of this process waiting for the shard.
     pub inbox_max: usize,
     /// What is kept of the logs.
@@ -93,6 +95,7 @@ impl From<&Config> for Options {
             in_flight_bytes_max: replication.in_flight_bytes,
             uncommitted_entries_max: replication.uncommitted_entries,
             uncommitted_bytes_max: replication.uncommitted_bytes,
+            session_expiry: config.limits.session_expiry,
             inbox_max: config.limits.inbox,
             keep: Keep {
                 snapshot_every: config.snapshot.every,

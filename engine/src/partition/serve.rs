@@ -1,6 +1,6 @@
 //! Reading a replica's log: for clients, and for its state machine. Nothing above the high-water mark is read (R18).
 
-use super::{Context, Partition};
+use super::{Context, Partition, Round};
 use crate::partition::Wanted;
 use crate::reads::ReadFor;
 use crate::request::{Records, Reply, RequestError};
@@ -55,14 +55,14 @@ impl Machine {
 
 impl Partition {
     pub(super) fn read_round(&mut self, cx: &mut Context<'_>, wanted: Wanted) {
-        if self.read_rounds.len() >= READS_WAITING_MAX {
+        if self.rounds.len() >= READS_WAITING_MAX {
             return cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
         }
-        self.read_round_next += 1;
-        let round = self.read_round_next;
+        self.round_next += 1;
+        let round = self.round_next;
         match self.replica.read_index(cx.clock, round, &mut cx.shared.effects) {
             Ok(()) => {
-                self.read_rounds.insert(round, wanted);
+                self.rounds.insert(round, Round::Read(wanted));
                 self.settle(cx, super::writes::Source::None);
             }
             // The only voter, kept from leading by damage: what is committed is what its log holds.

@@ -109,7 +109,10 @@ impl Cluster {
     pub(crate) fn boot(&mut self, id: u64, crash: Option<(u64, Moment)>) -> Option<End> {
         let node = self.nodes.get_mut(&id)?;
         let options = self.profile.options(id, &self.world);
-        let net = NetOptions::new(options.node, options.nodes.clone(), options.heartbeat);
+        let net = NetOptions {
+            limits: self.profile.limits(),
+            ..NetOptions::new(options.node, options.nodes.clone(), options.heartbeat)
+        };
         node.sent.borrow_mut().clear();
         node.journal = Journal::default();
         node.boots += 1;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidelog::keep::Keep;
 use tidelog::options::Options;
 use tidelog_consensus::Retention;
+use tidelog_net::Limits;
 use tidelog_sim::{Random, World};
 use tidelog_types::NodeId;
 
@@ -39,6 +40,11 @@ pub(crate) struct Profile {
     scrub_rate: u64,
     scrub_every: Duration,
     retention: Retention,
+    pub(crate) session_expiry: Duration,
+    /// Whether clients write into each other's sessions.
+    pub(crate) rivals: bool,
+    /// Sessions that a connection may open.
+    sessions_per_connection: usize,
 }
 
 impl Profile {
@@ -67,6 +73,16 @@ impl Profile {
             scrub_rate: random.between((16 << 20, 128 << 20)),
             scrub_every: Duration::from_millis(random.between((1_000, 8_000))),
             retention: Profile::draw_retention(random),
+            // Short enough that idle sessions expire within a run, in every third one.
+            session_expiry: Duration::from_millis(match random.below(3) {
+                0 => random.between((300, 6_000)),
+                _ => 3_600_000,
+            }),
+            rivals: random.below(4) == 0,
+            sessions_per_connection: match random.below(4) {
+                0 => usize::try_from(random.between((1, 3))).unwrap_or(1),
+                _ => 256,
+            },
             nodes,
         }
     }
@@ -131,6 +147,15 @@ impl Profile {
         }
     }
 
+    /// Bounds of a node's network.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            sessions_per_connection_max: self.sessions_per_connection,
+            session_expiry: self.session_expiry,
+            ..Limits::default()
+        }
+    }
+
     /// A node's settings.
     pub(crate) fn options(&self, node: u64, world: &World) -> Options {
         Options {
@@ -156,6 +181,7 @@ impl Profile {
             in_flight_bytes_max: self.in_flight_bytes,
             uncommitted_entries_max: self.uncommitted_entries,
             uncommitted_bytes_max: 8 << 20,
+            session_expiry: self.session_expiry,
             inbox_max: 16,
             keep: self.keep(),
         }

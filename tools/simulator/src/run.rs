@@ -135,6 +135,10 @@ impl Run {
             self.world.fault_counts().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
         faults.extend(self.dealt.iter().map(|(name, count)| ((*name).to_owned(), *count)));
         faults.insert("retention: a later log start".to_owned(), self.checkers.later_starts());
+        let refusals = ["session: expired", "session: sequence of another payload", "session: gap"];
+        for (name, count) in refusals.into_iter().zip(self.workload.refusals()) {
+            faults.insert(name.to_owned(), count);
+        }
         let (cut, healed) = self.checkers.decided();
         faults.insert("deciding: a log cut by denials".to_owned(), cut);
         faults.insert("deciding: entries came back".to_owned(), healed);

@@ -34,6 +34,8 @@ enum Asked {
 struct Entry {
     append: Appending,
     payload: Bytes,
+    /// What became of an earlier try is not known.
+    unknown: bool,
 }
 
 /// One partition's session of a client.
@@ -79,6 +81,12 @@ pub(crate) struct Workload {
     clients: BTreeMap<u64, Client>,
     acked: Vec<u64>,
     stopping: bool,
+    /// After how long without use a session expires.
+    session_expiry: Duration,
+    /// Whether clients write into each other's sessions.
+    rivals: bool,
+    /// Definite refusals of session appends: expired, reused, gaps.
+    refusals: [u64; 3],
     /// A node that led when it fell out of touch, and until when clients read from it in particular: whoever leads meanwhile
     /// commits what it does not know of.
     stale: Option<(u64, u64)>,
@@ -125,6 +133,9 @@ impl Workload {
             clients,
             acked: vec![0; usize::try_from(profile.partitions).unwrap_or(0)],
             stopping: false,
+            session_expiry: profile.session_expiry,
+            rivals: profile.rivals,
+            refusals: [0; 3],
             stale: None,
         }
     }
@@ -160,9 +171,23 @@ impl Workload {
         self.clients.values().all(|c| c.asked.is_empty() && c.sessions.values().all(|s| s.open.is_empty()))
     }
 
+    /// Definite refusals of session appends so far: for an expired session, a sequence used by another, a gap.
+    pub(crate) fn refusals(&self) -> [u64; 3] {
+        self.refusals
+    }
+
+    /// A session of another client: partition, id, next sequence.
+    fn rival_of(&self, id: u64) -> Option<(u64, u64, u64)> {
+        let others = self.clients.values().filter(|client| client.id != id);
+        let mut sessions = others.flat_map(|client| client.sessions.iter());
+        sessions.find_map(|(partition, session)| Some((*partition, session.id?, session.next)))
+    }
+
     /// A client's turn.
     pub(crate) fn turn(&mut self, id: u64, checkers: &mut Checkers) -> Verdict {
-        let Workload { world, partitions, nodes, payload_max, clients, acked, stopping, stale } = self;
+        let rival = if self.rivals { self.rival_of(id) } else { None };
+        let expiry_ms = u64::try_from(self.session_expiry.as_millis()).unwrap_or(u64::MAX);
+        let Workload { world, partitions, nodes, payload_max, clients, acked, stopping, stale, refusals, .. } = self;
         let Some(client) = clients.get_mut(&id) else { return Ok(()) };
         client.io.poll(Wait::No, &mut client.completions);
         for completion in std::mem::take(&mut client.completions) {
@@ -172,7 +197,7 @@ impl Workload {
         client.core.flush(&mut client.io);
         client.core.drain(&mut client.results);
         for done in std::mem::take(&mut client.results) {
-            if let Some(partition) = client.done(done, checkers)?
+            if let Some(partition) = client.done(done, checkers, expiry_ms, refusals)?
                 && let Some(count) = usize::try_from(partition).ok().and_then(|p| acked.get_mut(p))
             {
                 *count += 1;
@@ -191,6 +216,9 @@ impl Workload {
                 match stale.filter(|(_, until)| world.now() < *until && client.random.coin()) {
                     Some((node, _)) if client.random.coin() => client.read_at(*partitions, node, checkers),
                     Some((node, _)) => client.append_beside(*partitions, nodes, node, checkers),
+                    None if rival.is_some() && client.random.below(20) == 0 => {
+                        client.append_as_rival(rival, checkers);
+                    }
                     None => client.ask(*partitions, nodes, *payload_max, checkers),
                 }
             }
@@ -314,7 +342,7 @@ impl Client {
         let ident = self.ident();
         let len = self.payload_len(payload_max);
         let append = Appending { partition, ident, session: Some((id, sequence)), floor };
-        let entry = Entry { append, payload: ident.payload(len) };
+        let entry = Entry { append, payload: ident.payload(len), unknown: false };
         let sent = self.send(&entry);
         if let Some(session) = self.sessions.get_mut(&partition) {
             session.open.insert(sequence, entry);
@@ -322,6 +350,15 @@ impl Client {
                 session.parked.insert(sequence);
             }
         }
+    }
+
+    /// An append into another client's session, about where that one is. It is tried once.
+    fn append_as_rival(&mut self, rival: Option<(u64, u64, u64)>, checkers: &Checkers) {
+        let Some((partition, id, next)) = rival else { return };
+        let sequence = (next + 1).saturating_sub(self.random.below(4)).max(1);
+        let (ident, floor) = (self.ident(), checkers.history.floor(partition));
+        let append = Appending { partition, ident, session: Some((id, sequence)), floor };
+        self.send(&Entry { append, payload: ident.payload(100), unknown: false });
     }
 
     fn open(&mut self, partition: u64, key: u128) {
@@ -377,6 +414,8 @@ impl Client {
         &mut self,
         done: Done,
         checkers: &mut Checkers,
+        expiry_ms: u64,
+        refusals: &mut [u64; 3],
     ) -> Result<Option<u64>, crate::checkers::Violation> {
         let Some(asked) = self.asked.remove(&done.tag) else {
             return broken(
@@ -396,14 +435,19 @@ impl Client {
                     ClientError::Unknown { .. } => history.outcomes.unknown += 1,
                     _ => history.outcomes.refused += 1,
                 }
-                self.failed(&append, &error, checkers)?;
+                self.failed(&append, &error, checkers, expiry_ms, refusals)?;
                 Ok(None)
             }
             (Asked::Open { partition, key }, Ok(Reply::SessionOpened { session, position })) => {
-                history.opened(partition, key, session.0, position.generation.0, commits)?;
+                history.opened(partition, key, session.0, position.generation.0, commits, expiry_ms)?;
                 if let Some(own) = self.sessions.get_mut(&partition) {
-                    own.id = Some(session.0);
                     own.opening = false;
+                    match own.id {
+                        // It had expired, and was opened anew by being asked for.
+                        Some(id) if id < session.0 => own.restart(Some(session.0)),
+                        Some(_) => {}
+                        None => own.id = Some(session.0),
+                    }
                 }
                 Ok(None)
             }
@@ -426,8 +470,12 @@ impl Client {
     }
 
     fn acknowledged(&mut self, append: &Appending) {
-        let Some((_, sequence)) = append.session else { return };
+        let Some((id, sequence)) = append.session else { return };
         let Some(session) = self.sessions.get_mut(&append.partition) else { return };
+        let own = session.open.get(&sequence).is_some_and(|entry| entry.append.ident == append.ident);
+        if session.id != Some(id) || !own {
+            return; // into another client's session, or one that has expired since
+        }
         session.parked.remove(&sequence);
         if let Some(entry) = session.open.remove(&sequence) {
             session.done.insert(sequence, entry);
@@ -437,7 +485,14 @@ impl Client {
         }
     }
 
-    fn failed(&mut self, append: &Appending, error: &ClientError, checkers: &mut Checkers) -> Verdict {
+    fn failed(
+        &mut self,
+        append: &Appending,
+        error: &ClientError,
+        checkers: &mut Checkers,
+        expiry_ms: u64,
+        refusals: &mut [u64; 3],
+    ) -> Verdict {
         let Some((id, sequence)) = append.session else {
             // Anything but "unknown" says that nothing was appended.
             return match error {
@@ -445,22 +500,61 @@ impl Client {
                 _ => checkers.denied(append, &error.to_string()),
             };
         };
-        let known = !matches!(error, ClientError::Refused(RequestError::SessionExpired));
-        ensure(12, known, || {
-            format!("partition {}: session {id} was opened, and is not known any more", append.partition)
-        })?;
-        if let Some(session) = self.sessions.get_mut(&append.partition)
-            && session.open.contains_key(&sequence)
-        {
-            let forgotten = matches!(error, ClientError::Refused(RequestError::SequenceTooOld));
-            ensure(12, !forgotten, || {
-                format!(
-                    "partition {}: session {id}: unacknowledged sequence {sequence} is too old",
-                    append.partition
-                )
-            })?;
-            session.parked.insert(sequence);
+        let partition = append.partition;
+        let own = self.sessions.get_mut(&partition).filter(|session| session.id == Some(id));
+        let kept = own.as_ref().and_then(|session| session.open.get(&sequence));
+        let kept = kept.filter(|entry| entry.append.ident == append.ident);
+        // Of an acknowledged one that was asked for again, as of one with an unknown try, nothing is said.
+        let first = kept.map_or(append.floor > 0, |entry| !entry.unknown);
+        let is_open = kept.is_some();
+        let mut refused = |which: usize| refusals[which] += 1;
+        match error {
+            ClientError::Refused(RequestError::SessionExpired) => {
+                refused(0);
+                checkers.commits_mut().expired(partition, id, expiry_ms)?;
+                if first {
+                    checkers.denied(append, &error.to_string())?;
+                }
+                if let Some(session) = own {
+                    session.restart(None);
+                }
+            }
+            ClientError::Refused(RequestError::SequenceReused { index }) => {
+                refused(1);
+                checkers.commits_mut().reused(partition, (id, sequence), append.ident, index.0)?;
+                checkers.denied(append, &error.to_string())?;
+                if let Some(session) = own.filter(|_| is_open) {
+                    session.open.remove(&sequence);
+                    session.parked.remove(&sequence);
+                }
+            }
+            _ => {
+                if let ClientError::Refused(RequestError::SequenceGap { expected }) = error {
+                    refused(2);
+                    checkers.commits_mut().gap(partition, id, expected.0)?;
+                }
+                if let Some(session) = own.filter(|_| is_open) {
+                    let forgotten = matches!(error, ClientError::Refused(RequestError::SequenceTooOld));
+                    ensure(12, !forgotten, || {
+                        format!("partition {partition}: session {id}: unacknowledged sequence {sequence} is too old")
+                    })?;
+                    if let Some(entry) = session.open.get_mut(&sequence) {
+                        entry.unknown |= matches!(error, ClientError::Unknown { .. });
+                    }
+                    session.parked.insert(sequence);
+                }
+            }
         }
         Ok(())
+    }
+}
+
+impl Session {
+    /// It has expired: what it was about to append is given up, and the next session begins anew.
+    fn restart(&mut self, id: Option<u64>) {
+        (self.id, self.next) = (id, 1);
+        self.open.clear();
+        self.parked.clear();
+        self.done.clear();
     }
 }
