@@ -75,37 +75,45 @@ impl Partition {
         }
     }
 
+    /// A read that may be answered from here on: it gets in line for its share of a turn.
     pub(super) fn serve(&mut self, cx: &mut Context<'_>, wanted: Wanted) {
+        if let Err(wanted) = cx.reads.wait(self.id, wanted) {
+            cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
+        }
+    }
+
+    /// Answers a read in its turn, or begins to read for it. The bytes that this took; the read, if it has to wait for others to
+    /// come from the disk.
+    pub(crate) fn serve_now(&mut self, cx: &mut Context<'_>, wanted: Wanted) -> Result<usize, Wanted> {
         let marks = self.marks();
         let (from, high_water) = (wanted.from.max(Index(1)), marks.high_water);
         let last = wanted.to.map_or(high_water, |to| to.min(high_water));
         let first = self.first_readable();
-        if from < first {
-            return cx.respond(wanted.origin, Err(RequestError::Truncated { first }));
-        }
-        if from > high_water.next() {
-            return cx.respond(wanted.origin, Err(RequestError::Ahead { asked: from, high_water }));
-        }
-        if from > last {
-            let records = Records { next: from, high_water, low_water: marks.low_water, records: vec![] };
-            return cx.respond(wanted.origin, Ok(Reply::Records(records)));
-        }
-        let Some(last) = self.readable(from, last) else {
-            let error = self.damage_error(from);
-            return cx.respond(wanted.origin, Err(error));
-        };
-        let bytes_max = wanted.bytes_max.clamp(1, APPEND_BYTES_MAX);
-        match cx.wal.cached(self.id, from, last, bytes_max) {
-            Some(run) => self.answer_read(cx, wanted, run),
-            None => match cx.reads.start(ReadFor::Client { partition: self.id, wanted }) {
-                Some(read) => cx.wal.read(cx.io, read, self.id, from, last, bytes_max),
-                None => {
-                    if let Some(wanted) = cx.reads.refused() {
-                        cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
-                    }
+        let answer = if from < first {
+            Err(RequestError::Truncated { first })
+        } else if from > high_water.next() {
+            Err(RequestError::Ahead { asked: from, high_water })
+        } else if from > last {
+            Ok(Reply::Records(Records { next: from, high_water, low_water: marks.low_water, records: vec![] }))
+        } else if let Some(last) = self.readable(from, last) {
+            let bytes_max = wanted.bytes_max.clamp(1, APPEND_BYTES_MAX);
+            if let Some(run) = cx.wal.cached(self.id, from, last, bytes_max) {
+                let bytes = run.pieces.iter().map(bytes::Bytes::len).sum();
+                self.answer_read(cx, wanted, run);
+                return Ok(bytes);
+            }
+            return match cx.reads.start(ReadFor::Client { partition: self.id, wanted }) {
+                Some(read) => {
+                    cx.wal.read(cx.io, read, self.id, from, last, bytes_max);
+                    Ok(bytes_max)
                 }
-            },
-        }
+                None => cx.reads.refused().map_or(Ok(0), Err),
+            };
+        } else {
+            Err(self.damage_error(from))
+        };
+        cx.respond(wanted.origin, answer);
+        Ok(0)
     }
 
     pub(crate) fn answer_read(&self, cx: &mut Context<'_>, wanted: Wanted, run: Run) {

@@ -208,6 +208,7 @@ impl Shard {
         self.life.as_ref().is_none_or(|l| {
             let r = &l.replicas;
             r.requests.is_empty()
+                && l.reads.waiting() == 0
                 && r.messages.is_empty()
                 && r.partitions.iter().all(|(_, p)| p.waiting() == 0)
         })
