@@ -53,7 +53,13 @@ fn last_ticket(effects: &Effects) -> Option<Ticket> {
 fn propose(c: &mut Criterion) {
     const BATCH: u64 = 256;
     let (mut replica, mut effects, clock) = leader();
-    let proposal = Proposal { kind: RecordKind::Data, session: None, session_key: None, record_bytes: 1088, payload_crc: 0 };
+    let proposal = Proposal {
+        kind: RecordKind::Data,
+        session: None,
+        session_key: None,
+        record_bytes: 1088,
+        payload_crc: 0,
+    };
     let mut group = c.benchmark_group("propose");
     group.throughput(Throughput::Elements(BATCH));
     group.bench_function("a batch of 256, then durable", |b| {

@@ -251,7 +251,9 @@ pub enum RequestError {
         retry_after: Duration,
     },
     /// This sequence is in the log with another payload: nothing was appended, and what was sent now never will be under it.
-    #[error("the sequence is in the log already, at index {index}, with another payload: a sequence names one record")]
+    #[error(
+        "the sequence is in the log already, at index {index}, with another payload: a sequence names one record"
+    )]
     SequenceReused {
         /// The entry that has the sequence.
         index: Index,

@@ -106,7 +106,10 @@ mod tests {
         let mut budget = Budget::new(1000);
         let mut held = Held::default();
         let mut hold = |budget: &mut Budget, now: Held| budget.change(std::mem::replace(&mut held, now), now);
-        assert!(budget.takes(Share::Reads, 5000) && budget.takes(Share::Others, 5000), "nothing else is in flight");
+        assert!(
+            budget.takes(Share::Reads, 5000) && budget.takes(Share::Others, 5000),
+            "nothing else is in flight"
+        );
         hold(&mut budget, Held { reads: 400, ..Held::default() });
         assert!(budget.takes(Share::Reads, 100) && !budget.takes(Share::Reads, 101));
         assert!(budget.takes_upload(0, 250) && !budget.takes_upload(0, 251));

@@ -330,9 +330,8 @@ mod tests {
         let mut session = Session::new(Monotonic(0));
         let hour = Duration::from_secs(3600);
         let at = |minutes: u64| Monotonic(0).after(Duration::from_secs(60 * minutes));
-        let mut open = |key: u128, minutes| {
-            session.may_open(PartitionId(0), SessionKey(key), at(minutes), 3, hour)
-        };
+        let mut open =
+            |key: u128, minutes| session.may_open(PartitionId(0), SessionKey(key), at(minutes), 3, hour);
         assert!((0..3).all(|key| open(key, key as u64).is_ok()));
         assert_eq!(open(3, 10), Err(Duration::from_secs(50 * 60)));
         assert_eq!(open(1, 10), Ok(()), "it is open, as far as this connection knows");

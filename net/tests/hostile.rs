@@ -337,8 +337,7 @@ fn clients_that_do_not_read_hold_up_the_others_for_seconds_at_most() {
     cluster.stranger_mut(STRANGER).reads = false;
     let (partition, from) = (PartitionId(0), Index(1));
     let read = Request::Read { partition, from, to: None, bytes_max: 1 << 20, level: Default::default() };
-    let reads: Vec<u8> =
-        (0..100).flat_map(|number| wire::encode_request(number, &read).0.encode()).collect();
+    let reads: Vec<u8> = (0..100).flat_map(|number| wire::encode_request(number, &read).0.encode()).collect();
     for n in 1..=12 {
         cluster.stranger_mut(STRANGER).say(n, &[client_hello(), reads.clone()].concat());
     }

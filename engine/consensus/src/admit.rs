@@ -9,8 +9,8 @@ use crate::leader::Entry;
 use crate::replica::{Replica, State};
 use crate::session::{Full, SESSIONS_MAX, Standing};
 use tidelog_types::{
-    Clock, EntryMeta, Generation, Index, NodeId, Position, RecordKind, ReplicatedMs, Sequence, SessionId, SessionKey,
-    SessionRef,
+    Clock, EntryMeta, Generation, Index, NodeId, Position, RecordKind, ReplicatedMs, Sequence, SessionId,
+    SessionKey, SessionRef,
 };
 
 /// What a client wants appended.
@@ -53,7 +53,10 @@ pub enum Refused {
     #[error("the session is not known, or expired")]
     SessionExpired,
     /// As many sessions are open as may be.
-    #[error("the partition has {SESSIONS_MAX} sessions, as many as it may have: none expires within {} ms", until_ms)]
+    #[error(
+        "the partition has {SESSIONS_MAX} sessions, as many as it may have: none expires within {} ms",
+        until_ms
+    )]
     SessionsFull {
         /// The first one can expire after so many ms.
         until_ms: u64,

@@ -220,8 +220,34 @@ mod tests {
     fn a_base_of_version_1_is_read() {
         let key = 7u128 << 70;
         let numbers: [u64; 28] = [
-            1, 9, 4, 1_790_000_000_000, 3, 3, 1, 2, 5, 2, 1, 1, 6, 4, // up to the generations
-            0, 1, 2, 1, key as u64, (key >> 64) as u64, 0, 2, 1, 3, 2, 3, 8, 1, // the sessions
+            1,
+            9,
+            4,
+            1_790_000_000_000,
+            3,
+            3,
+            1,
+            2,
+            5,
+            2,
+            1,
+            1,
+            6,
+            4, // up to the generations
+            0,
+            1,
+            2,
+            1,
+            key as u64,
+            (key >> 64) as u64,
+            0,
+            2,
+            1,
+            3,
+            2,
+            3,
+            8,
+            1, // the sessions
         ];
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         assert_eq!(crc32c(&bytes), 0xd266_caab, "as it was pinned then");

@@ -17,8 +17,7 @@ use crate::replica::{Replica, State};
 use crate::stamp::{Stamps, Witness};
 use std::collections::VecDeque;
 use tidelog_types::{
-    Clock, EntryMeta, Index, Monotonic, NodeId, Position, RecordKind, ReplicatedMs,
-    SessionKey, SessionRef,
+    Clock, EntryMeta, Index, Monotonic, NodeId, Position, RecordKind, ReplicatedMs, SessionKey, SessionRef,
 };
 
 /// Sending times kept of past rounds, evenly over an election time-out.
@@ -420,8 +419,13 @@ mod tests {
     use core::time::Duration;
     use tidelog_types::{PartitionId, Sequence, SessionId, Ticket, WallMs};
 
-    const DATA: Proposal =
-        Proposal { kind: RecordKind::Data, session: None, session_key: None, record_bytes: 128, payload_crc: 0 };
+    const DATA: Proposal = Proposal {
+        kind: RecordKind::Data,
+        session: None,
+        session_key: None,
+        record_bytes: 128,
+        payload_crc: 0,
+    };
 
     /// A single voter that leads; its no-op is not durable yet.
     fn leader() -> (Replica, Ticket, Effects) {

@@ -229,7 +229,8 @@ mod tests {
                     let session = SessionId(*id);
                     let next = (1..).find(|n| {
                         let request = SessionRef { session, sequence: Sequence(*n) };
-                        restored.sessions.standing(request, ReplicatedMs(0), 0) == crate::session::Standing::Next
+                        restored.sessions.standing(request, ReplicatedMs(0), 0)
+                            == crate::session::Standing::Next
                     });
                     entry.session = next.map(|n| SessionRef { session, sequence: Sequence(n) });
                 }

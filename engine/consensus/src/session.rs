@@ -428,7 +428,10 @@ mod tests {
         let mut cut = sessions.clone();
         cut.cut(Index(last - 50));
         assert_eq!(at(&cut, 1, last - 50), Standing::Next);
-        assert_eq!(cut.standing(request(1, last - 51), ReplicatedMs(0), 6), Standing::Reused(Index(last - 50)));
+        assert_eq!(
+            cut.standing(request(1, last - 51), ReplicatedMs(0), 6),
+            Standing::Reused(Index(last - 50))
+        );
     }
 
     #[test]

@@ -178,8 +178,13 @@ fn play(events: Vec<Event>) -> Replica {
                 effects.append.retain(|op| op.ticket > issued);
             }
             Event::Propose => {
-                let proposal =
-                    Proposal { kind: RecordKind::Data, session: None, session_key: None, record_bytes: 128, payload_crc: 0 };
+                let proposal = Proposal {
+                    kind: RecordKind::Data,
+                    session: None,
+                    session_key: None,
+                    record_bytes: 128,
+                    payload_crc: 0,
+                };
                 let _ = replica.propose(clock, proposal, &mut effects);
             }
             Event::Read => {

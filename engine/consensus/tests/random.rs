@@ -185,7 +185,7 @@ fn hide_copies(world: &mut World, of: u64, index: u64, totals: &mut Totals) {
 fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
     let mut random = Random(seed.wrapping_mul(voters));
     // In every second world, sessions expire within the run.
-    let expires = seed % 2 == 0;
+    let expires = seed.is_multiple_of(2);
     let expiry = Duration::from_millis(if expires { 20 + random.below(200) } else { 3_600_000 });
     let mut world = World::with_expiry(voters, seed, expiry);
     let draw = |random: &mut Random, worst: u64| {

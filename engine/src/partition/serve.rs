@@ -94,7 +94,12 @@ impl Partition {
         } else if from > high_water.next() {
             Err(RequestError::Ahead { asked: from, high_water })
         } else if from > last {
-            Ok(Reply::Records(Records { next: from, high_water, low_water: marks.low_water, records: vec![] }))
+            Ok(Reply::Records(Records {
+                next: from,
+                high_water,
+                low_water: marks.low_water,
+                records: vec![],
+            }))
         } else if let Some(last) = self.readable(from, last) {
             let bytes_max = wanted.bytes_max.clamp(1, APPEND_BYTES_MAX);
             if let Some(run) = cx.wal.cached(self.id, from, last, bytes_max) {

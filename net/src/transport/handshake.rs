@@ -41,7 +41,10 @@ impl NetTransport {
         }
         if self.clients >= self.options.limits.client_connections_max && !self.make_place(io, events) {
             let Some(own) = &self.hello else { return };
-            let reason = format!("node {} has {} client connections, its limit, and none of them is idle", own.node, self.clients);
+            let reason = format!(
+                "node {} has {} client connections, its limit, and none of them is idle",
+                own.node, self.clients
+            );
             return self.part(io, key, RefusalCode::TooMany, &reason, events);
         }
         let Some(own) = &self.hello else { return };

@@ -50,9 +50,11 @@ impl NetTransport {
             self.close(io, key, events);
         }
         self.feed_waiting(io, events);
-        while self.parting.front().is_some_and(|k| {
-            !self.conns.get(*k).is_some_and(|c| matches!(c.role, Role::Parting { .. }))
-        }) {
+        while self
+            .parting
+            .front()
+            .is_some_and(|k| !self.conns.get(*k).is_some_and(|c| matches!(c.role, Role::Parting { .. })))
+        {
             self.parting.pop_front();
         }
         while self

@@ -264,7 +264,8 @@ impl NetTransport {
                     Share::Others => &mut self.waiting_others,
                 };
                 let Some(key) = queue.front().copied() else { break };
-                let held = self.conns.get_mut(key).filter(|c| matches!(c.hold, Hold::Waits(of, _) if of == share));
+                let held =
+                    self.conns.get_mut(key).filter(|c| matches!(c.hold, Hold::Waits(of, _) if of == share));
                 if let Some(conn) = held {
                     if let Hold::Waits(_, bytes) = conn.hold
                         && !self.budget.takes(share, bytes)

@@ -187,7 +187,9 @@ impl Workload {
     pub(crate) fn turn(&mut self, id: u64, checkers: &mut Checkers) -> Verdict {
         let rival = if self.rivals { self.rival_of(id) } else { None };
         let expiry_ms = u64::try_from(self.session_expiry.as_millis()).unwrap_or(u64::MAX);
-        let Workload { world, partitions, nodes, payload_max, clients, acked, stopping, stale, refusals, .. } = self;
+        let Workload {
+            world, partitions, nodes, payload_max, clients, acked, stopping, stale, refusals, ..
+        } = self;
         let Some(client) = clients.get_mut(&id) else { return Ok(()) };
         client.io.poll(Wait::No, &mut client.completions);
         for completion in std::mem::take(&mut client.completions) {
@@ -536,7 +538,9 @@ impl Client {
                 if let Some(session) = own.filter(|_| is_open) {
                     let forgotten = matches!(error, ClientError::Refused(RequestError::SequenceTooOld));
                     ensure(12, !forgotten, || {
-                        format!("partition {partition}: session {id}: unacknowledged sequence {sequence} is too old")
+                        format!(
+                            "partition {partition}: session {id}: unacknowledged sequence {sequence} is too old"
+                        )
                     })?;
                     if let Some(entry) = session.open.get_mut(&sequence) {
                         entry.unknown |= matches!(error, ClientError::Unknown { .. });

@@ -92,7 +92,11 @@ impl Sessions {
                 if let Some(id) = id {
                     self.put_back(id, before);
                 }
-                return Err(Fault::Sequence { session: wrong, expected: Sequence(next), found: Sequence(next) });
+                return Err(Fault::Sequence {
+                    session: wrong,
+                    expected: Sequence(next),
+                    found: Sequence(next),
+                });
             }
             self.trim(high_water);
         }
@@ -206,7 +210,8 @@ impl Session {
         }
         let oldest = if self.sums.is_empty() { other.first_sum() } else { self.first_sum() };
         let first = oldest.max(known.next().saturating_sub(SUMS_MAX)).max(known.forgotten + 1);
-        known.sums = (first..known.next()).map(|sequence| other.sum(sequence).or(self.sum(sequence))).collect();
+        known.sums =
+            (first..known.next()).map(|sequence| other.sum(sequence).or(self.sum(sequence))).collect();
         *self = known;
         true
     }
@@ -333,7 +338,8 @@ mod tests {
                     }
                 };
                 let next = EntryMeta {
-                    timestamp: ReplicatedMs(index / 4 * number.max(1)).max(log.last().map_or(ReplicatedMs(0), |e| e.timestamp)),
+                    timestamp: ReplicatedMs(index / 4 * number.max(1))
+                        .max(log.last().map_or(ReplicatedMs(0), |e| e.timestamp)),
                     session_expiry_ms: if next.session_key.is_some() && number % 2 == 0 { 20 } else { 0 },
                     payload_crc: index as u32,
                     ..next

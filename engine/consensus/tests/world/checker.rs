@@ -1,7 +1,7 @@
 //! The invariants, checked from disks and packets; a replica is only asked for its role and its marks.
 
-use super::{Packet, Refusal};
 use super::disk::{Disk, Stored};
+use super::{Packet, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use tidelog_consensus::{Asserting, Free, Message, Refused, Repair, Replica};
 use tidelog_types::{Generation, Index, NodeId, Position, Sequence, SessionId, SessionRef};

@@ -8,13 +8,20 @@
 
 pub mod checker;
 pub mod disk;
+mod request;
+mod show;
+
+use request::Waiter;
+pub use request::{Outcome, Packet, Refusal};
+#[allow(unused_imports)] // each test binary uses its own half of this
+pub use show::show;
 
 use checker::Checker;
 use core::time::Duration;
 use disk::{Disk, DiskOp, Stored};
 use std::collections::BTreeMap;
 use tidelog_consensus::{
-    Admitted, Append, Asserting, Config, DamagedRange, Effects, Free, LogOpKind, Message, Outgoing, Proposal,
+    Admitted, Asserting, Config, DamagedRange, Effects, Free, LogOpKind, Message, Outgoing, Proposal,
     ReadOutcome, Refused, Repair, Replica, Retention,
 };
 use tidelog_types::{
@@ -24,43 +31,6 @@ use tidelog_types::{
 
 pub const ELECTION: Duration = Duration::from_millis(100);
 pub const HEARTBEAT: Duration = Duration::from_millis(10);
-
-/// A message on its way.
-#[derive(Clone, Debug)]
-pub struct Packet {
-    pub from: u64,
-    pub to: u64,
-    pub message: Message,
-    pub entries: Vec<Stored>,
-}
-
-/// How a client's request ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    Waiting,
-    Acked(Index),
-    Unknown,
-    Refused(Refused),
-}
-
-/// A refusal of a request, on its way to the client.
-#[derive(Clone, Debug)]
-pub struct Refusal {
-    name: String,
-    pub payload: String,
-    pub session: Option<SessionRef>,
-    pub refused: Refused,
-    /// The leader's last entry when it came.
-    pub end: Index,
-}
-
-/// A request that waits at a leader for its entry.
-#[derive(Clone, Debug)]
-struct Waiter {
-    at: Index,
-    generation: Generation,
-    request: String,
-}
 
 #[derive(Debug)]
 pub struct Node {
@@ -674,54 +644,5 @@ impl World {
             self.settle(nodes);
             self.wire.retain(|p| nodes.contains(&p.from) && nodes.contains(&p.to));
         }
-    }
-}
-
-/// A message, short.
-pub fn show(packet: &Packet) -> String {
-    let position = |p: tidelog_types::Position| format!("{}@{}", p.index, p.generation);
-    match &packet.message {
-        Message::Free(m) => match m {
-            Free::PreVote { generation, last } => format!("pre-vote g{generation} last {}", position(*last)),
-            Free::PreVoteReply { generation, granted } => {
-                format!("pre-vote-reply g{generation} {}", if *granted { "yes" } else { "no" })
-            }
-            Free::Append(Append { generation, prev, high_water, .. }) => {
-                let entries: Vec<String> = packet.entries.iter().map(Stored::show).collect();
-                format!(
-                    "append g{generation} prev {} [{}] high {high_water}",
-                    position(*prev),
-                    entries.join(" ")
-                )
-            }
-            Free::Heartbeat { generation, high_water, .. } => {
-                format!("heartbeat g{generation} high {high_water}")
-            }
-        },
-        Message::Repair(m) => match m {
-            Repair::Fetch { generation, first, last } => format!("fetch {first}..{last}@{generation}"),
-            Repair::Fetched { .. } => {
-                format!("fetched {}", packet.entries.iter().map(Stored::show).collect::<Vec<_>>().join(" "))
-            }
-            Repair::Missing { generation, first, damaged, promised } => {
-                let what = if *damaged { " damaged" } else { "" };
-                format!("missing {first}@{generation}{what} g{promised}")
-            }
-        },
-        Message::Asserting(m) => match m {
-            Asserting::Vote { generation, last } => format!("vote g{generation} last {}", position(*last)),
-            Asserting::VoteReply { generation, granted, .. } => {
-                format!("vote-reply g{generation} {}", if *granted { "yes" } else { "no" })
-            }
-            Asserting::AppendReply { generation, matched, .. } => {
-                format!("append-reply g{generation} matched {matched}")
-            }
-            Asserting::AppendRefused { generation, prev, hint, .. } => {
-                format!("append-refused g{generation} prev {prev} hint {}", position(*hint))
-            }
-            Asserting::HeartbeatReply { generation, matched, .. } => {
-                format!("heartbeat-reply g{generation} matched {matched}")
-            }
-        },
     }
 }

@@ -126,9 +126,13 @@ impl ClientCore {
             Err(error)
                 if asked.ambiguous
                     && asked.is_write()
-                    && !matches!(error, RequestError::SequenceReused { .. } | RequestError::SequenceGap { .. }) =>
+                    && !matches!(
+                        error,
+                        RequestError::SequenceReused { .. } | RequestError::SequenceGap { .. }
+                    ) =>
             {
-                let why = format!("what became of an earlier try is not known; {address}, asked again: {error}");
+                let why =
+                    format!("what became of an earlier try is not known; {address}, asked again: {error}");
                 self.give_up(key, &why);
             }
             Err(error @ RequestError::SequenceGap { .. }) => {
@@ -136,8 +140,9 @@ impl ClientCore {
                     self.sessions.get(&session).and_then(BTreeSet::first).is_some_and(|s| *s < sequence)
                 });
                 if !earlier && asked.ambiguous {
-                    let why =
-                        format!("what became of an earlier try is not known; {address}, asked again: {error}");
+                    let why = format!(
+                        "what became of an earlier try is not known; {address}, asked again: {error}"
+                    );
                     return self.give_up(key, &why);
                 }
                 if !earlier {

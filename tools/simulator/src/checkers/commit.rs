@@ -106,8 +106,8 @@ impl Commits {
     /// A client was told that a session's next sequence is `expected`: all before it are committed.
     pub(crate) fn gap(&self, partition: u64, session: u64, expected: u64) -> Verdict {
         let log = self.logs.get(&partition);
-        let before = expected == 1
-            || log.is_some_and(|log| log.sessions.contains_key(&(session, expected - 1)));
+        let before =
+            expected == 1 || log.is_some_and(|log| log.sessions.contains_key(&(session, expected - 1)));
         ensure(21, before, || {
             format!(
                 "partition {partition}: session {session} was reported to be at sequence {expected}; the one before is not committed"
