@@ -24,8 +24,12 @@ const PARKED_FOR: Duration = Duration::from_millis(50);
 /// What an answer is waited for.
 #[derive(Clone, Debug)]
 enum Asked {
-    Append(Appending),
-    Open { partition: u64, key: u128 },
+    /// An append, and whether no earlier try of it ended without an answer.
+    Append(Appending, bool),
+    Open {
+        partition: u64,
+        key: u128,
+    },
     Read(Reading),
 }
 
@@ -270,7 +274,7 @@ impl Client {
                 let append = Appending { partition, ident, session: None, floor };
                 self.submit(
                     ClientRequest::append(PartitionId(partition), ident.payload(len)),
-                    Asked::Append(append),
+                    Asked::Append(append, true),
                 );
             }
             50..=79 => self.ask_session(partition, floor, payload_max),
@@ -311,7 +315,7 @@ impl Client {
         let (ident, len) = (self.ident(), self.payload_len(4096));
         let append = Appending { partition, ident, session: None, floor: checkers.history.floor(partition) };
         let request = ClientRequest::append(PartitionId(partition), ident.payload(len));
-        self.submit(request.at(Target::Node(NodeId(node))), Asked::Append(append));
+        self.submit(request.at(Target::Node(NodeId(node))), Asked::Append(append, true));
     }
 
     /// The next append of a session, or the session itself.
@@ -377,7 +381,7 @@ impl Client {
         let of = SessionRef { session: SessionId(session), sequence: Sequence(sequence) };
         let request =
             ClientRequest::append_once(PartitionId(entry.append.partition), of, entry.payload.clone());
-        self.submit(request, Asked::Append(entry.append))
+        self.submit(request, Asked::Append(entry.append, !entry.unknown))
     }
 
     /// Asks again for something that was acknowledged long ago.
@@ -386,7 +390,8 @@ impl Client {
         let known: Vec<u64> = session.done.keys().copied().collect();
         if let Some(entry) = self.random.pick(&known).and_then(|s| session.done.get(s)).cloned() {
             // What real time says about it was said at its first acknowledgement.
-            self.send(&Entry { append: Appending { floor: 0, ..entry.append }, ..entry });
+            let append = Appending { floor: 0, ..entry.append };
+            self.send(&Entry { append, unknown: true, ..entry });
         }
     }
 
@@ -427,17 +432,17 @@ impl Client {
         };
         let (history, commits) = checkers.clients();
         match (asked, done.result) {
-            (Asked::Append(append), Ok(Reply::Appended { position })) => {
+            (Asked::Append(append, _), Ok(Reply::Appended { position })) => {
                 history.acked(&append, position.index.0, position.generation.0, commits)?;
                 self.acknowledged(&append);
                 Ok(Some(append.partition))
             }
-            (Asked::Append(append), Err(error)) => {
+            (Asked::Append(append, first), Err(error)) => {
                 match &error {
                     ClientError::Unknown { .. } => history.outcomes.unknown += 1,
                     _ => history.outcomes.refused += 1,
                 }
-                self.failed(&append, &error, checkers, expiry_ms, refusals)?;
+                self.failed(&append, first, &error, checkers, expiry_ms, refusals)?;
                 Ok(None)
             }
             (Asked::Open { partition, key }, Ok(Reply::SessionOpened { session, position })) => {
@@ -490,6 +495,7 @@ impl Client {
     fn failed(
         &mut self,
         append: &Appending,
+        first: bool,
         error: &ClientError,
         checkers: &mut Checkers,
         expiry_ms: u64,
@@ -506,8 +512,6 @@ impl Client {
         let own = self.sessions.get_mut(&partition).filter(|session| session.id == Some(id));
         let kept = own.as_ref().and_then(|session| session.open.get(&sequence));
         let kept = kept.filter(|entry| entry.append.ident == append.ident);
-        // Of an acknowledged one that was asked for again, as of one with an unknown try, nothing is said.
-        let first = kept.map_or(append.floor > 0, |entry| !entry.unknown);
         let is_open = kept.is_some();
         let mut refused = |which: usize| refusals[which] += 1;
         match error {
