@@ -22,6 +22,7 @@ fn leader() -> (Replica, Effects, Clock) {
         in_flight_bytes_max: 64 << 20,
         uncommitted_entries_max: 1 << 20,
         uncommitted_bytes_max: 1 << 40,
+        session_expiry: core::time::Duration::from_secs(3600),
         seed: 1,
     };
     let mut clock = Clock { wall: WallMs(1_700_000_000_000), ..Clock::default() };
@@ -53,7 +54,13 @@ fn last_ticket(effects: &Effects) -> Option<Ticket> {
 fn propose(c: &mut Criterion) {
     const BATCH: u64 = 256;
     let (mut replica, mut effects, clock) = leader();
-    let proposal = Proposal { kind: RecordKind::Data, session: None, session_key: None, record_bytes: 1088 };
+    let proposal = Proposal {
+        kind: RecordKind::Data,
+        session: None,
+        session_key: None,
+        record_bytes: 1088,
+        payload_crc: 0,
+    };
     let mut group = c.benchmark_group("propose");
     group.throughput(Throughput::Elements(BATCH));
     group.bench_function("a batch of 256, then durable", |b| {

@@ -4,9 +4,6 @@ use crate::config::{self, Config};
 use crate::error::Error;
 use tidelog_io::{BackEnd, Io, IoOptions, SyncMode, open_back_end};
 
-/// Room for connections that have not said who they are, or are being refused.
-const FRESH_CONNECTIONS_MAX: usize = 128;
-
 /// Opens it.
 ///
 /// # Errors
@@ -21,9 +18,7 @@ pub(crate) fn open(config: &Config) -> Result<Box<dyn Io>, Error> {
         config::SyncMethod::Fdatasync => SyncMode::Fdatasync,
         config::SyncMethod::Dsync => SyncMode::Dsync,
     };
-    // Clients, channels with their replacements, and strangers that have not said who they are.
-    let connections =
-        config.limits.client_connections + 4 * config.cluster.nodes.len() + FRESH_CONNECTIONS_MAX;
+    let connections = crate::transport::connections_max(config);
     let options = IoOptions {
         sync,
         file_operations_max: u16::try_from(config.io.ring_entries).unwrap_or(u16::MAX),

@@ -59,6 +59,8 @@ pub struct Options {
     pub uncommitted_bytes_max: u64,
     /// Bytes of records of peers that wait for room in the log.
     pub peer_bytes_max: usize,
+    /// A session expires when it was not used for this long, by replicated time.
+    pub session_expiry: Duration,
     /// Commands of this process waiting for the shard.
     pub inbox_max: usize,
     /// What is kept of the logs.
@@ -99,6 +101,7 @@ impl From<&Config> for Options {
             uncommitted_entries_max: replication.uncommitted_entries,
             uncommitted_bytes_max: replication.uncommitted_bytes,
             peer_bytes_max: config.limits.peer_bytes,
+            session_expiry: config.limits.session_expiry,
             inbox_max: config.limits.inbox,
             keep: Keep {
                 snapshot_every: config.snapshot.every,

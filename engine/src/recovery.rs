@@ -133,6 +133,7 @@ pub(crate) fn replica_config(
         in_flight_bytes_max: options.in_flight_bytes_max,
         uncommitted_entries_max: options.uncommitted_entries_max,
         uncommitted_bytes_max: options.uncommitted_bytes_max,
+        session_expiry: options.session_expiry,
         seed,
     }
 }

@@ -252,13 +252,31 @@ pub enum RequestError {
     /// There is no such session (any more).
     #[error("no such session: it never existed here or has expired")]
     SessionExpired,
+    /// As many sessions are open as may be. Nothing was opened.
+    #[error("no session was opened: {scope} has {limit}, as many as it may have; one that is not used expires in {} s at the earliest", .retry_after.as_secs())]
+    SessionsFull {
+        /// Where there is no room.
+        scope: SessionScope,
+        /// The bound.
+        limit: u64,
+        /// When there may be room again.
+        retry_after: Duration,
+    },
+    /// This sequence is in the log with another payload: nothing was appended, and what was sent now never will be under it.
+    #[error(
+        "the sequence is in the log already, at index {index}, with another payload: a sequence names one record"
+    )]
+    SequenceReused {
+        /// The entry that has the sequence.
+        index: Index,
+    },
     /// Sequences of a session are dense.
     #[error("sequence gap: the session's next sequence is {expected}")]
     SequenceGap {
         /// What comes next.
         expected: Sequence,
     },
-    /// Already in the log, too long ago to say where.
+    /// Already in the log, too long ago to say where: the newest 4096 of a session can be asked for.
     #[error("the sequence is in the log, too long ago to say at which index")]
     SequenceTooOld,
     /// The payload is over the limit.
@@ -295,6 +313,24 @@ impl RequestError {
     /// Too much is in flight; the time to wait before the next try.
     pub const fn busy(retry_after: Duration) -> RequestError {
         RequestError::Busy { retry_after, reason: BusyReason::Load }
+    }
+}
+
+/// Whose table of sessions is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SessionScope {
+    /// The partition's.
+    Partition,
+    /// That of the client's connection.
+    Connection,
+}
+
+impl core::fmt::Display for SessionScope {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            SessionScope::Partition => "the partition",
+            SessionScope::Connection => "this connection",
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a shard reaches its peers and its clients. The network crate implements it; a single embedded node uses
 //! [`NoTransport`].
 
+use crate::config::Config;
 use crate::formation::{Formed, Hello};
 use bytes::Bytes;
 use std::net::SocketAddr;
@@ -9,6 +10,19 @@ use tidelog_io::{Completion, Io};
 use tidelog_types::{Monotonic, NodeId, PartitionId};
 
 use crate::request::{Request, Response};
+
+/// Most connections that a transport keeps open only so that a refusal arrives.
+pub const REFUSED_CONNECTIONS_MAX: usize = 256;
+/// Connections that a peer may take: its channel, what replaces it, and those that are being dialled.
+const PEER_CONNECTIONS_MAX: usize = 6;
+
+/// Most connections of a node: clients, those that have not said who they are, those being refused, and the peers', which
+/// have places of their own.
+pub fn connections_max(config: &Config) -> usize {
+    let limits = &config.limits;
+    let peers = config.cluster.nodes.len().saturating_sub(1) * PEER_CONNECTIONS_MAX;
+    limits.client_connections + limits.unspoken_connections + REFUSED_CONNECTIONS_MAX + peers
+}
 
 /// A message between replicas of one partition, with the bytes of the entries that an append carries.
 #[derive(Clone, Debug)]

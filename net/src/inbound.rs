@@ -2,8 +2,9 @@
 //!
 //! Bytes are received into a buffer of the pool and looked at where they lie. A frame's payload is handed up as a
 //! slice of that buffer, which is then left to its holders; only the incomplete frame at the buffer's end is
-//! copied, once, to the start of the next one. A frame that is larger than a buffer gets one of its size.
-//! At most one buffer of the larger of its bound and one frame is owned at a time.
+//! copied, once, to the start of the next one. A frame that is larger than a buffer gets larger ones as it arrives: what
+//! was announced and did not come costs nothing. At most one buffer is owned at a time, of at most its bound, or one frame, or
+//! [`GROWTH`] times what has arrived of one.
 
 use crate::wire::{FrameHeader, HEADER_BYTES, WireError, padded};
 use bytes::Bytes;
@@ -11,6 +12,9 @@ use tidelog_io::{AlignedBuf, BufferPool};
 
 /// Receives in a row that left most of the buffer empty before it is halved.
 const QUIET_MAX: u32 = 16;
+
+/// How many times larger than what has arrived of a frame its next buffer may be.
+pub(crate) const GROWTH: usize = 4;
 
 #[derive(Debug)]
 enum Buffer {
@@ -32,6 +36,8 @@ pub(crate) struct Inbound {
     header: Option<FrameHeader>,
     /// The rest of that frame is there and valid.
     complete: bool,
+    /// Bytes of the buffer lent last.
+    lent: usize,
     size: usize,
     size_min: usize,
     size_max: usize,
@@ -49,6 +55,7 @@ impl Inbound {
             filled: 0,
             header: None,
             complete: false,
+            lent: 0,
             size: size_min,
             size_min,
             size_max,
@@ -155,23 +162,20 @@ impl Inbound {
 
     /// A buffer to receive into, and how much of it is in use. To be called when no complete frame is at hand.
     pub(crate) fn lend(&mut self, pool: &BufferPool) -> (AlignedBuf, usize) {
-        let rest = self.filled - self.start;
-        let need = self.header.map_or(HEADER_BYTES, |h| h.frame_bytes()).max(rest + 1);
+        let (rest, wants) = (self.filled - self.start, self.wants());
         let buffer = match std::mem::replace(&mut self.buffer, Buffer::None) {
-            Buffer::Owned(buffer)
-                if rest == 0 && (need.max(self.size)..=2 * need.max(self.size)).contains(&buffer.len()) =>
-            {
+            Buffer::Owned(buffer) if rest == 0 && (wants..=2 * wants).contains(&buffer.len()) => {
                 (self.start, self.filled) = (0, 0);
                 buffer
             }
-            Buffer::Owned(buffer) if rest > 0 && buffer.len() - self.start >= need => buffer,
-            Buffer::Owned(mut buffer) if rest > 0 && buffer.len() >= need => {
+            Buffer::Owned(buffer) if self.fits_on(buffer.len()) => buffer,
+            Buffer::Owned(mut buffer) if rest > 0 && buffer.len() >= wants => {
                 buffer.copy_within(self.start..self.filled, 0);
                 (self.start, self.filled) = (0, rest);
                 buffer
             }
             old => {
-                let mut buffer = pool.take(need.max(self.size));
+                let mut buffer = pool.take(wants);
                 let prefix = match &old {
                     Buffer::None => &[],
                     Buffer::Owned(old) => &old[self.start..self.filled],
@@ -182,8 +186,22 @@ impl Inbound {
                 buffer
             }
         };
-        let filled = self.filled;
-        (buffer, filled)
+        self.lent = buffer.len();
+        (buffer, self.filled)
+    }
+
+    /// Whether the incomplete frame can go on arriving in the buffer of so many bytes in which it lies.
+    fn fits_on(&self, len: usize) -> bool {
+        let rest = self.filled - self.start;
+        let frame = self.header.map_or(HEADER_BYTES, |h| h.frame_bytes());
+        rest > 0 && (len - self.start >= frame || self.start == 0 && len > rest)
+    }
+
+    /// Bytes of a new buffer: the frame's, but not much more than what has arrived of it.
+    fn wants(&self) -> usize {
+        let rest = self.filled - self.start;
+        let frame = self.header.map_or(HEADER_BYTES, |h| h.frame_bytes());
+        frame.min(GROWTH * rest.max(self.size)).max(self.size).max(rest + 1)
     }
 
     /// The buffer is back, with `bytes` more in it.
@@ -205,9 +223,21 @@ impl Inbound {
         self.buffer = Buffer::Owned(buffer);
     }
 
-    /// Bytes of the buffer that a [`Self::lend`] would give: what the connection is going to own.
+    /// Bytes of the buffer that the next [`Self::lend`] gives.
     pub(crate) fn lends(&self) -> usize {
-        padded(self.header.map_or(0, |h| h.frame_bytes())).max(self.size)
+        match &self.buffer {
+            Buffer::Owned(buffer) if self.fits_on(buffer.len()) => buffer.len(),
+            _ => padded(self.wants()),
+        }
+    }
+
+    /// Bytes of the buffer in use.
+    pub(crate) fn holds(&self) -> usize {
+        match &self.buffer {
+            Buffer::None => self.lent,
+            Buffer::Owned(buffer) => buffer.len(),
+            Buffer::Shared(bytes) => bytes.len(),
+        }
     }
 }
 
@@ -276,6 +306,29 @@ mod tests {
             inbound.give_back(buffer, bytes.len());
             prop_assert!(inbound.frame().is_err());
         }
+    }
+
+    #[test]
+    fn a_frame_that_was_announced_and_does_not_come_costs_nothing() {
+        let pool = BufferPool::new(8 << 20);
+        let mut inbound = Inbound::new(4096, 65536);
+        let mut frame = Vec::new();
+        put_frame_head(&mut frame, FrameKind::AppendRequest, [0; 5], &[], 2 << 20);
+        frame.resize(frame.len() + (2 << 20), 1);
+        let (mut at, mut most) = (0, 0);
+        while at < frame.len() {
+            let (mut buffer, filled) = inbound.lend(&pool);
+            most = most.max(inbound.holds());
+            // The pool rounds up.
+            assert!(inbound.holds() <= 2 * GROWTH * at.max(4096), "{} for {at}", inbound.holds());
+            let n = 10_000.min(frame.len() - at).min(buffer.len() - filled);
+            buffer[filled..filled + n].copy_from_slice(&frame[at..at + n]);
+            at += n;
+            inbound.give_back(buffer, n);
+            let _ = inbound.frame().unwrap();
+        }
+        assert_eq!(inbound.payload().len(), 2 << 20);
+        assert!(most >= 2 << 20);
     }
 
     #[test]

@@ -8,7 +8,9 @@
 //! in total is bounded; urgent messages do not queue behind bulk data. It does not retransmit, elect, order
 //! or acknowledge: that is the replicas' business.
 
+mod budget;
 pub mod client;
+mod descriptors;
 mod gather;
 mod inbound;
 mod lanes;

@@ -21,6 +21,14 @@ pub struct Limits {
     pub peer_messages_max: usize,
     /// Most connections that have not said who they are.
     pub fresh_connections_max: usize,
+    /// Most sessions that a connection opens within [`Limits::session_expiry`].
+    pub sessions_per_connection_max: usize,
+    /// How long sessions live without use.
+    pub session_expiry: Duration,
+    /// A client with no request in flight may be closed for a newcomer once it asked nothing for this time.
+    pub idle_min: Duration,
+    /// While clients wait for memory, one that takes nothing of what was sent to it for this time is gone.
+    pub pressed_send_timeout: Duration,
     /// A connection must have said who it is within this time.
     pub first_frame_timeout: Duration,
     /// A frame of a client must have arrived whole within this time of its first byte.
@@ -42,7 +50,11 @@ impl Default for Limits {
             client_bytes_max: 256 << 20,
             peer_bytes_max: 16 << 20,
             peer_messages_max: 16 << 10,
-            fresh_connections_max: 128,
+            fresh_connections_max: 512,
+            sessions_per_connection_max: 256,
+            session_expiry: Duration::from_secs(3600),
+            idle_min: Duration::from_secs(1),
+            pressed_send_timeout: Duration::from_secs(2),
             first_frame_timeout: Duration::from_secs(5),
             frame_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),

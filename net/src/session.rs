@@ -3,6 +3,7 @@
 //! Requests may be pipelined up to bounds by count and bytes, which answers keep occupied until they have left: a client
 //! that asks and does not read is not read from. Small answers that are queued together leave in one frame.
 
+use crate::budget::{ANSWER_BYTES, Held, STATUS_CHARGE};
 use crate::gather::Gather;
 use crate::pipe::{SEND_BYTES_MAX, SEND_PIECES_MAX};
 use crate::slab::{Key, Slab};
@@ -11,19 +12,17 @@ use crate::wire::{
     status_json,
 };
 use bytes::Bytes;
-use std::collections::VecDeque;
+use core::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
 use tidelog::request::{Reply, Request, RequestError, Response};
 use tidelog_types::limits::APPEND_BYTES_MAX;
-
-/// What an answer takes at least.
-const ANSWER_BYTES: usize = 64;
-/// What a status may take while it is in flight.
-const STATUS_CHARGE: usize = 64 << 10;
+use tidelog_types::{Monotonic, PartitionId, SessionKey};
 
 #[derive(Debug)]
 struct Asked {
     number: u64,
     charge: usize,
+    reads: bool,
 }
 
 #[derive(Debug)]
@@ -55,10 +54,17 @@ pub(crate) struct Session {
     sending: usize,
     sending_bytes: usize,
     asked_bytes: usize,
+    /// Of the bytes in flight, those of reads and their answers.
+    read_bytes: usize,
+    sending_read_bytes: usize,
+    /// Sessions opened, or found, and when that was asked.
+    opened: BTreeMap<(PartitionId, SessionKey), Monotonic>,
+    /// When anything was asked last.
+    asked_at: Monotonic,
 }
 
 impl Session {
-    pub(crate) fn new() -> Session {
+    pub(crate) fn new(now: Monotonic) -> Session {
         Session {
             asked: Slab::new(),
             small: Vec::new(),
@@ -69,6 +75,10 @@ impl Session {
             sending: 0,
             sending_bytes: 0,
             asked_bytes: 0,
+            read_bytes: 0,
+            sending_read_bytes: 0,
+            opened: BTreeMap::new(),
+            asked_at: now,
         }
     }
 
@@ -87,6 +97,38 @@ impl Session {
         self.asked_bytes + self.answer_bytes
     }
 
+    /// The same by shares.
+    pub(crate) fn held(&self) -> Held {
+        let reads = self.read_bytes;
+        Held { upload: 0, reads, others: self.in_flight_bytes() - reads }
+    }
+
+    /// Since when nothing was asked; none while anything is in flight.
+    pub(crate) fn idle_since(&self) -> Option<Monotonic> {
+        (self.in_flight() == 0).then_some(self.asked_at)
+    }
+
+    /// Whether another session may be opened. `within`: for how long an opening counts, which is how long a session lives
+    /// that is not used. If not, when the first one of those opened no longer counts.
+    pub(crate) fn may_open(
+        &mut self,
+        partition: PartitionId,
+        key: SessionKey,
+        now: Monotonic,
+        max: usize,
+        within: Duration,
+    ) -> Result<(), Duration> {
+        if self.opened.len() >= max && !self.opened.contains_key(&(partition, key)) {
+            self.opened.retain(|_, at| now.since(*at) < within);
+            let first = self.opened.values().min().copied();
+            if let Some(first) = first.filter(|_| self.opened.len() >= max) {
+                return Err(within.saturating_sub(now.since(first)));
+            }
+        }
+        self.opened.entry((partition, key)).or_insert(now);
+        Ok(())
+    }
+
     /// Bytes that a request takes until its answer is known.
     fn charge(request: &Request) -> usize {
         ANSWER_BYTES
@@ -99,10 +141,13 @@ impl Session {
     }
 
     /// A request came in: its number here.
-    pub(crate) fn ask(&mut self, call: &ClientCall) -> u64 {
+    pub(crate) fn ask(&mut self, call: &ClientCall, now: Monotonic) -> u64 {
         let charge = Session::charge(&call.request);
+        let reads = matches!(call.request, Request::Read { .. } | Request::Status);
         self.asked_bytes += charge;
-        self.asked.insert(Asked { number: call.number, charge }).0
+        self.read_bytes += if reads { charge } else { 0 };
+        self.asked_at = now;
+        self.asked.insert(Asked { number: call.number, charge, reads }).0
     }
 
     /// The request is answered.
@@ -112,6 +157,7 @@ impl Session {
     pub(crate) fn answer(&mut self, request: u64, response: Response) {
         let asked = self.asked.remove(Key(request)).expect("each request is answered exactly once");
         self.asked_bytes -= asked.charge;
+        self.read_bytes -= if asked.reads { asked.charge } else { 0 };
         let number = asked.number;
         let bytes = match response {
             Ok(Reply::Records(r)) => {
@@ -122,6 +168,7 @@ impl Session {
                 } else {
                     let fields = [number, r.next.0, r.high_water.0, r.low_water.0, 0];
                     self.large.push_back(Large::Records { fields, records: r.records, bytes });
+                    self.read_bytes += HEADER_BYTES + bytes;
                     HEADER_BYTES + bytes
                 }
             }
@@ -129,6 +176,7 @@ impl Session {
                 Some(json) => {
                     let bytes = HEADER_BYTES + json.len();
                     self.large.push_back(Large::Status { number, json });
+                    self.read_bytes += bytes;
                     bytes
                 }
                 None => {
@@ -184,6 +232,7 @@ impl Session {
             }
             self.sending += 1;
             self.sending_bytes += large.bytes();
+            self.sending_read_bytes += large.bytes();
             match large {
                 Large::Records { fields, records, .. } => {
                     gather.frame_with(FrameKind::Records, fields, &[], &records);
@@ -200,6 +249,7 @@ impl Session {
     pub(crate) fn sent(&mut self) {
         self.answers -= std::mem::take(&mut self.sending);
         self.answer_bytes -= std::mem::take(&mut self.sending_bytes);
+        self.read_bytes -= std::mem::take(&mut self.sending_read_bytes);
     }
 }
 
@@ -231,7 +281,7 @@ mod tests {
     use crate::inbound::Inbound;
     use tidelog::request::{Level, Records};
     use tidelog_io::BufferPool;
-    use tidelog_types::{Generation, Index, PartitionId, Position};
+    use tidelog_types::{Generation, Index, Position};
 
     fn append(number: u64) -> ClientCall {
         let payload = Bytes::from_static(b"abc");
@@ -256,8 +306,8 @@ mod tests {
 
     #[test]
     fn answers_of_a_turn_share_a_frame_and_count_until_they_have_left() {
-        let mut session = Session::new();
-        let asked: Vec<u64> = (0..5000).map(|n| session.ask(&append(n))).collect();
+        let mut session = Session::new(Monotonic(0));
+        let asked: Vec<u64> = (0..5000).map(|n| session.ask(&append(n), Monotonic(0))).collect();
         for (i, request) in asked.iter().enumerate().rev() {
             let position = Position::new(Index(i as u64), Generation(1));
             session.answer(*request, Ok(Reply::Appended { position }));
@@ -276,8 +326,22 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_opens_so_many_sessions_within_their_life() {
+        let mut session = Session::new(Monotonic(0));
+        let hour = Duration::from_secs(3600);
+        let at = |minutes: u64| Monotonic(0).after(Duration::from_secs(60 * minutes));
+        let mut open =
+            |key: u128, minutes| session.may_open(PartitionId(0), SessionKey(key), at(minutes), 3, hour);
+        assert!((0..3).all(|key| open(key, key as u64).is_ok()));
+        assert_eq!(open(3, 10), Err(Duration::from_secs(50 * 60)));
+        assert_eq!(open(1, 10), Ok(()), "it is open, as far as this connection knows");
+        assert_eq!(open(3, 60), Ok(()), "the first one has expired, or is in use");
+        assert_eq!(open(4, 60), Err(Duration::from_secs(60)));
+    }
+
+    #[test]
     fn sends_are_bounded_and_reads_charged_by_what_they_may_bring() {
-        let mut session = Session::new();
+        let mut session = Session::new(Monotonic(0));
         let bytes_max = 1 << 20;
         let mut asked = Vec::new();
         for number in 0..4 {
@@ -288,9 +352,10 @@ mod tests {
                 bytes_max,
                 level: Level::Local,
             };
-            asked.push(session.ask(&ClientCall { number, request }));
+            asked.push(session.ask(&ClientCall { number, request }, Monotonic(0)));
         }
         assert!(session.in_flight_bytes() >= 4 << 20);
+        assert_eq!(session.held(), Held { reads: session.in_flight_bytes(), ..Held::default() });
         for request in asked {
             let records = vec![Bytes::from(vec![7u8; 300 << 10])];
             session.answer(

@@ -183,6 +183,23 @@ fn a_leader_that_steps_down_says_unknown() {
     assert_eq!(cluster.nodes[&2].log.len(), 1);
 }
 
+/// The first try got no answer and may be in the log of a leader that comes back; what a later try is told is not about it.
+#[test]
+fn an_append_with_an_unanswered_try_stays_unknown_whatever_a_later_try_is_told() {
+    let mut cluster = cluster(5, 1);
+    cluster.node(1).mood = Mood::Unknown;
+    cluster.ask(CLIENT, 1, once(3));
+    cluster.run(200 * MS);
+    assert!(cluster.done(CLIENT).is_empty(), "it asks again");
+    cluster.node(1).mood = Mood::Follows(Some(2));
+    cluster.node(2).mood = Mood::Leads;
+    all_done(&mut cluster, 1, 2 * SECOND);
+    let Err(ClientError::Unknown { why }) = &cluster.done(CLIENT)[0].result else {
+        panic!("{:?}", cluster.done(CLIENT));
+    };
+    assert!(why.contains("sequence gap"), "it says what it was told: {why}");
+}
+
 #[test]
 fn what_was_sent_and_never_answered_is_unknown_and_what_was_not_sent_is_not() {
     let mut cluster = cluster(6, 1);

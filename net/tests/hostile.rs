@@ -202,7 +202,8 @@ fn a_flood_of_silent_connections_does_not_keep_others_out() {
             cluster.stranger_mut(STRANGER).dial(address);
         }
         assert!(cluster.run_until(SECOND, |c| c.strangers[&STRANGER].conns.len() as u64 == 30 * round));
-        cluster.run(100 * MS);
+        // Those that were refused are kept for a moment, so that they learn it.
+        cluster.run(600 * MS);
         assert!(cluster.nodes[&1].net.connections() <= 3 + 20, "{}", cluster.nodes[&1].net.connections());
         let id = 20 + round;
         cluster.plain_client(id);
@@ -213,6 +214,163 @@ fn a_flood_of_silent_connections_does_not_keep_others_out() {
         cluster.clients.remove(&id);
     }
     works(&mut cluster);
+}
+
+/// What a connection was told last, if that was a refusal.
+fn refusal(cluster: &Cluster, n: u64) -> Option<Refusal> {
+    let mut rest = &cluster.strangers[&STRANGER].conns[&n].1[..];
+    let mut last = None;
+    while let Some(header) = FrameHeader::decode(rest).unwrap() {
+        let meta = &rest[64..64 + header.meta_len as usize];
+        last = (header.kind == FrameKind::Refused).then(|| Refusal::decode(&header, meta).unwrap());
+        rest = &rest[header.frame_bytes()..];
+    }
+    last
+}
+
+#[test]
+fn of_many_that_connect_at_once_each_is_answered_or_refused() {
+    let limits = tidelog_net::Limits { fresh_connections_max: 40, ..tidelog_net::Limits::default() };
+    let mut cluster = cluster_with(0, limits);
+    let address = cluster.address(1);
+    for _ in 0..100 {
+        cluster.stranger_mut(STRANGER).dial(address);
+    }
+    assert!(cluster.run_until(SECOND, |c| c.strangers[&STRANGER].conns.len() == 100));
+    cluster.run(100 * MS);
+    for n in 1..=100 {
+        if !cluster.ended(STRANGER, n) {
+            cluster.stranger_mut(STRANGER).say(n, &client_hello());
+        }
+    }
+    cluster.run(SECOND);
+    let (mut greeted, mut refused) = (0, 0);
+    for n in 1..=100 {
+        match refusal(&cluster, n) {
+            Some(why) => {
+                assert_eq!(why.code, Some(RefusalCode::TooMany));
+                assert!(why.reason.contains("limits.unspoken_connections"), "{}", why.reason);
+                refused += 1;
+            }
+            None => {
+                assert!(!cluster.strangers[&STRANGER].conns[&n].1.is_empty(), "{n} heard nothing");
+                greeted += 1;
+            }
+        }
+    }
+    assert_eq!((greeted, refused), (40, 60));
+    works(&mut cluster);
+}
+
+#[test]
+fn the_client_that_is_idle_longest_makes_place_for_a_newcomer() {
+    let limits = tidelog_net::Limits { client_connections_max: 4, ..tidelog_net::Limits::default() };
+    let mut cluster = cluster_with(6, limits);
+    for n in 1..=3 {
+        cluster.stranger_mut(STRANGER).say(n, &client_hello());
+        cluster.run(100 * MS);
+    }
+    // All places are taken, and all clients were busy within the last second.
+    cluster.stranger_mut(STRANGER).say(4, &client_hello());
+    cluster.run(100 * MS);
+    let reason = refusal(&cluster, 4).expect("no place is free").reason;
+    assert!(reason.contains("none of them is idle"), "{reason}");
+    cluster.run(1500 * MS);
+    let keepalive = FrameHeader::new(FrameKind::Keepalive, [0; 5]).encode();
+    let status = wire::encode_request(1, &Request::Status).0.encode();
+    cluster.stranger_mut(STRANGER).say(1, &status);
+    cluster.stranger_mut(STRANGER).say(2, &keepalive);
+    works(&mut cluster);
+    cluster.stranger_mut(STRANGER).say(5, &client_hello());
+    cluster.run(SECOND);
+    let reason = refusal(&cluster, 2).expect("it only says that it is there").reason;
+    assert!(reason.contains("its place is needed"), "{reason}");
+    let stays = |n: u64| refusal(&cluster, n).is_none() && !cluster.ended(STRANGER, n);
+    assert!(stays(1) && stays(3) && stays(5));
+    works(&mut cluster);
+}
+
+#[test]
+fn uploads_that_do_not_come_keep_nobody_else_waiting() {
+    let limits = tidelog_net::Limits { client_bytes_max: 4 << 20, ..tidelog_net::Limits::default() };
+    let mut cluster = cluster_with(60, limits.clone());
+    // Sixty clients announce 2 MB each; some send nothing of it, some the half, none the rest.
+    let announced = forged(FrameKind::AppendRequest, 0, PAYLOAD_BYTES_MAX as u32);
+    for n in 1..=60u64 {
+        let some = vec![1; [0, 70 << 10, 1 << 20][n as usize % 3]];
+        cluster.stranger_mut(STRANGER).say(n, &[client_hello(), announced.clone(), some].concat());
+    }
+    for _ in 0..8 {
+        cluster.run(500 * MS);
+        let held = cluster.nodes[&1].net.client_bytes();
+        assert!(held <= limits.client_bytes_max + PAYLOAD_BYTES_MAX + 256, "{held} bytes are held");
+        works(&mut cluster);
+    }
+    // One that is not there any more is noticed though it is held.
+    cluster.run(limits.frame_timeout.as_nanos() as u64);
+    assert!((1..=60).all(|n| cluster.ended(STRANGER, n)), "half frames are closed, held or not");
+    assert_eq!((cluster.nodes[&1].net.client_bytes(), cluster.nodes[&1].net.connections()), (0, 3));
+    works(&mut cluster);
+}
+
+#[test]
+fn slow_uploads_over_the_bound_all_arrive_the_oldest_first() {
+    let limits = tidelog_net::Limits { client_bytes_max: 4 << 20, ..tidelog_net::Limits::default() };
+    let mut cluster = cluster_with(0, limits);
+    let payload = Bytes::from(vec![7u8; PAYLOAD_BYTES_MAX]);
+    for id in 20..30 {
+        let address = cluster.address(1);
+        let timeout = Duration::from_secs(60);
+        cluster.client(id, ClientOptions { timeout, ..ClientOptions::new(vec![address]) });
+        cluster.ask(id, 1, ClientRequest::append(PartitionId(0), payload.clone()));
+    }
+    let all = |c: &Cluster| (20..30).all(|id| c.done(id).len() == 1);
+    assert!(cluster.run_until(30 * SECOND, all));
+    assert!((20..30).all(|id| cluster.done(id)[0].result.is_ok()));
+    assert_eq!(cluster.nodes[&1].net.client_bytes(), 0);
+}
+
+#[test]
+fn clients_that_do_not_read_hold_up_the_others_for_seconds_at_most() {
+    let limits = tidelog_net::Limits { client_bytes_max: 8 << 20, ..tidelog_net::Limits::default() };
+    let mut cluster = cluster_with(12, limits.clone());
+    cluster.stranger_mut(STRANGER).reads = false;
+    let (partition, from) = (PartitionId(0), Index(1));
+    let read = Request::Read { partition, from, to: None, bytes_max: 1 << 20, level: Default::default() };
+    let reads: Vec<u8> = (0..100).flat_map(|number| wire::encode_request(number, &read).0.encode()).collect();
+    for n in 1..=12 {
+        cluster.stranger_mut(STRANGER).say(n, &[client_hello(), reads.clone()].concat());
+    }
+    cluster.run(SECOND);
+    works(&mut cluster);
+    assert!(cluster.nodes[&1].net.client_bytes() <= limits.client_bytes_max);
+    // One that reads gets its turn.
+    let patience = Duration::from_secs(30);
+    let wanted = ClientRequest::read(partition, from, None, Default::default()).within(patience);
+    let before = cluster.done(CLIENT).len();
+    cluster.ask(CLIENT, 7, wanted);
+    let rounds = 5 * limits.pressed_send_timeout.as_nanos() as u64;
+    assert!(cluster.run_until(rounds, |c| c.done(CLIENT).len() > before), "the read is answered");
+    assert!(cluster.done(CLIENT).last().unwrap().result.is_ok());
+    works(&mut cluster);
+}
+
+#[test]
+fn a_connection_that_opens_session_after_session_is_told_its_bound() {
+    let limits = tidelog_net::Limits { sessions_per_connection_max: 5, ..tidelog_net::Limits::default() };
+    let mut cluster = cluster_with(0, limits);
+    for key in 0..8u128 {
+        let open = ClientRequest::open_session(PartitionId(0), tidelog_types::SessionKey(key));
+        cluster.ask(CLIENT, 100 + key as u64, open);
+    }
+    let before = cluster.done(CLIENT).len();
+    assert!(cluster.run_until(SECOND, |c| c.done(CLIENT).len() == before + 8));
+    let refused: Vec<_> = cluster.done(CLIENT).iter().filter_map(|d| d.result.as_ref().err()).collect();
+    assert_eq!(refused.len(), 3);
+    for error in refused {
+        let said = error.to_string();
+        assert!(said.contains("this connection has 5"), "{said}");
+    }
 }
 
 #[test]

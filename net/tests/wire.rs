@@ -5,7 +5,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use std::time::Duration;
 use tidelog::formation::{Formed, Hello, Member};
-use tidelog::request::{BusyReason, Level, Reply, Request, RequestError, Response};
+use tidelog::request::{BusyReason, Level, Reply, Request, RequestError, Response, SessionScope};
 use tidelog_consensus::{Append, Asserting, Disk, Free, Health, Message, Repair};
 use tidelog_net::wire::{
     self, FrameHeader, FrameKind, PeerHello, Refusal, RefusalCode, ServerHello, WireError,
@@ -209,6 +209,12 @@ fn error() -> impl Strategy<Value = RequestError> {
         Just(E::SessionExpired),
         any::<u64>().prop_map(|s| E::SequenceGap { expected: Sequence(s) }),
         Just(E::SequenceTooOld),
+        any::<u64>().prop_map(|i| E::SequenceReused { index: Index(i) }),
+        any::<(bool, u64, u32)>().prop_map(|(connection, limit, ms)| E::SessionsFull {
+            scope: if connection { SessionScope::Connection } else { SessionScope::Partition },
+            limit,
+            retry_after: Duration::from_millis(u64::from(ms)),
+        }),
         any::<(u64, u64)>().prop_map(|(bytes, limit)| E::TooLarge { bytes, limit }),
         Just(E::Checksum),
         any::<u64>().prop_map(|p| E::NoSuchPartition(PartitionId(p))),

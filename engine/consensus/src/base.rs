@@ -12,7 +12,9 @@ use tidelog_types::limits::VOTERS_MAX;
 use tidelog_types::{Generation, Index, NodeId, Position, ReplicatedMs};
 
 /// The version written now.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
+/// The oldest that is read: its sessions have neither expiry nor checksums.
+const VERSION_MIN: u64 = 1;
 
 /// What is known of the log up to and including `position`.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -117,7 +119,7 @@ impl Base {
     pub fn decode(bytes: &[u8]) -> Result<Base, BaseError> {
         let mut input = Input::new(bytes);
         let version = input.number()?;
-        if version != VERSION {
+        if !(VERSION_MIN..=VERSION).contains(&version) {
             return Err(BaseError::Version(version));
         }
         let position = Position::new(Index(input.number()?), Generation(input.number()?));
@@ -130,7 +132,7 @@ impl Base {
             Ok(Run { first: Index(input.number()?), generation: Generation(input.number()?) })
         };
         let runs: Vec<Run> = (0..runs).map(|_| run(&mut input)).collect::<Result<_, BaseError>>()?;
-        let sessions = Sessions::decode(&mut input, position.index, Ranges::default())?;
+        let sessions = Sessions::decode(&mut input, version, position.index, Ranges::default())?;
         if !input.is_empty() {
             return Err(BaseError::Length);
         }
@@ -157,6 +159,7 @@ impl Base {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Standing;
     use proptest::prelude::*;
     use tidelog_types::{EntryMeta, RecordKind, Sequence, SessionId, SessionKey, SessionRef};
 
@@ -167,16 +170,23 @@ mod tests {
             kind: RecordKind::Data,
             session: None,
             session_key: None,
+            session_expiry_ms: 0,
             log_start: None,
-            timestamp: ReplicatedMs(0),
+            timestamp: ReplicatedMs(1000 + index),
             record_bytes: 64,
+            payload_crc: u32::try_from(index).unwrap(),
         }
     }
 
     fn sample() -> Base {
         let mut sessions = Sessions::default();
-        let open =
-            EntryMeta { kind: RecordKind::SessionOpen, session_key: Some(SessionKey(7 << 70)), ..entry(2) };
+        let session_key = Some(SessionKey(7 << 70));
+        let open = EntryMeta {
+            kind: RecordKind::SessionOpen,
+            session_key,
+            session_expiry_ms: 3_600_000,
+            ..entry(2)
+        };
         sessions.apply(&open, Index::ZERO).unwrap();
         for (index, sequence) in [(3, 1), (4, 2), (8, 3)] {
             let session = Some(SessionRef { session: SessionId(2), sequence: Sequence(sequence) });
@@ -201,8 +211,55 @@ mod tests {
 
     #[test]
     fn the_encoding_is_pinned() {
-        assert_eq!(sample().encode().len(), 8 * (6 + 3 + 1 + 4 + 2 + 6 + 6));
-        assert_eq!(crc32c(&sample().encode()), 0xd266_caab);
+        assert_eq!(sample().encode().len(), 8 * 51);
+        assert_eq!(crc32c(&sample().encode()), 0x8a64b527);
+    }
+
+    /// What the build before wrote: its sessions never expire, and their requests are not compared.
+    #[test]
+    fn a_base_of_version_1_is_read() {
+        let key = 7u128 << 70;
+        let numbers: [u64; 28] = [
+            1,
+            9,
+            4,
+            1_790_000_000_000,
+            3,
+            3,
+            1,
+            2,
+            5,
+            2,
+            1,
+            1,
+            6,
+            4, // up to the generations
+            0,
+            1,
+            2,
+            1,
+            key as u64,
+            (key >> 64) as u64,
+            0,
+            2,
+            1,
+            3,
+            2,
+            3,
+            8,
+            1, // the sessions
+        ];
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        assert_eq!(crc32c(&bytes), 0xd266_caab, "as it was pinned then");
+        let base = Base::decode(&bytes).unwrap();
+        let far = ReplicatedMs(u64::MAX);
+        let session = |sequence| SessionRef { session: SessionId(2), sequence: Sequence(sequence) };
+        for (sequence, standing) in
+            [(1, Standing::At(Index(3))), (3, Standing::At(Index(8))), (4, Standing::Next)]
+        {
+            assert_eq!(base.sessions.standing(session(sequence), far, 77), standing);
+        }
+        assert_eq!(Base::decode(&base.encode()), Ok(base), "and written in the new version");
     }
 
     /// CRC32C, bit by bit: enough to pin a few hundred bytes.
@@ -237,13 +294,13 @@ mod tests {
         let mut bytes = sample().encode();
         bytes.push(0);
         assert_eq!(Base::decode(&bytes), Err(BaseError::Length));
-        bytes[0] = 2;
-        assert_eq!(Base::decode(&bytes), Err(BaseError::Version(2)));
+        bytes[0] = 3;
+        assert_eq!(Base::decode(&bytes), Err(BaseError::Version(3)));
     }
 
     proptest! {
         #[test]
-        fn any_bytes_give_a_verdict(at in 0usize..200, byte: u8, len in 0usize..240) {
+        fn any_bytes_give_a_verdict(at in 0usize..400, byte: u8, len in 0usize..440) {
             let mut bytes = sample().encode();
             let at = at % bytes.len();
             bytes[at] = byte;

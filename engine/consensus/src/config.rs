@@ -27,6 +27,9 @@ pub struct Config {
     pub uncommitted_entries_max: u64,
     /// Most bytes of the same.
     pub uncommitted_bytes_max: u64,
+    /// A session that this replica opens as a leader expires when it was not used for this long, by replicated time. Zero:
+    /// never.
+    pub session_expiry: Duration,
     /// Seed of the replica's own randomness (election jitter only).
     pub seed: u64,
 }

@@ -236,9 +236,11 @@ mod tests {
             kind: RecordKind::Data,
             session: None,
             session_key: None,
+            session_expiry_ms: 0,
             log_start: None,
             timestamp: ReplicatedMs(index),
             record_bytes: 64,
+            payload_crc: 0,
         }
     }
 

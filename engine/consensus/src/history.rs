@@ -191,9 +191,11 @@ mod tests {
             kind: RecordKind::Data,
             session: None,
             session_key: None,
+            session_expiry_ms: 0,
             log_start: None,
             timestamp: ReplicatedMs(ms),
             record_bytes: bytes,
+            payload_crc: 0,
         }
     }
 

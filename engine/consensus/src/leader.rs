@@ -1,4 +1,4 @@
-//! Leading: admitting proposals, sending them on, and telling what a quorum has made durable.
+//! Leading: sending entries on, and telling what a quorum has made durable. Proposals are admitted in [`crate::admit`].
 //!
 //! A leader opens its generation with a no-op, sends entries while its own disk writes them, counts itself
 //! only by its tickets, and moves the high-water mark only to entries of its own generation. It answers reads
@@ -6,6 +6,7 @@
 //! time-out. Promises that an index it gave out names one entry for ever. It does not know the bytes, nor
 //! which of them the shard can serve to a peer at the moment: the shard says so when it asks for messages.
 
+use crate::admit::Refused;
 use crate::effects::{Effects, LogOpKind, Outgoing};
 use crate::election::Votes;
 use crate::message::{Append, Asserting, Free};
@@ -13,65 +14,15 @@ use crate::progress::{Bounds, Progress, Turn};
 use crate::quorum::agreed_of;
 use crate::read::Reads;
 use crate::replica::{Replica, State};
-use crate::session::Standing;
 use crate::stall::HandOver;
 use crate::stamp::{Stamps, Witness};
 use std::collections::VecDeque;
 use tidelog_types::{
-    Clock, EntryMeta, Generation, Index, Monotonic, NodeId, Position, RecordKind, ReplicatedMs, Sequence,
-    SessionKey, SessionRef,
+    Clock, EntryMeta, Index, Monotonic, NodeId, Position, RecordKind, ReplicatedMs, SessionKey, SessionRef,
 };
 
 /// Sending times kept of past rounds, evenly over an election time-out.
 const SAMPLES_MAX: usize = 32;
-
-/// What a client wants appended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Proposal {
-    /// `Data` or `SessionOpen`.
-    pub kind: RecordKind,
-    /// For `Data` of a session.
-    pub session: Option<SessionRef>,
-    /// For `SessionOpen`.
-    pub session_key: Option<SessionKey>,
-    /// Bytes of the whole record, padding included.
-    pub record_bytes: u32,
-}
-
-/// What became of a proposal that was admitted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Admitted {
-    /// It is the log's new last entry; its log step is among the effects.
-    New(EntryMeta),
-    /// It was appended before, here: whoever asks waits for that entry.
-    Known(Position),
-}
-
-/// Why a request was not admitted.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Refused {
-    /// Ask the leader.
-    #[error("not the leader{}", hint.map(|node| format!("; node {node} is")).unwrap_or_default())]
-    NotLeader {
-        /// Who that is, as far as known here.
-        hint: Option<NodeId>,
-    },
-    /// Too much waits already; try again later.
-    #[error("busy: too many requests wait")]
-    Busy,
-    /// The session is not known to this log: open another.
-    #[error("the session is not known, or expired")]
-    SessionExpired,
-    /// A request of the session is missing: send that first.
-    #[error("the session is at sequence {expected}")]
-    SequenceGap {
-        /// The next sequence.
-        expected: Sequence,
-    },
-    /// It was appended, so long ago that it is not known where.
-    #[error("the request was appended too long ago to know where")]
-    SequenceTooOld,
-}
 
 /// What an entry that a leader makes says, beside its place and time.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +32,7 @@ pub(crate) struct Entry {
     pub(crate) session_key: Option<SessionKey>,
     pub(crate) log_start: Option<Index>,
     pub(crate) record_bytes: u32,
+    pub(crate) payload_crc: u32,
 }
 
 impl Entry {
@@ -93,6 +45,7 @@ impl Entry {
             session_key: None,
             log_start: None,
             record_bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            payload_crc: 0,
         }
     }
 }
@@ -102,14 +55,18 @@ impl Entry {
 pub(crate) struct Leader {
     pub(crate) since: Monotonic,
     /// Its no-op: entries from here on are of its own generation.
-    first: Index,
+    pub(crate) first: Index,
     /// Beside [`Replica::peers`], in the same order.
     progress: Vec<Progress>,
     /// Sizes of its own entries that are not committed, in order.
-    uncommitted: VecDeque<u32>,
-    uncommitted_bytes: u64,
+    pub(crate) uncommitted: VecDeque<u32>,
+    pub(crate) uncommitted_bytes: u64,
     stamps: Stamps,
     pub(crate) reads: Reads,
+    /// Refusals that wait until what they rest on can no longer change.
+    pub(crate) refusals: Reads,
+    /// As many sessions are open as may be, and none expires before this time.
+    pub(crate) sessions_full_until: ReplicatedMs,
 
     /// The newest round begun.
     round: u64,
@@ -143,6 +100,8 @@ impl Replica {
             uncommitted_bytes: 0,
             stamps: Stamps::default(),
             reads: Reads::default(),
+            refusals: Reads::default(),
+            sessions_full_until: ReplicatedMs(0),
             round: 0,
             round_begun: None,
             samples: VecDeque::new(),
@@ -160,75 +119,11 @@ impl Replica {
         self.begin_round(clock, effects);
     }
 
-    /// A client's proposal. [`Admitted::New`] comes with its [`crate::effects::LogOp`].
-    ///
-    /// # Errors
-    /// Says what the client may do instead.
-    pub fn propose(
-        &mut self,
-        clock: Clock,
-        proposal: Proposal,
-        effects: &mut Effects,
-    ) -> Result<Admitted, Refused> {
-        if !self.is_leader() {
-            return Err(Refused::NotLeader { hint: self.leader });
-        }
-        let Proposal { kind, session, session_key, record_bytes } = proposal;
-        assert!(
-            match kind {
-                RecordKind::Data => session_key.is_none(),
-                RecordKind::SessionOpen => session.is_none() && session_key.is_some(),
-                _ => false,
-            },
-            "clients append data or open sessions, and name what that takes"
-        );
-        if let Some(request) = session {
-            match self.sessions.standing(request) {
-                Standing::Next => {}
-                Standing::At(index) => return Ok(Admitted::Known(self.position(index))),
-                Standing::TooOld => return Err(Refused::SequenceTooOld),
-                Standing::Gap { expected } => return Err(Refused::SequenceGap { expected }),
-                Standing::Unknown => return Err(Refused::SessionExpired),
-            }
-        }
-        if let Some(key) = session_key {
-            if let Some(id) = self.sessions.by_key(key) {
-                return Ok(Admitted::Known(self.position(Index(id.0))));
-            }
-            if self.sessions.is_full() {
-                return Err(Refused::Busy);
-            }
-        }
-        if self.is_full(record_bytes) {
-            return Err(Refused::Busy);
-        }
-        let entry = self.extend(clock, Entry { kind, session, session_key, log_start: None, record_bytes });
-        let at = entry.position.index;
-        self.order(LogOpKind::Append { first: at, last: at }, effects);
-        Ok(Admitted::New(entry))
-    }
-
-    /// Whether another entry of so many bytes would be too much uncommitted. One is always admitted when nothing waits,
-    /// or a large record could never be.
-    pub(crate) fn is_full(&self, record_bytes: u32) -> bool {
-        let State::Leader(leader) = &self.state else { return false };
-        let entries = u64::try_from(leader.uncommitted.len()).unwrap_or(u64::MAX);
-        let full = entries >= self.config.uncommitted_entries_max
-            || leader.uncommitted_bytes.saturating_add(u64::from(record_bytes))
-                > self.config.uncommitted_bytes_max;
-        full && entries > 0
-    }
-
-    /// Where a session's entry is. Its generation is 0 if it lies so many leaderships below the log's base that it is
-    /// not remembered.
-    fn position(&self, index: Index) -> Position {
-        Position::new(index, self.log.remembered_generation(index).unwrap_or(Generation::ZERO))
-    }
-
     /// The log's next entry, stamped.
     pub(crate) fn extend(&mut self, clock: Clock, entry: Entry) -> EntryMeta {
         let State::Leader(leader) = &mut self.state else { panic!("only a leader makes entries") };
-        let Entry { kind, session, session_key, log_start, record_bytes } = entry;
+        let Entry { kind, session, session_key, log_start, record_bytes, payload_crc } = entry;
+        let expiry = u64::try_from(self.config.session_expiry.as_millis()).unwrap_or(u64::MAX);
         let last = self.log.last();
         let entry = EntryMeta {
             position: Position::new(last.index.next(), self.generation),
@@ -236,9 +131,11 @@ impl Replica {
             kind,
             session,
             session_key,
+            session_expiry_ms: if session_key.is_some() { expiry } else { 0 },
             log_start,
             timestamp: leader.stamp(clock, self.stamp),
             record_bytes,
+            payload_crc,
         };
         let applied = self.sessions.apply(&entry, self.high_water);
         assert!(applied.is_ok(), "admitted against the end of the log (invariant 12): {applied:?}");
@@ -343,24 +240,24 @@ impl Replica {
             return Err(Refused::Busy);
         }
         let index = self.high_water.max(leader.first);
-        // Messages leave at the end of a turn, so a round begun in this very turn begins after the request.
-        let round = if leader.round_begun == Some(clock.now) { leader.round } else { leader.round + 1 };
+        let round = leader.next_round(clock);
         leader.reads.push(request, round, index);
         self.serve_reads(clock, effects);
         Ok(())
     }
 
     /// Answers the reads that may be answered, and begins a round if others wait for one.
-    fn serve_reads(&mut self, clock: Clock, effects: &mut Effects) {
+    pub(crate) fn serve_reads(&mut self, clock: Clock, effects: &mut Effects) {
         let State::Leader(leader) = &mut self.state else { return };
-        let Some(wanted) = leader.reads.round_wanted() else { return };
+        let wanted = leader.reads.round_wanted().max(leader.refusals.round_wanted());
+        let Some(wanted) = wanted else { return };
         let confirmed = leader.confirmed_round();
         // One round at a time: those that come meanwhile share the next one.
         if wanted > leader.round && confirmed == leader.round {
             self.begin_round(clock, effects);
         }
         let State::Leader(leader) = &mut self.state else { return };
-        leader.reads.answer(leader.confirmed_round(), self.high_water, effects);
+        leader.answer(self.high_water, effects);
     }
 
     /// Tells all peers that this leader is there, under a new number.
@@ -477,7 +374,7 @@ impl Replica {
         }
         self.commit(agreed, effects);
         let State::Leader(leader) = &mut self.state else { return };
-        leader.reads.answer(leader.confirmed_round(), self.high_water, effects);
+        leader.answer(self.high_water, effects);
     }
 }
 
@@ -486,6 +383,19 @@ impl Leader {
     pub(crate) fn stamp(&mut self, clock: Clock, last: ReplicatedMs) -> ReplicatedMs {
         let Leader { stamps, progress, .. } = self;
         stamps.stamp(clock, last, progress.iter().map(|peer| peer.witness))
+    }
+
+    /// The first round that begins after what came in now. Messages leave at the end of a turn, so one begun in this very
+    /// turn does.
+    pub(crate) fn next_round(&self, clock: Clock) -> u64 {
+        if self.round_begun == Some(clock.now) { self.round } else { self.round + 1 }
+    }
+
+    /// Answers the reads and the refusals that may be.
+    fn answer(&mut self, high_water: Index, effects: &mut Effects) {
+        let confirmed = self.confirmed_round();
+        self.reads.answer(confirmed, high_water, effects);
+        self.refusals.answer(confirmed, high_water, effects);
     }
 
     /// See [`Replica::warm`].
@@ -524,16 +434,22 @@ impl Leader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admit::{Admitted, Proposal};
     use crate::config::Config;
     use crate::effects::ReadOutcome;
     use crate::read::READS_MAX;
     use crate::restore::Restored;
     use crate::session::SESSIONS_MAX;
     use core::time::Duration;
-    use tidelog_types::{PartitionId, Ticket};
+    use tidelog_types::{PartitionId, Sequence, SessionId, Ticket, WallMs};
 
-    const DATA: Proposal =
-        Proposal { kind: RecordKind::Data, session: None, session_key: None, record_bytes: 128 };
+    const DATA: Proposal = Proposal {
+        kind: RecordKind::Data,
+        session: None,
+        session_key: None,
+        record_bytes: 128,
+        payload_crc: 0,
+    };
 
     /// A single voter that leads; its no-op is not durable yet.
     fn leader() -> (Replica, Ticket, Effects) {
@@ -548,6 +464,7 @@ mod tests {
             in_flight_bytes_max: 1,
             uncommitted_entries_max: 3,
             uncommitted_bytes_max: 1000,
+            session_expiry: Duration::from_secs(3600),
             seed: 0,
         };
         let (clock, mut effects) = (Clock::default(), Effects::default());
@@ -601,9 +518,64 @@ mod tests {
             assert!(open(&mut replica, u128::from(key)).is_ok());
             replica.durable(Clock::default(), Ticket(noop.0 + 1 + key), &mut effects);
         }
-        assert_eq!(open(&mut replica, u128::MAX), Err(Refused::Busy));
+        assert_eq!(open(&mut replica, u128::MAX), Err(Refused::SessionsFull { until_ms: 3_600_000 }));
         let first = Position::new(Index(2), replica.generation());
         assert_eq!(open(&mut replica, 0), Ok(Admitted::Known(first)));
         assert_eq!(replica.sessions(), SESSIONS_MAX);
+    }
+
+    #[test]
+    fn a_full_table_has_room_again_when_sessions_expire_and_goes_on_forgetting_them() {
+        let (mut replica, noop, mut effects) = leader();
+        let mut ticket = noop.0;
+        let mut open = |replica: &mut Replica, ms: u64, key: u64| {
+            let clock = Clock { now: Monotonic(ms * 1_000_000), wall: WallMs(ms) };
+            let session_key = Some(SessionKey(u128::from(key)));
+            let proposal = Proposal { kind: RecordKind::SessionOpen, session_key, ..DATA };
+            let answer = replica.propose(clock, proposal, &mut Effects::default());
+            if matches!(answer, Ok(Admitted::New(_))) {
+                ticket += 1;
+                replica.durable(clock, Ticket(ticket), &mut effects);
+            }
+            answer
+        };
+        let max = SESSIONS_MAX as u64;
+        for key in 0..max {
+            assert!(matches!(open(&mut replica, key, key), Ok(Admitted::New(_))));
+        }
+        let full = |until_ms| Err(Refused::SessionsFull { until_ms });
+        assert_eq!(open(&mut replica, max, max), full(3_600_000 - max));
+        assert_eq!(open(&mut replica, 3_599_999, max), full(1));
+        let at = |key: u64| 3_600_000 * (1 + key / max) + key % max;
+        for key in 0..4 * max {
+            let opened = open(&mut replica, at(key), max + key);
+            assert!(matches!(opened, Ok(Admitted::New(_))), "one expires every millisecond: {opened:?}");
+            assert!(replica.sessions() <= SESSIONS_MAX + 64, "what expired is let go of");
+        }
+    }
+
+    #[test]
+    fn an_expiry_is_told_from_the_log_and_not_from_the_clock() {
+        let (mut replica, noop, mut effects) = leader();
+        let clock = |ms: u64| Clock { now: Monotonic(ms * 1_000_000), wall: WallMs(ms) };
+        let open = Proposal { kind: RecordKind::SessionOpen, session_key: Some(SessionKey(7)), ..DATA };
+        assert!(replica.propose(clock(10), open, &mut effects).is_ok());
+        replica.durable(clock(10), Ticket(noop.0 + 1), &mut effects);
+        effects = Effects::default();
+        let request = SessionRef { session: SessionId(2), sequence: Sequence(1) };
+        let data = Proposal { session: Some(request), ..DATA };
+        let late = clock(10 + 3_600_000);
+        assert_eq!(replica.propose(late, data, &mut effects), Err(Refused::SessionExpired));
+        let steps: Vec<_> = effects.append.drain(..).map(|step| step.kind).collect();
+        let proof = matches!(&steps[..], [LogOpKind::Make(EntryMeta { timestamp, .. })] if timestamp.0 == late.wall.0);
+        assert!(proof, "an entry that is late enough to prove it: {steps:?}");
+        assert_eq!(replica.propose(late, data, &mut effects), Err(Refused::SessionExpired));
+        assert!(effects.append.is_empty(), "it is proven once");
+        assert_eq!(replica.confirm(late, 5, &mut effects), Ok(()));
+        assert!(effects.reads.is_empty(), "the proof may still be cut");
+        replica.durable(late, Ticket(noop.0 + 2), &mut effects);
+        assert_eq!(effects.reads, [(5, ReadOutcome::At(Index(3)))]);
+        let again = replica.propose(late, open, &mut effects);
+        assert!(matches!(again, Ok(Admitted::New(_))), "its key names another session now: {again:?}");
     }
 }

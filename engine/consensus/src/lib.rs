@@ -21,6 +21,7 @@
 //!     in_flight_bytes_max: 4 << 20,
 //!     uncommitted_entries_max: 10_000,
 //!     uncommitted_bytes_max: 64 << 20,
+//!     session_expiry: Duration::from_secs(3600),
 //!     seed: 1,
 //! };
 //! let clock = Clock::default();
@@ -33,7 +34,8 @@
 //! }
 //! assert!(replica.is_leader());
 //!
-//! let data = Proposal { kind: RecordKind::Data, session: None, session_key: None, record_bytes: 128 };
+//! let (session, session_key) = (None, None);
+//! let data = Proposal { kind: RecordKind::Data, session, session_key, record_bytes: 128, payload_crc: 0 };
 //! let Ok(Admitted::New(entry)) = replica.propose(clock, data, &mut effects) else { panic!("it leads") };
 //! assert_eq!(entry.position.index, Index(2));
 //! assert_eq!(replica.marks().high_water, Index(1), "not durable yet");
@@ -41,6 +43,7 @@
 //! replica.durable(clock, op.ticket, &mut effects);
 //! assert_eq!(effects.committed, Some(Index(2)));
 //! ```
+mod admit;
 mod base;
 pub mod config;
 mod damage;
@@ -65,16 +68,16 @@ mod stall;
 mod stamp;
 mod ticket;
 
+pub use admit::{Admitted, Proposal, Refused};
 pub use base::{Base, BaseError};
 pub use config::Config;
 pub use damage::{DamagedRange, Harm};
 pub use effects::{Effects, LogOp, LogOpKind, Outgoing, ReadOutcome};
-pub use leader::{Admitted, Proposal, Refused};
 pub use message::{Append, Asserting, Free, Message, Repair};
 pub use read::READS_MAX;
 pub use replica::{Marks, Replica, Role};
 pub use restore::{RestoreFault, Restored};
 pub use retain::{Peer, Retention};
 pub use save::LoadError;
-pub use session::{Fault, RUNS_MAX, SESSIONS_MAX};
+pub use session::{Fault, RETRIES_KEPT, RUNS_MAX, SESSIONS_MAX};
 pub use stall::{Disk, Health};

@@ -505,6 +505,7 @@ impl Replica {
             State::Follower => return,
             State::Leader(mut leader) => {
                 leader.reads.refuse_all(effects);
+                leader.refusals.refuse_all(effects);
                 effects.deposed = Some(self.generation);
                 self.leader = None;
                 self.await_leader(clock);

@@ -349,9 +349,11 @@ mod tests {
             kind: RecordKind::Data,
             session: None,
             session_key: None,
+            session_expiry_ms: 0,
             log_start: None,
             timestamp: ReplicatedMs(10 * index),
             record_bytes: 128,
+            payload_crc: 0,
         }
     }
 
@@ -511,6 +513,7 @@ mod tests {
             in_flight_bytes_max: 1,
             uncommitted_entries_max: 3,
             uncommitted_bytes_max: 1000,
+            session_expiry: core::time::Duration::from_secs(3600),
             seed: 0,
         }
     }

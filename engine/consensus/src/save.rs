@@ -16,7 +16,9 @@ use crate::session::Sessions;
 use tidelog_types::{Generation, Index, NodeId, Position, ReplicatedMs};
 
 /// The version written now.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
+/// The oldest that is read: its sessions have neither expiry nor checksums.
+const VERSION_MIN: u64 = 1;
 
 /// Why bytes are not a replica's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -101,7 +103,7 @@ impl Restored {
     pub fn load(bytes: &[u8]) -> Result<Restored, LoadError> {
         let mut input = Input::new(bytes);
         let version = input.number()?;
-        if version != VERSION {
+        if !(VERSION_MIN..=VERSION).contains(&version) {
             return Err(LoadError::Version(version));
         }
         let generation = Generation(input.number()?);
@@ -118,7 +120,7 @@ impl Restored {
         let history = History::decode(&mut input)?;
         let damage = Damage::decode(&mut input, last)?;
         let holes = Ranges::decode(&mut input, last)?;
-        let sessions = Sessions::decode(&mut input, last, holes)?;
+        let sessions = Sessions::decode(&mut input, version, last, holes)?;
         if !input.is_empty() {
             return Err(LoadError::Part(BaseError::Length));
         }
@@ -174,9 +176,11 @@ mod tests {
             kind: RecordKind::Data,
             session: None,
             session_key: None,
+            session_expiry_ms: 0,
             log_start: None,
             timestamp: ReplicatedMs(number),
             record_bytes: 128,
+            payload_crc: 0,
         };
         match what {
             0 => restored.promise(restored.generation.next(), Some(NodeId(number % 3 + 1))),
@@ -225,7 +229,8 @@ mod tests {
                     let session = SessionId(*id);
                     let next = (1..).find(|n| {
                         let request = SessionRef { session, sequence: Sequence(*n) };
-                        restored.sessions.standing(request) == crate::session::Standing::Next
+                        restored.sessions.standing(request, ReplicatedMs(0), 0)
+                            == crate::session::Standing::Next
                     });
                     entry.session = next.map(|n| SessionRef { session, sequence: Sequence(n) });
                 }

@@ -3,27 +3,44 @@
 //! A function of the log, its uncommitted end included, and undone by cuts: the leader admits against the end
 //! of its own log, so a retry finds its first attempt wherever that is. A session is its opening entry; its id
 //! is that entry's index. Within a session, sequences are dense from 1, kept as runs of consecutive sequences
-//! at consecutive indexes; only the newest [`RUNS_MAX`] runs are kept, and only committed ones are forgotten,
-//! because what a cut may still remove must be known to the cut.
+//! at consecutive indexes; only the newest [`RUNS_MAX`] runs and [`RETRIES_KEPT`] sequences are kept, and only committed
+//! ones are forgotten, because what a cut may still remove must be known to the cut. For each sequence kept, the
+//! checksum of its payload is known: whoever asks for the same sequence with another payload is told so.
 //!
-//! Promises that [`Sessions::apply`] lets each (session, sequence) into a log at most once, in order. Does not
-//! know the clients, time, or what is durable. An entry that does not fit is refused with its [`Fault`] and
-//! changes nothing. A table is also kept in snapshots ([`crate::base`]), as of the entry that they cover.
+//! **Expiry.** A session's opening entry says for how long it lives without use. It has expired for every entry whose stamp is
+//! so much later than the last entry that opened or used it: a property of the log and of nothing else, so every replica
+//! sees the same, and a cut undoes it. The table keeps an expired session until a committed entry proves the expiry.
 //!
-//! What it knows of entries whose bytes are lost is in [`holes`].
+//! Promises that [`Sessions::apply`] lets each (session, sequence) into a log at most once, in order, and never after
+//! the session expired. Does not know the clients, clocks, or what is durable. An entry that does not fit is refused with
+//! its [`Fault`] and changes nothing. A table is also kept in snapshots ([`crate::base`]), as of the entry that they cover.
+//!
+//! What it knows of entries whose bytes are lost is in [`holes`], one session in [`state`], its bytes in [`bytes`].
 
+mod bytes;
 mod holes;
+mod state;
+mod times;
 
-use crate::base::{BaseError, Input, put};
 use crate::ranges::Ranges;
-use std::collections::{BTreeMap, VecDeque};
-use tidelog_types::{EntryMeta, FixedMap, Index, RecordKind, Sequence, SessionId, SessionKey, SessionRef};
+use state::Session;
+use std::collections::BTreeMap;
+use tidelog_types::{
+    EntryMeta, FixedMap, Index, RecordKind, ReplicatedMs, Sequence, SessionId, SessionKey, SessionRef,
+};
+use times::Times;
 
 /// Most runs kept of one session. A session that writes alone has one; interleaved with others, this is how
 /// many of its newest requests can be answered with their index when they are asked again.
 pub const RUNS_MAX: usize = 1024;
-/// Most sessions of one partition; opening more is refused as busy. (Entries of a log are always accepted.)
+/// Sequences of one session that can be answered with their index when they are asked again: its newest.
+pub const RETRIES_KEPT: usize = 4096;
+/// Most sessions of one partition that have not expired; opening more is refused. (Entries of a log are always accepted.)
 pub const SESSIONS_MAX: usize = 4096;
+/// Most sessions in the table, those included whose expiry is not committed yet.
+const TABLE_MAX: usize = 2 * SESSIONS_MAX;
+/// Every so many openings, sessions that expired are let go of.
+const SWEEP_EVERY: usize = 64;
 
 /// Consecutive sequences at consecutive indexes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,52 +61,11 @@ impl Run {
     }
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
-struct Session {
-    /// None: the entry that opened it is a hole.
-    key: Option<SessionKey>,
-    /// The highest sequence whose run was forgotten.
-    forgotten: u64,
-    /// Ascending in both fields, and dense behind `forgotten` but for holes.
-    runs: VecDeque<Run>,
-}
-
-impl Session {
-    fn new(key: Option<SessionKey>) -> Session {
-        Session { key, forgotten: 0, runs: VecDeque::new() }
-    }
-
-    /// The sequence that is admitted next, as far as known.
-    fn next(&self) -> u64 {
-        self.runs.back().map_or(self.forgotten + 1, Run::end)
-    }
-
-    /// Whether all of it is known.
-    fn is_dense(&self) -> bool {
-        let mut next = self.forgotten + 1;
-        self.key.is_some()
-            && self.runs.iter().all(|run| core::mem::replace(&mut next, run.end()) == run.sequence)
-    }
-
-    /// Forgets the oldest runs above the bound, as far as they can no longer be cut. Returns the last entry of those.
-    fn trim(&mut self, runs_max: usize, high_water: Index) -> Index {
-        let mut last = Index::ZERO;
-        while self.runs.len() > runs_max
-            && let Some(run) = self.runs.front().filter(|run| run.last_index() <= high_water.0)
-        {
-            self.forgotten = run.end() - 1;
-            last = Index(run.last_index());
-            self.runs.pop_front();
-        }
-        last
-    }
-}
-
 /// Why an entry does not fit behind the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Fault {
-    /// No entry of the log opened the session.
-    #[error("session {session} was never opened in this log")]
+    /// No entry of the log opened the session, or it has expired.
+    #[error("session {session} was never opened in this log, or has expired")]
     Unknown {
         /// The session named.
         session: SessionId,
@@ -119,6 +95,8 @@ pub(crate) enum Standing {
     Next,
     /// In the log, at this index.
     At(Index),
+    /// In the log, at this index, with another payload.
+    Reused(Index),
     /// In the log, too long ago to know where.
     TooOld,
     /// One before it is missing.
@@ -126,8 +104,17 @@ pub(crate) enum Standing {
         /// The sequence that is.
         expected: Sequence,
     },
-    /// No such session.
-    Unknown,
+    /// No such session, or it has expired.
+    Expired,
+}
+
+/// Why no session can be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Full {
+    /// As many as may be are open: none expires before this time.
+    Until(ReplicatedMs),
+    /// Enough have expired, and their expiry is about to be committed.
+    ForNow,
 }
 
 /// All sessions of a log.
@@ -135,27 +122,46 @@ pub(crate) enum Standing {
 pub(crate) struct Sessions {
     /// The keys are indexes of the log, never what a client chose, so the fixed hasher cannot be attacked.
     sessions: FixedMap<SessionId, Session>,
+    /// The newest session of each key.
     keys: BTreeMap<SessionKey, SessionId>,
-    /// The last entry of any run forgotten.
+    /// The table as of an earlier entry than this cannot be told: a place, or a session, was forgotten.
     forgotten: Index,
+    /// The log's stamps.
+    time: Times,
     /// Entries that are in the log and not known.
     holes: Ranges,
 }
 
 impl Sessions {
-    /// The session open under `key`.
-    pub(crate) fn by_key(&self, key: SessionKey) -> Option<SessionId> {
-        self.keys.get(&key).copied()
+    /// The session open under `key` at that time.
+    pub(crate) fn by_key(&self, key: SessionKey, at: ReplicatedMs) -> Option<SessionId> {
+        self.keys.get(&key).copied().filter(|id| self.sessions.get(id).is_some_and(|s| !s.is_expired(at)))
     }
 
-    /// Whether another session may be opened by a client.
-    pub(crate) fn is_full(&self) -> bool {
-        self.sessions.len() >= SESSIONS_MAX
+    /// Whether another session may be opened by a client at that time; if not, when the first one of those that are open
+    /// can expire.
+    pub(crate) fn room(&self, at: ReplicatedMs) -> Result<(), Full> {
+        if self.sessions.len() < SESSIONS_MAX {
+            return Ok(());
+        }
+        let open = || self.sessions.values().filter(|session| !session.is_expired(at));
+        if open().count() < SESSIONS_MAX {
+            return if self.sessions.len() < TABLE_MAX { Ok(()) } else { Err(Full::ForNow) };
+        }
+        let first = open().filter_map(Session::expires_at).min();
+        Err(Full::Until(first.unwrap_or(ReplicatedMs(u64::MAX))))
     }
 
-    /// Where a request stands.
-    pub(crate) fn standing(&self, request: SessionRef) -> Standing {
-        let Some(session) = self.sessions.get(&request.session) else { return Standing::Unknown };
+    /// Whether the session is in the table and has expired at that time, though no entry of the log proves it yet.
+    pub(crate) fn expires_unproven(&self, session: SessionId, at: ReplicatedMs) -> bool {
+        let end = self.time.last().unwrap_or(ReplicatedMs(0));
+        self.sessions.get(&session).is_some_and(|session| session.is_expired(at) && !session.is_expired(end))
+    }
+
+    /// Where a request for an entry stamped `at` stands, whose payload has the checksum `sum`.
+    pub(crate) fn standing(&self, request: SessionRef, at: ReplicatedMs, sum: u32) -> Standing {
+        let session = self.sessions.get(&request.session).filter(|session| !session.is_expired(at));
+        let Some(session) = session else { return Standing::Expired };
         let (sequence, next) = (request.sequence.0, session.next());
         if sequence == next {
             return Standing::Next;
@@ -163,10 +169,10 @@ impl Sessions {
         if sequence > next {
             return Standing::Gap { expected: Sequence(next) };
         }
-        let after = session.runs.partition_point(|run| run.sequence <= sequence);
-        match after.checked_sub(1).and_then(|at| session.runs.get(at)) {
-            Some(run) => Standing::At(Index(run.index + (sequence - run.sequence))),
-            None => Standing::TooOld,
+        match (session.place(sequence), session.sum(sequence)) {
+            (Some(index), Some(known)) if known != sum => Standing::Reused(index),
+            (Some(index), _) => Standing::At(index),
+            (None, _) => Standing::TooOld,
         }
     }
 
@@ -175,132 +181,134 @@ impl Sessions {
     /// # Errors
     /// If it does not fit; then nothing changed.
     pub(crate) fn apply(&mut self, entry: &EntryMeta, high_water: Index) -> Result<(), Fault> {
-        let index = entry.position.index.0;
-        if let (RecordKind::SessionOpen, Some(key)) = (entry.kind, entry.session_key) {
-            if let Some(session) = self.by_key(key) {
-                return Err(Fault::KeyInUse { session });
-            }
-            self.keys.insert(key, SessionId(index));
-            self.sessions.insert(SessionId(index), Session::new(Some(key)));
+        let (index, stamp) = (entry.position.index, entry.timestamp);
+        match (entry.kind, entry.session_key, entry.session) {
+            (RecordKind::SessionOpen, Some(key), _) => self.open(key, entry, high_water)?,
+            (_, _, Some(request)) => self.place(request, entry, high_water)?,
+            _ => {}
         }
-        let Some(SessionRef { session: id, sequence }) = entry.session else { return Ok(()) };
+        self.time.note(index, stamp);
+        self.time.settle(high_water);
+        Ok(())
+    }
+
+    fn open(&mut self, key: SessionKey, entry: &EntryMeta, high_water: Index) -> Result<(), Fault> {
+        if let Some(session) = self.by_key(key, entry.timestamp) {
+            return Err(Fault::KeyInUse { session });
+        }
+        if self.sessions.len().is_multiple_of(SWEEP_EVERY) {
+            self.sweep(high_water);
+        }
+        let index = entry.position.index;
+        let mut session =
+            Session { key: Some(key), expiry_ms: entry.session_expiry_ms, ..Session::default() };
+        session.used.note(index, entry.timestamp);
+        self.keys.insert(key, SessionId(index.0));
+        self.sessions.insert(SessionId(index.0), session);
+        Ok(())
+    }
+
+    fn place(&mut self, request: SessionRef, entry: &EntryMeta, high_water: Index) -> Result<(), Fault> {
+        let (index, SessionRef { session: id, sequence }) = (entry.position.index, request);
         // A hole may have opened it.
         let unknown = !self.sessions.contains_key(&id);
         if unknown && (self.holes.is_empty() || !self.holes.contains(Index(id.0))) {
             return Err(Fault::Unknown { session: id });
         }
-        let fresh = Session::new(None);
+        let fresh = Session::default();
         let session = self.sessions.get(&id).unwrap_or(&fresh);
         // Holes behind the last one known may have held the sequences between.
         let (next, after) = (session.next(), session.runs.back().map_or(id.0, Run::last_index));
         let skipped = sequence.0.checked_sub(next);
         let fits = skipped == Some(0)
-            || skipped.is_some_and(|n| n <= self.holes.count_within(Index(after).next(), Index(index)));
+            || skipped.is_some_and(|n| n <= self.holes.count_within(Index(after).next(), index));
         if !fits {
             return Err(Fault::Sequence { session: id, expected: Sequence(next), found: sequence });
         }
+        // Only a hole that held a sequence of it can have kept it alive.
+        if skipped == Some(0) && session.is_expired(entry.timestamp) {
+            return Err(Fault::Unknown { session: id });
+        }
         let runs_max = self.runs_max();
         let session = self.sessions.entry(id).or_insert(fresh);
-        match session.runs.back_mut() {
-            Some(run) if run.last_index() + 1 == index && run.end() == sequence.0 => run.count += 1,
-            _ => session.runs.push_back(Run { sequence: sequence.0, index, count: 1 }),
-        }
+        session.push(sequence.0, index.0, entry.payload_crc);
+        session.used.note(index, entry.timestamp);
+        session.used.settle(high_water);
         let trimmed = session.trim(runs_max, high_water);
         self.forgotten = self.forgotten.max(trimmed);
         Ok(())
     }
 
-    /// Entries above `keep` are gone, and with them all that they did. `keep` is at or above every mark given
-    /// to [`Sessions::apply`], so the runs that it undoes are all known.
-    pub(crate) fn cut(&mut self, keep: Index) {
-        self.sessions.retain(|id, _| id.0 <= keep.0);
-        self.keys.retain(|_, id| id.0 <= keep.0);
-        self.holes.cut(keep);
-        for session in self.sessions.values_mut() {
-            while let Some(run) = session.runs.back_mut().filter(|run| run.last_index() > keep.0) {
-                if run.index > keep.0 {
-                    session.runs.pop_back();
-                } else {
-                    run.count = keep.0 - run.index + 1;
-                }
-            }
+    /// Lets go of the sessions whose expiry is proven by an entry that can no longer be cut.
+    fn sweep(&mut self, high_water: Index) {
+        let Some((proof, now)) = self.time.at(high_water) else { return };
+        let (before, holes) = (self.sessions.len(), &self.holes);
+        self.sessions.retain(|id, session| {
+            session.used.settle(high_water);
+            // A hole may have used it.
+            !session.is_expired(now)
+                || !holes.is_empty() && holes.count_within(Index(id.0), Index(u64::MAX)) > 0
+        });
+        if self.sessions.len() < before {
+            self.forgotten = self.forgotten.max(proof);
+            self.find_keys();
         }
+    }
+
+    /// Entries above `keep` are gone, and with them all that they did. `keep` is at or above every mark given
+    /// to [`Sessions::apply`], so what it undoes is all known.
+    pub(crate) fn cut(&mut self, keep: Index) {
+        let before = self.sessions.len();
+        self.sessions.retain(|id, _| id.0 <= keep.0);
+        self.holes.cut(keep);
+        self.time.cut(keep);
+        self.sessions.values_mut().for_each(|session| session.cut(keep));
         // Known only by entries that are gone now: what the hole did is open again.
         self.sessions
             .retain(|_, session| session.key.is_some() || !session.runs.is_empty() || session.forgotten > 0);
+        if self.sessions.len() < before {
+            self.find_keys();
+        }
     }
 
-    /// The table as of entry `index`; none if it cannot be told, because runs above it were forgotten or an entry up to it
-    /// is a hole.
+    /// The newest session of each key, from the sessions.
+    fn find_keys(&mut self) {
+        self.keys.clear();
+        for (id, session) in &self.sessions {
+            if let Some(key) = session.key {
+                let newest = self.keys.entry(key).or_insert(*id);
+                *newest = (*newest).max(*id);
+            }
+        }
+    }
+
+    /// Whether a session has a key that another one had when it was opened.
+    fn keys_contradict(&self) -> bool {
+        if self.keys.len() == self.sessions.len() {
+            return false;
+        }
+        let keyed = self.sessions.iter().filter_map(|(id, session)| Some((session.key?, *id, session)));
+        let mut keyed: Vec<_> = keyed.collect();
+        keyed.sort_unstable_by_key(|(key, id, _)| (*key, *id));
+        keyed.windows(2).any(|pair| {
+            let [(key, _, older), (other, _, newer)] = pair else { return false };
+            // Its own opening may be thinned out; then it was used later still.
+            key == other && newer.used.first().is_none_or(|(_, stamp)| !older.is_expired(stamp))
+        })
+    }
+
+    /// The table as of entry `index`; none if it cannot be told, because what was told apart up to it was forgotten, or an entry
+    /// up to it is a hole.
     pub(crate) fn as_of(&self, index: Index) -> Option<Sessions> {
         let known = self.holes.first_from(Index(1)).is_none_or(|(first, _)| first > index);
-        (known && self.forgotten <= index).then(|| {
+        let told = |(id, session): (&SessionId, &Session)| {
+            id.0 > index.0 || session.expiry_ms == 0 || session.used.at(index).is_some()
+        };
+        (known && self.forgotten <= index && self.sessions.iter().all(told)).then(|| {
             let mut table = self.clone();
             table.cut(index);
             table
         })
-    }
-
-    /// Appends the table's bytes: the last entry forgotten, the count, then each session in the order of ids. Holes are not
-    /// among them.
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        let mut ids: Vec<SessionId> = self.sessions.keys().copied().collect();
-        ids.sort_unstable();
-        put(out, self.forgotten.0);
-        put(out, ids.len() as u64);
-        for id in ids {
-            let Some(session) = self.sessions.get(&id) else { continue };
-            put(out, id.0);
-            put(out, u64::from(session.key.is_some()));
-            out.extend_from_slice(&session.key.map_or(0, |key| key.0).to_le_bytes());
-            put(out, session.forgotten);
-            put(out, session.runs.len() as u64);
-            for run in &session.runs {
-                [run.sequence, run.index, run.count].iter().for_each(|number| put(out, *number));
-            }
-        }
-    }
-
-    /// The table of a log that ends at `last`, in which the entries `holes` are not known.
-    ///
-    /// # Errors
-    /// In which way the bytes are not such a table.
-    pub(crate) fn decode(input: &mut Input<'_>, last: Index, holes: Ranges) -> Result<Sessions, BaseError> {
-        const WRONG: BaseError = BaseError::Contradiction("sessions");
-        let mut table = Sessions { forgotten: Index(input.number()?), holes, ..Sessions::default() };
-        let strict = table.holes.is_empty();
-        let mut before = 0;
-        for _ in 0..input.count(48)? {
-            let id = input.number()?;
-            let keyed = input.number()?;
-            let key = u128::from(input.number()?) | u128::from(input.number()?) << 64;
-            let key = (keyed == 1).then_some(SessionKey(key));
-            let forgotten = input.number()?;
-            let mut runs = VecDeque::new();
-            // The sequence and the index behind what comes before.
-            let mut end = (forgotten.checked_add(1).ok_or(WRONG)?, id.checked_add(1).ok_or(WRONG)?);
-            for _ in 0..input.count(24)? {
-                let run = Run { sequence: input.number()?, index: input.number()?, count: input.number()? };
-                let behind = (run.sequence.checked_add(run.count), run.index.checked_add(run.count));
-                let (Some(sequence), Some(index)) = behind else { return Err(WRONG) };
-                let follows = if strict { run.sequence == end.0 } else { run.sequence >= end.0 };
-                if run.count == 0 || !follows || run.index < end.1 || index - 1 > last.0 {
-                    return Err(WRONG);
-                }
-                end = (sequence, index);
-                runs.push_back(run);
-            }
-            let opened = key.is_some() || table.holes.contains(Index(id));
-            if id <= before || id > last.0 || keyed > 1 || !opened {
-                return Err(WRONG);
-            }
-            before = id;
-            if key.is_some_and(|key| table.keys.insert(key, SessionId(id)).is_some()) {
-                return Err(WRONG);
-            }
-            table.sessions.insert(SessionId(id), Session { key, forgotten, runs });
-        }
-        Ok(table)
     }
 
     /// How many are open.
@@ -312,6 +320,7 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Input;
     use proptest::prelude::*;
     use tidelog_types::{Generation, Position, ReplicatedMs};
 
@@ -322,9 +331,11 @@ mod tests {
             kind,
             session: None,
             session_key: None,
+            session_expiry_ms: 0,
             log_start: None,
             timestamp: ReplicatedMs(0),
             record_bytes: 64,
+            payload_crc: 0,
         }
     }
 
@@ -340,6 +351,10 @@ mod tests {
         SessionRef { session: SessionId(session), sequence: Sequence(sequence) }
     }
 
+    fn at(sessions: &Sessions, session: u64, sequence: u64) -> Standing {
+        sessions.standing(request(session, sequence), ReplicatedMs(0), 0)
+    }
+
     pub(super) fn applied(entries: &[EntryMeta]) -> Sessions {
         let mut sessions = Sessions::default();
         for entry in entries {
@@ -352,14 +367,14 @@ mod tests {
     fn a_request_stands_where_it_was_first_appended() {
         let sessions =
             applied(&[open(1, 7), data(2, 1, 1), data(3, 1, 2), entry(4, RecordKind::Noop), data(5, 1, 3)]);
-        assert_eq!(sessions.by_key(SessionKey(7)), Some(SessionId(1)));
+        assert_eq!(sessions.by_key(SessionKey(7), ReplicatedMs(0)), Some(SessionId(1)));
         for (sequence, index) in [(1, 2), (2, 3), (3, 5)] {
-            assert_eq!(sessions.standing(request(1, sequence)), Standing::At(Index(index)));
+            assert_eq!(at(&sessions, 1, sequence), Standing::At(Index(index)));
         }
-        assert_eq!(sessions.standing(request(1, 4)), Standing::Next);
-        assert_eq!(sessions.standing(request(1, 6)), Standing::Gap { expected: Sequence(4) });
-        assert_eq!(sessions.standing(request(2, 1)), Standing::Unknown);
-        assert_eq!(sessions.standing(request(1, 0)), Standing::TooOld, "sequences begin at 1");
+        assert_eq!(at(&sessions, 1, 4), Standing::Next);
+        assert_eq!(at(&sessions, 1, 6), Standing::Gap { expected: Sequence(4) });
+        assert_eq!(at(&sessions, 2, 1), Standing::Expired);
+        assert_eq!(at(&sessions, 1, 0), Standing::TooOld, "sequences begin at 1");
     }
 
     #[test]
@@ -390,13 +405,33 @@ mod tests {
             }
         };
         interleaved(&mut sessions, 1, 3000, Index::ZERO);
-        assert_eq!(sessions.standing(request(1, 1)), Standing::At(Index(3)), "nothing is committed");
+        assert_eq!(at(&sessions, 1, 1), Standing::At(Index(3)), "nothing is committed");
         interleaved(&mut sessions, 3001, 3001, Index(6002));
-        assert_eq!(sessions.standing(request(1, 1)), Standing::TooOld);
-        assert_eq!(sessions.standing(request(1, 3001)), Standing::At(Index(6003)));
+        assert_eq!(at(&sessions, 1, 1), Standing::TooOld);
+        assert_eq!(at(&sessions, 1, 3001), Standing::At(Index(6003)));
         sessions.cut(Index(6002));
-        assert_eq!(sessions.standing(request(1, 3001)), Standing::Next);
-        assert_eq!(sessions.standing(request(1, 3000)), Standing::At(Index(6001)));
+        assert_eq!(at(&sessions, 1, 3001), Standing::Next);
+        assert_eq!(at(&sessions, 1, 3000), Standing::At(Index(6001)));
+    }
+
+    #[test]
+    fn only_so_many_retries_are_told_their_place() {
+        let mut sessions = applied(&[open(1, 1)]);
+        let last = RETRIES_KEPT as u64 + 100;
+        for i in 1..=last {
+            sessions.apply(&EntryMeta { payload_crc: 5, ..data(1 + i, 1, i) }, Index(1 + i)).unwrap();
+        }
+        let standing = |sequence, sum| sessions.standing(request(1, sequence), ReplicatedMs(0), sum);
+        assert_eq!(standing(99, 5), Standing::TooOld);
+        assert_eq!(standing(101, 5), Standing::At(Index(102)));
+        assert_eq!(standing(101, 6), Standing::Reused(Index(102)));
+        let mut cut = sessions.clone();
+        cut.cut(Index(last - 50));
+        assert_eq!(at(&cut, 1, last - 50), Standing::Next);
+        assert_eq!(
+            cut.standing(request(1, last - 51), ReplicatedMs(0), 6),
+            Standing::Reused(Index(last - 50))
+        );
     }
 
     #[test]
@@ -413,16 +448,18 @@ mod tests {
         }
         assert_eq!(sessions.as_of(Index(1900)), None, "runs behind it were forgotten");
         let table = sessions.as_of(Index(3000)).unwrap();
-        assert_eq!(table.standing(request(1, 1499)), Standing::At(Index(2999)));
-        assert_eq!(table.standing(request(1, 1500)), Standing::Next);
+        assert_eq!(at(&table, 1, 1499), Standing::At(Index(2999)));
+        assert_eq!(at(&table, 1, 1500), Standing::Next);
     }
 
     proptest! {
-        /// After any appends and cuts the table is what applying the remaining log gives.
+        /// After any appends and cuts the table is what applying the remaining log gives; whether a session has expired follows
+        /// from the stamps of the remaining log alone, and the checksum of each entry is known.
         #[test]
-        fn the_table_is_a_function_of_the_log(steps in proptest::collection::vec((0u8..8, 0u64..8), 1..80)) {
+        fn the_table_is_a_function_of_the_log(steps in proptest::collection::vec((0u8..9, 0u64..8), 1..80)) {
             let mut log: Vec<EntryMeta> = Vec::new();
             let mut sessions = Sessions::default();
+            let mut now = 0;
             for (what, number) in steps {
                 let index = log.len() as u64 + 1;
                 let next = match what {
@@ -430,10 +467,15 @@ mod tests {
                         let keep = (log.len() as u64).saturating_sub(number);
                         log.truncate(keep as usize);
                         sessions.cut(Index(keep));
+                        now = log.last().map_or(0, |e| e.timestamp.0);
                         None
                     }
                     1 => Some(open(index, u128::from(number))),
                     2 => Some(entry(index, RecordKind::Noop)),
+                    8 => {
+                        now += number;
+                        None
+                    }
                     _ => {
                         let ids: Vec<u64> = log.iter().filter(|e| e.session_key.is_some()).map(|e| e.position.index.0).collect();
                         ids.get(number as usize % ids.len().max(1)).map(|id| {
@@ -442,15 +484,39 @@ mod tests {
                         })
                     }
                 };
-                if let Some(next) = next && sessions.apply(&next, Index::ZERO).is_ok() {
-                    log.push(next);
+                if let Some(next) = next {
+                    let expiry = if next.session_key.is_some() { 10 + number } else { 0 };
+                    let next = EntryMeta {
+                        timestamp: ReplicatedMs(now), session_expiry_ms: expiry, payload_crc: index as u32, ..next
+                    };
+                    let of = |e: &EntryMeta| next.session.is_some_and(|s| {
+                        s.session.0 == e.position.index.0 || e.session.is_some_and(|o| o.session == s.session)
+                    });
+                    let lives = log.iter().rfind(|e| of(e)).map(|used| {
+                        let id = next.session.map_or(0, |s| s.session.0);
+                        let opening = log[id as usize - 1];
+                        now < used.timestamp.0 + opening.session_expiry_ms
+                    });
+                    let applied = sessions.apply(&next, Index::ZERO).is_ok();
+                    prop_assert!(!applied || lives != Some(false), "{next:?} came too late");
+                    if applied {
+                        log.push(next);
+                    }
                 }
                 prop_assert_eq!(&sessions, &applied(&log));
                 for e in &log {
                     if let Some(request) = e.session {
-                        prop_assert_eq!(sessions.standing(request), Standing::At(e.position.index));
+                        let index = e.position.index;
+                        let alive = sessions.sessions[&request.session].used.last().unwrap();
+                        prop_assert_eq!(sessions.standing(request, alive, e.payload_crc), Standing::At(index));
+                        prop_assert_eq!(sessions.standing(request, alive, 77), Standing::Reused(index));
                     }
                 }
+                let mut bytes = Vec::new();
+                sessions.encode(&mut bytes);
+                let end = Index(log.len() as u64);
+                let read = Sessions::decode(&mut Input::new(&bytes), 2, end, Ranges::default());
+                prop_assert_eq!(read.as_ref(), Ok(&sessions));
             }
         }
     }

@@ -21,9 +21,11 @@ fn entry(kind: RecordKind, index: u64, (prev, generation): (u64, u64)) -> EntryM
         kind,
         session: None,
         session_key: None,
+        session_expiry_ms: 0,
         log_start: None,
         timestamp: ReplicatedMs(1000 + index),
         record_bytes: 128,
+        payload_crc: 0x1000 + u32::try_from(index).unwrap(),
     }
 }
 
@@ -34,7 +36,8 @@ fn restored() -> Restored {
     restored.promise(Generation(1), None);
     restored.entry(&entry(RecordKind::Noop, 1, (0, 1)));
     let key = Some(SessionKey(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10));
-    restored.entry(&EntryMeta { session_key: key, ..entry(RecordKind::SessionOpen, 2, (1, 1)) });
+    let open = EntryMeta { session_expiry_ms: 3_600_000, ..entry(RecordKind::SessionOpen, 2, (1, 1)) };
+    restored.entry(&EntryMeta { session_key: key, ..open });
     restored.entry(&EntryMeta { session: request(1), ..entry(RecordKind::Data, 3, (1, 1)) });
     restored.promise(Generation(3), Some(NodeId(2)));
     restored.entry(&EntryMeta { session: request(2), ..entry(RecordKind::Data, 4, (1, 3)) });
@@ -62,6 +65,7 @@ fn replica_state() {
         in_flight_bytes_max: 1,
         uncommitted_entries_max: 1,
         uncommitted_bytes_max: 1,
+        session_expiry: Duration::from_secs(3600),
         seed: 1,
     };
     let clock = Clock { now: Monotonic(1), wall: WallMs(1) };
@@ -81,7 +85,7 @@ fn replica_state() {
         number(&bytes, at - 8, 8)
     };
     let mut take = |count: usize| (0..count).map(|_| next()).collect::<Vec<u64>>();
-    assert_eq!(take(3), [1, 3, 2], "version, generation, vote");
+    assert_eq!(take(3), [2, 3, 2], "version, generation, vote");
     assert_eq!(take(2), [4, 1005], "high-water mark, time");
     assert_eq!(take(4), [3, 1, 1, 7], "snapshot, base, last");
     assert_eq!(take(5), [2, 1, 1, 4, 3], "generations");
@@ -95,10 +99,15 @@ fn replica_state() {
     assert_eq!(take(5), [2, 4, 4, 6, 7], "damaged");
     assert_eq!(take(3), [1, 6, 7], "of these suspect");
     assert_eq!(take(3), [1, 6, 7], "contents unknown");
-    assert_eq!(take(2), [0, 1], "sessions: none forgotten, one");
+    assert_eq!(take(1), [0], "sessions: none forgotten");
+    assert_eq!(take(11), [5, 1, 1001, 2, 1002, 3, 1003, 4, 1004, 5, 1005], "the log's stamps");
+    assert_eq!(take(1), [1], "one session");
     assert_eq!(take(4), [2, 1, 0x090a_0b0c_0d0e_0f10, 0x0102_0304_0506_0708], "id, keyed, key");
+    assert_eq!(take(1), [3_600_000], "it expires after so long");
+    assert_eq!(take(7), [3, 2, 1002, 3, 1003, 4, 1004], "when it was used");
     assert_eq!(take(2), [0, 1], "its runs: none forgotten, one");
     assert_eq!(take(3), [1, 3, 2], "sequence 1 at index 3, two of them");
+    assert_eq!(take(3), [2, 1 << 32 | 0x1003, 1 << 32 | 0x1004], "checksums of their payloads");
     assert_eq!(at, bytes.len());
 
     // The crate reads the same, and would write it again.

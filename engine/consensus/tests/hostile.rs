@@ -37,9 +37,11 @@ fn entry() -> impl Strategy<Value = EntryMeta> {
             kind,
             session: session.map(|(s, q)| SessionRef { session: SessionId(s), sequence: Sequence(q) }),
             session_key: key.map(SessionKey),
+            session_expiry_ms: 0,
             log_start: None,
             timestamp: ReplicatedMs(stamp),
             record_bytes: 64,
+            payload_crc: 0,
         },
     )
 }
@@ -56,9 +58,11 @@ fn fitting() -> impl Strategy<Value = (Append, Vec<EntryMeta>)> {
                     kind: RecordKind::Data,
                     session: None,
                     session_key: None,
+                    session_expiry_ms: 0,
                     log_start: None,
                     timestamp: ReplicatedMs(5),
                     record_bytes: 64,
+                    payload_crc: 0,
                 })
                 .collect();
             let append = Append {
@@ -148,6 +152,7 @@ fn replica() -> Replica {
         in_flight_bytes_max: 1 << 20,
         uncommitted_entries_max: 16,
         uncommitted_bytes_max: 1 << 20,
+        session_expiry: Duration::from_secs(3600),
         seed: 1,
     };
     Replica::new(config, Restored::new(), Clock::default())
@@ -183,8 +188,13 @@ fn play(events: Vec<Event>) -> Replica {
                 effects.append.retain(|op| op.ticket > issued);
             }
             Event::Propose => {
-                let proposal =
-                    Proposal { kind: RecordKind::Data, session: None, session_key: None, record_bytes: 128 };
+                let proposal = Proposal {
+                    kind: RecordKind::Data,
+                    session: None,
+                    session_key: None,
+                    record_bytes: 128,
+                    payload_crc: 0,
+                };
                 let _ = replica.propose(clock, proposal, &mut effects);
             }
             Event::Read => {

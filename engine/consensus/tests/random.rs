@@ -35,7 +35,9 @@ struct Client {
     key: u128,
     session: Option<SessionId>,
     sequence: u64,
-    placed: Vec<Index>,
+    placed: Vec<(String, Index)>,
+    /// Whether its sessions may expire.
+    expires: bool,
 }
 
 /// An answer to a leader.
@@ -86,6 +88,15 @@ struct Totals {
     hangs: u64,
     handed_over: u64,
     late: u64,
+    expired: u64,
+    reused: u64,
+}
+
+/// Another client writes into the same session, with payloads of its own.
+fn rival(world: &mut World, client: &Client, on: u64, random: &mut Random, number: u64) {
+    let Some(session) = client.session else { return };
+    let sequence = Sequence((client.sequence + random.below(3)).saturating_sub(1));
+    world.propose(on, &format!("r{number}"), Some(SessionRef { session, sequence }), None);
 }
 
 fn client_turn(world: &mut World, client: &mut Client, on: u64, totals: &mut Totals) {
@@ -101,17 +112,32 @@ fn client_turn(world: &mut World, client: &mut Client, on: u64, totals: &mut Tot
     };
     let request = SessionRef { session, sequence: Sequence(client.sequence) };
     let name = format!("s{}.{}", client.key, client.sequence);
-    if let Some(Outcome::Acked(at)) = world.outcomes.get(&name) {
-        client.placed.push(*at);
-        client.sequence += 1;
-        return;
+    match world.outcomes.get(&name) {
+        Some(Outcome::Acked(at)) => {
+            client.placed.push((name, *at));
+            client.sequence += 1;
+            return;
+        }
+        // Definite: what another client put there stays, and the own payload never comes.
+        Some(Outcome::Refused(Refused::SequenceReused { .. })) => {
+            totals.reused += 1;
+            client.sequence += 1;
+            return;
+        }
+        Some(Outcome::Refused(Refused::SessionExpired)) => {
+            totals.expired += 1;
+            (client.session, client.sequence, client.key) = (None, 1, client.key + 100);
+            return;
+        }
+        _ => {}
     }
     totals.retries += 1;
     let answer = world.propose(on, &name, Some(request), None);
-    let unexpected = matches!(
-        answer,
-        Some(Err(Refused::SessionExpired | Refused::SequenceGap { .. } | Refused::SequenceTooOld))
-    );
+    let unexpected = match answer {
+        Some(Err(Refused::SessionExpired)) => !client.expires,
+        Some(Err(Refused::SequenceGap { .. } | Refused::SequenceTooOld)) => true,
+        _ => false,
+    };
     // An old leader may not know the session; the leader of the newest generation must.
     assert!(
         !unexpected || world.leader() != Some(on) || world.replica(on).marks().high_water.0 < session.0,
@@ -180,7 +206,10 @@ fn hide_copies(world: &mut World, of: u64, index: u64, totals: &mut Totals) {
 
 fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
     let mut random = Random(seed.wrapping_mul(voters));
-    let mut world = World::new(voters, seed);
+    // In every second world, sessions expire within the run.
+    let expires = seed.is_multiple_of(2);
+    let expiry = Duration::from_millis(if expires { 20 + random.below(200) } else { 3_600_000 });
+    let mut world = World::with_expiry(voters, seed, expiry);
     let draw = |random: &mut Random, worst: u64| {
         if random.one_in(3) { u64::MAX } else { worst + random.below(worst) }
     };
@@ -203,7 +232,7 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
         }
     }
     let mut clients: Vec<Client> =
-        (1..=3).map(|key| Client { key, session: None, sequence: 1, placed: Vec::new() }).collect();
+        (1..=3).map(|key| Client { key, session: None, sequence: 1, placed: Vec::new(), expires }).collect();
     // Nodes on the far side of a split, and whether only their own packets are lost.
     let mut split: Option<(u64, bool)> = None;
     let mut number = 0u64;
@@ -249,6 +278,10 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
             83..91 => {
                 let on = world.leader().filter(|_| !random.one_in(5)).unwrap_or(node);
                 let client = usize::try_from(random.below(3)).unwrap();
+                if random.one_in(12) {
+                    number += 1;
+                    rival(&mut world, &clients[client], on, &mut random, number);
+                }
                 client_turn(&mut world, &mut clients[client], on, totals);
             }
             91..95 => {
@@ -373,9 +406,9 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
         assert_eq!(node.replica().malformed(), 0, "{}: node {id} got nonsense", world.event);
     }
     for client in &clients {
-        for (at, index) in client.placed.iter().enumerate() {
+        for (name, index) in &client.placed {
             let entry = world.node(leader).disk.entry(*index).unwrap();
-            assert_eq!(entry.payload, format!("s{}.{}", client.key, at + 1), "{}", world.event);
+            assert_eq!(&entry.payload, name, "{}", world.event);
         }
     }
     totals.commits += world.checker.committed_index().0;
@@ -407,14 +440,17 @@ fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64, damage: bool
         hangs,
         handed_over,
         late,
+        expired,
+        reused,
     } = totals;
     println!(
-        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests, {snapshots} snapshots, {raised} low-water marks, {starts} log starts, {rotted} rotten entries, {suspects} suspect writes, {decided} decided by denials, {hangs} hung disks, {handed_over} vote requests after a hand-over, {late} late answers"
+        "{voters} voters, {count} seeds: {commits} commits, {elections} elections, {crashes} crashes, {cuts} cuts, {reads} reads, {retries} session requests, {snapshots} snapshots, {raised} low-water marks, {starts} log starts, {rotted} rotten entries, {suspects} suspect writes, {decided} decided by denials, {hangs} hung disks, {handed_over} vote requests after a hand-over, {late} late answers, {expired} sessions expired, {reused} sequences used by another"
     );
     // A campaign in which nothing happened proves nothing.
     assert!(
         commits > 50 * count && elections > 2 * count && crashes > count && reads > count && retries > count
     );
+    assert!(expired > count / 50 && reused > count / 10, "{expired} {reused}");
     let shortened = snapshots > count && raised > count && starts > count / 4;
     assert!(damage || shortened, "{snapshots} {raised} {starts}");
     assert!(

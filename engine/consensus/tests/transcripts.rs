@@ -52,6 +52,8 @@ fn refusal(refused: &Refused) -> String {
         Refused::SessionExpired => "session-expired".into(),
         Refused::SequenceGap { expected } => format!("sequence-gap {expected}"),
         Refused::SequenceTooOld => "sequence-too-old".into(),
+        Refused::SequenceReused { index } => format!("sequence-reused {index}"),
+        Refused::SessionsFull { .. } => "sessions-full".into(),
     }
 }
 
@@ -161,6 +163,11 @@ impl Script {
                 let session = SessionRef { session: SessionId(number(s)?), sequence: Sequence(number(q)?) };
                 self.world.propose(number(node)?, payload, Some(session), None);
             }
+            ["propose", node, name, "session", s, "sequence", q, "again", payload] => {
+                let session = SessionRef { session: SessionId(number(s)?), sequence: Sequence(number(q)?) };
+                self.world.propose_as(number(node)?, name, payload, Some(session), None);
+            }
+            ["expiry", d] => self.world.session_expiry = duration(d)?,
             ["open", node, payload, "key", key] => {
                 self.world.propose(number(node)?, payload, None, Some(SessionKey(number(key)?)));
             }
@@ -371,7 +378,11 @@ transcripts! {
     replicated_time
     restarted_voter_is_silent
     session_below_the_base
+    session_expires
+    session_expiry_is_cut
+    session_gap_is_cut
     session_over_failover
+    session_sequence_reused
     single_voter
     stale_leader
     stale_round

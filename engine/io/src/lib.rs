@@ -51,7 +51,9 @@ pub use op::{
     TokenClass, Wait,
 };
 pub use options::{BackEnd, IoOptions, SyncMode, TaskWork};
-pub use preflight::{FileSystem, Latency, Limit, Preflight, SyncLatency, measure_sync, probe};
+pub use preflight::{
+    FileSystem, Latency, Limit, Preflight, SyncLatency, descriptor_limit, measure_sync, probe,
+};
 pub use uring::UringIo;
 
 use tidelog_types::Clock;

@@ -55,6 +55,15 @@ impl FileSystem {
     }
 }
 
+/// Descriptors that this process may have. A back-end raises the limit in force as far as it may when it is opened.
+pub fn descriptor_limit() -> Limit {
+    match sys::limits(libc::RLIMIT_NOFILE) {
+        Ok((now, most)) => Limit { now, most },
+        // Not known: then it is found out when there are no more.
+        Err(_) => Limit { now: u64::MAX, most: u64::MAX },
+    }
+}
+
 /// Looks at the host, and at the file system of `dir`, where it makes a file and removes it again.
 ///
 /// # Errors

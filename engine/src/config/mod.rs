@@ -199,6 +199,12 @@ pub struct LimitsSection {
     pub client_bytes: usize,
     /// Most bytes of records of peers that wait for room in the log.
     pub peer_bytes: usize,
+    /// Most connections that have not said yet who they are.
+    pub unspoken_connections: usize,
+    /// Most sessions that one connection opens within the time after which they expire.
+    pub sessions_per_connection: usize,
+    /// Time without use after which a session expires.
+    pub session_expiry: Duration,
     /// Most requests waiting for a shard's turn.
     pub inbox: usize,
 }
@@ -409,6 +415,9 @@ impl Config {
                 request_bytes_in_flight: 0,
                 client_bytes: 0,
                 peer_bytes: 0,
+                unspoken_connections: 0,
+                sessions_per_connection: 0,
+                session_expiry: Duration::ZERO,
                 inbox: 0,
             },
             snapshot: SnapshotSection { every: 0, interval: Duration::ZERO },

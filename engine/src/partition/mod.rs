@@ -20,14 +20,16 @@ use writes::{Source, Write, fitting};
 
 use crate::keep::Keep;
 use crate::marks::{Leadership, Marks, SharedMarks};
-use crate::request::{Level, Reply, Request, RequestError};
+use crate::request::{Level, Reply, Request, RequestError, SessionScope};
 use crate::transport::PeerMessage;
 use crate::waiting::WaitingList;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 use tidelog_consensus::{
     Admitted, Append, Asserting, Free, Message, Outgoing, Proposal, ReadOutcome, Refused, Replica,
+    SESSIONS_MAX,
 };
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 use tidelog_types::record::{self, record_bytes};
@@ -40,6 +42,15 @@ use tidelog_types::{
 struct Waiter {
     origin: Origin,
     opens_session: bool,
+}
+
+/// What a round of the leader's is waited for with.
+#[derive(Debug)]
+enum Round {
+    /// To be served at the mark of then.
+    Read(Wanted),
+    /// To be told: it rests on this replica's log, and holds once that part of it is committed under this leadership.
+    Refusal(Origin, RequestError),
 }
 
 /// A read that is to be served from this replica's log.
@@ -59,8 +70,8 @@ pub(crate) struct Partition {
     /// Steps that the growing batch had no room for, in order. While there are any, no bulk data is taken in.
     unwritten: VecDeque<(Ticket, Write)>,
     waiting: WaitingList<Waiter>,
-    read_rounds: BTreeMap<u64, Wanted>,
-    read_round_next: u64,
+    rounds: BTreeMap<u64, Round>,
+    round_next: u64,
     machine: Option<Machine>,
     /// Without a state machine: everything that could have been applied.
     applied: Index,
@@ -92,8 +103,8 @@ impl Partition {
             held: VecDeque::new(),
             unwritten: VecDeque::new(),
             waiting: WaitingList::new(),
-            read_rounds: BTreeMap::new(),
-            read_round_next: 0,
+            rounds: BTreeMap::new(),
+            round_next: 0,
             machine,
             applied,
             apply_reading: false,
@@ -111,7 +122,7 @@ impl Partition {
     }
 
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.len() + self.read_rounds.len()
+        self.waiting.len() + self.rounds.len()
     }
 
     /// Gives the state machine back, for the shard's next life.
@@ -161,7 +172,7 @@ impl Partition {
     /// Reads a word of each part that an append and its durability touch: see [`Replica::warm`].
     pub(crate) fn warm(&self) -> u64 {
         let waiting = self.waiting.first().map_or(0, |at| at.index.0);
-        let lists = self.held.len() + self.unwritten.len() + self.read_rounds.len() + self.fetches.len();
+        let lists = self.held.len() + self.unwritten.len() + self.rounds.len() + self.fetches.len();
         let marks = self.marks.load().high_water.0;
         [
             self.durable.0,
@@ -369,6 +380,7 @@ impl Partition {
             session,
             session_key,
             record_bytes: u32::try_from(record_bytes(payload.len(), extended)).unwrap_or(u32::MAX),
+            payload_crc,
         };
         let waiter = Waiter { origin, opens_session: session_key.is_some() };
         match self.replica.propose(cx.clock, proposal, &mut cx.shared.effects) {
@@ -384,19 +396,48 @@ impl Partition {
                 done(cx, position, waiter);
             }
             Ok(Admitted::Known(position)) => self.waiting.attach(self.replica.generation(), position, waiter),
-            Err(refused) => {
-                let error = match refused {
-                    Refused::NotLeader { hint } => {
-                        self.refused_for_damage().unwrap_or_else(|| cx.not_leader(hint))
-                    }
-                    Refused::Busy => RequestError::busy(cx.retry_after),
-                    Refused::SessionExpired => RequestError::SessionExpired,
-                    Refused::SequenceGap { expected } => RequestError::SequenceGap { expected },
-                    Refused::SequenceTooOld => RequestError::SequenceTooOld,
-                };
-                cx.respond(waiter.origin, Err(error));
-            }
+            Err(refused) => self.refuse(cx, waiter.origin, refused),
         }
+    }
+
+    /// Answers a proposal that was not admitted: at once, or when what the refusal rests on can no longer change.
+    fn refuse(&mut self, cx: &mut Context<'_>, origin: Origin, refused: Refused) {
+        let ms = Duration::from_millis;
+        let error = match refused {
+            Refused::NotLeader { hint } => self.refused_for_damage().unwrap_or_else(|| cx.not_leader(hint)),
+            Refused::Busy => RequestError::busy(cx.retry_after),
+            Refused::SessionsFull { until_ms } => RequestError::SessionsFull {
+                scope: SessionScope::Partition,
+                limit: SESSIONS_MAX as u64,
+                retry_after: ms(until_ms),
+            },
+            Refused::SessionExpired => return self.confirm(cx, origin, RequestError::SessionExpired),
+            Refused::SequenceGap { expected } => {
+                return self.confirm(cx, origin, RequestError::SequenceGap { expected });
+            }
+            Refused::SequenceReused { index } => {
+                return self.confirm(cx, origin, RequestError::SequenceReused { index });
+            }
+            Refused::SequenceTooOld => return self.confirm(cx, origin, RequestError::SequenceTooOld),
+        };
+        cx.respond(origin, Err(error));
+    }
+
+    fn confirm(&mut self, cx: &mut Context<'_>, origin: Origin, error: RequestError) {
+        self.round_next += 1;
+        let round = self.round_next;
+        match self.replica.confirm(cx.clock, round, &mut cx.shared.effects) {
+            Ok(()) => {
+                self.rounds.insert(round, Round::Refusal(origin, error));
+            }
+            Err(Refused::NotLeader { hint }) => {
+                let error = cx.not_leader(hint);
+                cx.respond(origin, Err(error));
+            }
+            Err(_) => cx.respond(origin, Err(RequestError::busy(cx.retry_after))),
+        }
+        // What proves an expiry may be among them.
+        self.settle(cx, Source::None);
     }
 
     // --- effects -----------------------------------------------------------------------------------------
@@ -439,20 +480,23 @@ impl Partition {
             self.apply(cx);
         }
         for (round, outcome) in effects.reads.drain(..) {
-            if let Some(wanted) = self.read_rounds.remove(&round) {
-                match outcome {
-                    ReadOutcome::At(index) => {
-                        assert!(
-                            index <= self.replica.marks().high_water,
-                            "a read round ends at the mark or below"
-                        );
-                        self.serve(cx, wanted);
-                    }
-                    ReadOutcome::NotLeader => {
-                        let error = cx.not_leader(self.replica.leader());
-                        cx.respond(wanted.origin, Err(error));
-                    }
+            match (self.rounds.remove(&round), outcome) {
+                (Some(Round::Read(wanted)), ReadOutcome::At(index)) => {
+                    assert!(
+                        index <= self.replica.marks().high_water,
+                        "a read round ends at the mark or below"
+                    );
+                    self.serve(cx, wanted);
                 }
+                (Some(Round::Refusal(origin, error)), ReadOutcome::At(_)) => cx.respond(origin, Err(error)),
+                (
+                    Some(Round::Read(Wanted { origin, .. }) | Round::Refusal(origin, _)),
+                    ReadOutcome::NotLeader,
+                ) => {
+                    let error = cx.not_leader(self.replica.leader());
+                    cx.respond(origin, Err(error));
+                }
+                (None, _) => {}
             }
         }
         cx.shared.effects = effects;
@@ -480,8 +524,10 @@ impl Partition {
     /// node is not available.
     pub(crate) fn abandon(&mut self, cx: &mut Context<'_>, why: &str) {
         self.waiting.abandon(|waiter| cx.respond(waiter.origin, Err(RequestError::Unknown)));
-        for (_, wanted) in std::mem::take(&mut self.read_rounds) {
-            cx.respond(wanted.origin, Err(RequestError::Unavailable(why.to_owned())));
+        for (_, Round::Read(Wanted { origin, .. }) | Round::Refusal(origin, _)) in
+            std::mem::take(&mut self.rounds)
+        {
+            cx.respond(origin, Err(RequestError::Unavailable(why.to_owned())));
         }
     }
 }

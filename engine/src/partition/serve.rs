@@ -1,6 +1,6 @@
 //! Reading a replica's log: for clients, and for its state machine. Nothing above the high-water mark is read (R18).
 
-use super::{Context, Partition};
+use super::{Context, Partition, Round};
 use crate::partition::Wanted;
 use crate::reads::ReadFor;
 use crate::request::{Records, Reply, RequestError};
@@ -55,14 +55,14 @@ impl Machine {
 
 impl Partition {
     pub(super) fn read_round(&mut self, cx: &mut Context<'_>, wanted: Wanted) {
-        if self.read_rounds.len() >= READS_WAITING_MAX {
+        if self.rounds.len() >= READS_WAITING_MAX {
             return cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
         }
-        self.read_round_next += 1;
-        let round = self.read_round_next;
+        self.round_next += 1;
+        let round = self.round_next;
         match self.replica.read_index(cx.clock, round, &mut cx.shared.effects) {
             Ok(()) => {
-                self.read_rounds.insert(round, wanted);
+                self.rounds.insert(round, Round::Read(wanted));
                 self.settle(cx, super::writes::Source::None);
             }
             // The only voter, kept from leading by damage: what is committed is what its log holds.
@@ -75,37 +75,50 @@ impl Partition {
         }
     }
 
+    /// A read that may be answered from here on: it gets in line for its share of a turn.
     pub(super) fn serve(&mut self, cx: &mut Context<'_>, wanted: Wanted) {
+        if let Err(wanted) = cx.reads.wait(self.id, wanted) {
+            cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
+        }
+    }
+
+    /// Answers a read in its turn, or begins to read for it. The bytes that this took; the read, if it has to wait for others to
+    /// come from the disk.
+    pub(crate) fn serve_now(&mut self, cx: &mut Context<'_>, wanted: Wanted) -> Result<usize, Wanted> {
         let marks = self.marks();
         let (from, high_water) = (wanted.from.max(Index(1)), marks.high_water);
         let last = wanted.to.map_or(high_water, |to| to.min(high_water));
         let first = self.first_readable();
-        if from < first {
-            return cx.respond(wanted.origin, Err(RequestError::Truncated { first }));
-        }
-        if from > high_water.next() {
-            return cx.respond(wanted.origin, Err(RequestError::Ahead { asked: from, high_water }));
-        }
-        if from > last {
-            let records = Records { next: from, high_water, low_water: marks.low_water, records: vec![] };
-            return cx.respond(wanted.origin, Ok(Reply::Records(records)));
-        }
-        let Some(last) = self.readable(from, last) else {
-            let error = self.damage_error(from);
-            return cx.respond(wanted.origin, Err(error));
-        };
-        let bytes_max = wanted.bytes_max.clamp(1, APPEND_BYTES_MAX);
-        match cx.wal.cached(self.id, from, last, bytes_max) {
-            Some(run) => self.answer_read(cx, wanted, run),
-            None => match cx.reads.start(ReadFor::Client { partition: self.id, wanted }) {
-                Some(read) => cx.wal.read(cx.io, read, self.id, from, last, bytes_max),
-                None => {
-                    if let Some(wanted) = cx.reads.refused() {
-                        cx.respond(wanted.origin, Err(RequestError::busy(cx.retry_after)));
-                    }
+        let answer = if from < first {
+            Err(RequestError::Truncated { first })
+        } else if from > high_water.next() {
+            Err(RequestError::Ahead { asked: from, high_water })
+        } else if from > last {
+            Ok(Reply::Records(Records {
+                next: from,
+                high_water,
+                low_water: marks.low_water,
+                records: vec![],
+            }))
+        } else if let Some(last) = self.readable(from, last) {
+            let bytes_max = wanted.bytes_max.clamp(1, APPEND_BYTES_MAX);
+            if let Some(run) = cx.wal.cached(self.id, from, last, bytes_max) {
+                let bytes = run.pieces.iter().map(bytes::Bytes::len).sum();
+                self.answer_read(cx, wanted, run);
+                return Ok(bytes);
+            }
+            return match cx.reads.start(ReadFor::Client { partition: self.id, wanted }) {
+                Some(read) => {
+                    cx.wal.read(cx.io, read, self.id, from, last, bytes_max);
+                    Ok(bytes_max)
                 }
-            },
-        }
+                None => cx.reads.refused().map_or(Ok(0), Err),
+            };
+        } else {
+            Err(self.damage_error(from))
+        };
+        cx.respond(wanted.origin, answer);
+        Ok(0)
     }
 
     pub(crate) fn answer_read(&self, cx: &mut Context<'_>, wanted: Wanted, run: Run) {

@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::inbox::RETRY_AFTER;
 use crate::marks::Leadership;
 use crate::partition::{Context, Origin, Shared};
-use crate::reads::Reads;
+use crate::reads::{Reads, TURN_BYTES_MAX, TURN_READS_MAX};
 use crate::request::Request;
 use crate::returning::Returning;
 use crate::snapshot::Snapshots;
@@ -199,6 +199,30 @@ impl Shard {
                 break;
             }
         }
+    }
+
+    /// Serves clients' reads: so many bytes in a turn, in the order in which they came.
+    pub(super) fn serve_reads(&mut self, io: &mut dyn Io) {
+        self.reading_on = false;
+        let Some((replicas, mut cx)) =
+            split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
+        else {
+            return;
+        };
+        let mut served = 0;
+        for _ in 0..TURN_READS_MAX {
+            let Some((id, wanted)) = cx.reads.next_waiting() else { return };
+            let Some(p) = replicas.partitions.get_mut(id) else { continue };
+            match p.serve_now(&mut cx, wanted) {
+                Ok(bytes) => served += bytes,
+                // Goes on when one of those under way comes back from the disk.
+                Err(wanted) => return cx.reads.wait_first(id, wanted),
+            }
+            if served >= TURN_BYTES_MAX {
+                break;
+            }
+        }
+        self.reading_on = cx.reads.waiting() > 0;
     }
 
     pub(super) fn tick_replicas(&mut self, io: &mut dyn Io) {

@@ -213,6 +213,7 @@ impl Shard {
             let r = &l.replicas;
             r.requests.is_empty()
                 && r.arrivals.is_empty()
+                && l.reads.waiting() == 0
                 && r.partitions.iter().all(|(_, p)| p.waiting() == 0)
         })
     }

@@ -89,6 +89,8 @@ pub struct Shard {
     stopping: Option<Monotonic>,
     /// The growing batch waits until then for writers that are about to come back.
     sealing: Option<Monotonic>,
+    /// Clients' reads are in line that this turn had no time for.
+    reading_on: bool,
     wanted: Monotonic,
     clock: Clock,
     report: Option<RecoveryReport>,
@@ -137,6 +139,7 @@ impl Shard {
             disk,
             stopping: None,
             sealing: None,
+            reading_on: false,
             wanted: clock.now,
             clock,
             report: None,
@@ -270,6 +273,7 @@ impl Shard {
         self.take_commands(io);
         self.tick_replicas(io);
         self.tick_snapshots(io);
+        self.serve_reads(io);
         self.finish(io)?;
         self.wake_answered();
         if self.stopping.is_some_and(|deadline| self.drained() || self.clock.now >= deadline) {
@@ -386,7 +390,13 @@ impl Shard {
                         }
                         self.take_request(io, Origin::Client(client), request)
                     }
-                    Event::ClientGone { .. } => {}
+                    Event::ClientGone { connection } => {
+                        if let Some(life) = &mut self.life {
+                            life.reads.forget(
+                                |origin| matches!(origin, Origin::Client(of) if of.connection == connection),
+                            );
+                        }
+                    }
                 }
             }
             // Forming the cluster runs to completion, and what arrived meanwhile was put behind.
@@ -499,6 +509,7 @@ impl Shard {
             life.and(self.disk.deadline()),
             self.stopping,
             self.sealing,
+            self.reading_on.then_some(self.clock.now),
             // Commands that were left in the inbox by the bound on a turn.
             ((!self.commands.is_empty() || !self.inbox.is_empty()) && !life.is_some_and(Life::has_enough))
                 .then_some(self.clock.now),

@@ -249,7 +249,8 @@ fn a_restart_begins_from_the_snapshot() {
         other => panic!("{other:?}"),
     };
     let once = |session: SessionId, sequence| Some(SessionRef { session, sequence: Sequence(sequence) });
-    let first = life.append_in(once(session, 1), &payload(acked.len())).unwrap();
+    let said = payload(acked.len());
+    let first = life.append_in(once(session, 1), &said).unwrap();
     acked.push(first.0);
     let covered = life.snapshot(&mut acked).unwrap();
     assert!(covered >= first);
@@ -271,7 +272,11 @@ fn a_restart_begins_from_the_snapshot() {
         behind,
         "what the snapshot holds is not applied again"
     );
-    assert_eq!(life.append_in(once(session, 1), b"again").unwrap(), first, "a retry below the log's start");
+    assert_eq!(life.append_in(once(session, 1), &said).unwrap(), first, "a retry below the log's start");
+    let other = Bytes::from_static(b"another payload under the same sequence");
+    let (of, payload_crc) = (once(session, 1), crc32c::crc32c(&other));
+    let refused = life.ask(Request::Append { partition: P, session: of, payload: other, payload_crc });
+    assert_eq!(refused.unwrap(), Err(RequestError::SequenceReused { index: first }));
 
     // Another one takes the place of the first.
     let next = life.snapshot(&mut acked).unwrap();

@@ -134,7 +134,8 @@ pub struct Extension {
     pub a: u64,
     /// `Data`: sequence. `SessionOpen`: high half of the session's key.
     pub b: u64,
-    /// Fence: hash of the resource's name (0: no fence).
+    /// `Data`: hash of the fenced resource's name (0: no fence). `SessionOpen`: ms of replicated time without use after
+    /// which the session expires (0: never).
     pub fence_resource: u64,
     /// Fence: the token.
     pub fence_token: u64,
@@ -194,12 +195,16 @@ pub struct EntryMeta {
     pub session: Option<SessionRef>,
     /// Key of a `SessionOpen` entry.
     pub session_key: Option<SessionKey>,
+    /// Of a `SessionOpen` entry: the session expires when it was not used for so many ms of replicated time. 0: never.
+    pub session_expiry_ms: u64,
     /// First index kept, of a `LogStart` entry.
     pub log_start: Option<Index>,
     /// Replicated time.
     pub timestamp: ReplicatedMs,
     /// Bytes of the whole record, padding included.
     pub record_bytes: u32,
+    /// CRC32C of the payload.
+    pub payload_crc: u32,
 }
 
 /// Bytes that a record takes in a batch or a message: header, extension, payload, zeros.
@@ -394,6 +399,14 @@ impl RecordHeader {
         }
     }
 
+    /// After how many ms without use the session that this entry opens expires; 0: never.
+    pub fn session_expiry_ms(&self) -> u64 {
+        match (self.kind, self.extension) {
+            (RecordKind::SessionOpen, Some(x)) => x.fence_resource,
+            _ => 0,
+        }
+    }
+
     /// The first index kept, if this entry says so.
     pub fn log_start(&self) -> Option<Index> {
         match (self.kind, self.extension) {
@@ -410,19 +423,24 @@ impl RecordHeader {
             kind: self.kind,
             session: self.session(),
             session_key: self.session_key(),
+            session_expiry_ms: self.session_expiry_ms(),
             log_start: self.log_start(),
             timestamp: self.timestamp,
             record_bytes: u32::try_from(self.record_bytes()).unwrap_or(u32::MAX),
+            payload_crc: self.payload_crc,
         }
     }
 
-    /// The header of the entry that `meta` describes; payload length and checksum are still to be set.
+    /// The header of the entry that `meta` describes; the payload's length is still to be set.
     pub fn of_meta(meta: &EntryMeta, partition: PartitionId, cluster: u32) -> RecordHeader {
         let extension = match (meta.session, meta.session_key, meta.log_start) {
             (Some(s), _, _) => Some(Extension { a: s.session.0, b: s.sequence.0, ..Extension::default() }),
-            (None, Some(key), _) => {
-                Some(Extension { a: key.0 as u64, b: (key.0 >> 64) as u64, ..Extension::default() })
-            }
+            (None, Some(key), _) => Some(Extension {
+                a: key.0 as u64,
+                b: (key.0 >> 64) as u64,
+                fence_resource: meta.session_expiry_ms,
+                ..Extension::default()
+            }),
             (None, None, Some(first)) => Some(Extension { a: first.0, ..Extension::default() }),
             (None, None, None) => None,
         };
@@ -432,6 +450,7 @@ impl RecordHeader {
             prev_generation: meta.prev_generation,
             timestamp: meta.timestamp,
             cluster,
+            payload_crc: meta.payload_crc,
             extension,
             ..RecordHeader::new(meta.kind, partition)
         }
@@ -506,7 +525,6 @@ mod tests {
         assert_eq!((header, payload), (sample(), &b"hello"[..]));
         let again = RecordHeader {
             payload_len: 5,
-            payload_crc: header.payload_crc,
             ..RecordHeader::of_meta(&header.meta(), PartitionId(3), 0xdead_beef)
         };
         assert_eq!(again, header);
@@ -523,6 +541,20 @@ mod tests {
         };
         let meta = header.meta();
         assert_eq!((meta.log_start, meta.session, meta.session_key), (Some(Index(71)), None, None));
+        assert_eq!(RecordHeader::of_meta(&meta, PartitionId(3), 0), header);
+    }
+
+    #[test]
+    fn a_session_opening_carries_its_key_and_its_expiry() {
+        let extension = Extension { a: 7, b: 1 << 60, fence_resource: 3_600_000, ..Extension::default() };
+        let header = RecordHeader {
+            index: Index(90),
+            extension: Some(extension),
+            ..RecordHeader::new(RecordKind::SessionOpen, PartitionId(3))
+        };
+        let meta = header.meta();
+        assert_eq!(meta.session_key, Some(SessionKey(1 << 124 | 7)));
+        assert_eq!(meta.session_expiry_ms, 3_600_000);
         assert_eq!(RecordHeader::of_meta(&meta, PartitionId(3), 0), header);
     }
 

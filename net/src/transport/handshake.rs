@@ -1,7 +1,6 @@
 //! Who is at the other end: hellos, refusals, and which connection of a pair stays.
 
-use super::NetTransport;
-use super::Role;
+use super::{Hold, NetTransport, Role};
 use crate::lanes::Lanes;
 use crate::peers::Channel;
 use crate::session::Session;
@@ -40,10 +39,15 @@ impl NetTransport {
             let reason = format!("this is cluster {:?}, not {expects:?}", own.cluster_name);
             return self.part(io, key, RefusalCode::ClusterName, &reason, events);
         }
-        if self.clients >= self.options.limits.client_connections_max {
-            let reason = format!("node {} has {} client connections, its limit", own.node, self.clients);
+        if self.clients >= self.options.limits.client_connections_max && !self.make_place(io, events) {
+            let Some(own) = &self.hello else { return };
+            let reason = format!(
+                "node {} has {} client connections, its limit, and none of them is idle",
+                own.node, self.clients
+            );
             return self.part(io, key, RefusalCode::TooMany, &reason, events);
         }
+        let Some(own) = &self.hello else { return };
         let in_flight_max = self.options.limits.requests_in_flight_max;
         let hello = ServerHello {
             node: own.node,
@@ -58,12 +62,30 @@ impl NetTransport {
         let mut answer = Vec::new();
         hello.put(&mut answer);
         if let Some(conn) = self.conns.get_mut(key) {
-            conn.role = Role::Client(Box::new(Session::new()));
+            conn.role = Role::Client(Box::new(Session::new(io.clock().now)));
             // Nothing was sent on it before.
             conn.pipe.send(io, vec![Bytes::from(answer)]);
             self.fresh_count -= 1;
             self.clients += 1;
         }
+    }
+
+    /// Of all clients, the one that has asked nothing for longest gives up its place to a newcomer. False if none is idle.
+    fn make_place(&mut self, io: &mut dyn Io, events: &mut Vec<Event>) -> bool {
+        let (now, idle_min) = (io.clock().now, self.options.limits.idle_min);
+        let idle = self.conns.iter().filter_map(|(key, conn)| match &conn.role {
+            Role::Client(session) if conn.pipe.partial_since().is_none() && conn.hold == Hold::No => {
+                Some((session.idle_since()?, key))
+            }
+            _ => None,
+        });
+        let Some((since, key)) = idle.min().filter(|(since, _)| now.since(*since) >= idle_min) else {
+            return false;
+        };
+        let seconds = now.since(since).as_secs();
+        let reason = format!("idle for {seconds} s, longer than all others, and its place is needed");
+        self.part(io, key, RefusalCode::TooMany, &reason, events);
+        true
     }
 
     pub(super) fn heard_refusal(
@@ -82,7 +104,11 @@ impl NetTransport {
         }
         let (now, random) = (io.clock().now, io.random());
         if let Some(peer) = node.and_then(|n| self.peers.get_mut(&n)) {
-            peer.refused(now, random);
+            match refusal.code {
+                // It has no place at the moment.
+                Some(RefusalCode::TooMany) => peer.failed(now, random),
+                _ => peer.refused(now, random),
+            }
         }
         let about = node.map_or(remote.to_string(), |n| format!("node {n}"));
         if self.told.first(about.clone(), &refusal.reason) {

@@ -10,6 +10,7 @@ mod handshake;
 mod time;
 mod traffic;
 
+use crate::budget::{Budget, Held, Share};
 use crate::inbound::Inbound;
 use crate::options::NetOptions;
 use crate::peers::{Channel, Peer, Told};
@@ -24,7 +25,7 @@ use std::net::SocketAddr;
 use tidelog::Error;
 use tidelog::formation::{Formed, Hello, judge};
 use tidelog::request::Response;
-use tidelog::transport::{ClientRef, Event, PeerMessage, Transport};
+use tidelog::transport::{ClientRef, Event, PeerMessage, REFUSED_CONNECTIONS_MAX, Transport};
 use tidelog_io::{Completion, ConnId, Foreground, Io, IoError, IoErrorKind, ListenerId, Op, Output};
 use tidelog_types::limits::PAGE_BYTES;
 use tidelog_types::{Monotonic, NodeId};
@@ -63,10 +64,23 @@ struct Conn {
     remote: SocketAddr,
     since: Monotonic,
     dirty: bool,
-    /// A client over its bounds: not read from.
-    held: bool,
+    hold: Hold,
     /// Bytes counted in the clients' total.
-    charged: usize,
+    charged: Held,
+    /// Its number among those whose large request is arriving.
+    upload: Option<u64>,
+}
+
+/// Why a client is not read from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hold {
+    No,
+    /// It has as much in flight as one connection may.
+    Own,
+    /// All clients together hold so much that its next request, of so many bytes, does not fit.
+    Waits(Share, usize),
+    /// The same for the buffer of a large request that is arriving.
+    Upload,
 }
 
 /// A node's network over its shard's ring.
@@ -84,9 +98,15 @@ pub struct NetTransport {
     fresh: VecDeque<Key>,
     fresh_count: usize,
     clients: usize,
-    client_bytes: usize,
-    /// Clients held because of the total.
-    starved: VecDeque<Key>,
+    budget: Budget,
+    /// Clients held because of the total, by share, in the order in which they came to be.
+    waiting_reads: VecDeque<Key>,
+    waiting_others: VecDeque<Key>,
+    /// Clients whose large request is arriving, in the order in which it began to. The first one always goes on.
+    uploads: BTreeMap<u64, Key>,
+    uploads_begun: u64,
+    /// Connections refused and not closed yet, in order; those that are closed are skipped.
+    parting: VecDeque<Key>,
     dirty: Vec<Key>,
     pending: Vec<Event>,
     told: Told,
@@ -102,6 +122,7 @@ impl NetTransport {
         let configured: Vec<NodeId> = options.nodes.iter().map(|(node, _)| *node).collect();
         let mut keepalive = Vec::new();
         wire::put_frame(&mut keepalive, FrameKind::Keepalive, [0; 5], &[]);
+        let budget = Budget::new(options.limits.client_bytes_max);
         let interval = (options.heartbeat / 2).clamp(TICK.0, TICK.1);
         NetTransport {
             options,
@@ -116,8 +137,12 @@ impl NetTransport {
             fresh: VecDeque::new(),
             fresh_count: 0,
             clients: 0,
-            client_bytes: 0,
-            starved: VecDeque::new(),
+            budget,
+            waiting_reads: VecDeque::new(),
+            waiting_others: VecDeque::new(),
+            uploads: BTreeMap::new(),
+            uploads_begun: 0,
+            parting: VecDeque::new(),
             dirty: Vec::new(),
             pending: Vec::new(),
             told: Told::default(),
@@ -133,9 +158,9 @@ impl NetTransport {
         self.conns.len()
     }
 
-    /// Bytes of requests and answers of all clients in flight.
+    /// Bytes of requests, arriving or in flight, and of answers of all clients.
     pub fn client_bytes(&self) -> usize {
-        self.client_bytes
+        self.budget.bytes()
     }
 
     // --- connections -------------------------------------------------------------------------------------
@@ -144,8 +169,16 @@ impl NetTransport {
         let now = io.clock().now;
         let (min, max) = if matches!(role, Role::Peer(_)) { PEER_BUFFER } else { CLIENT_BUFFER };
         let pipe = Pipe::new(conn, Key(0), Inbound::new(min, max), now);
-        let key =
-            self.conns.insert(Conn { pipe, role, remote, since: now, dirty: false, held: false, charged: 0 });
+        let key = self.conns.insert(Conn {
+            pipe,
+            role,
+            remote,
+            since: now,
+            dirty: false,
+            hold: Hold::No,
+            charged: Held::default(),
+            upload: None,
+        });
         if let Some(conn) = self.conns.get_mut(key) {
             conn.pipe.name(key);
             conn.pipe.receive(io);
@@ -165,7 +198,11 @@ impl NetTransport {
     fn detach(&mut self, io: &mut dyn Io, key: Key, events: &mut Vec<Event>) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let (now, random) = (io.clock().now, io.random());
-        self.client_bytes -= std::mem::take(&mut conn.charged);
+        self.budget.change(std::mem::take(&mut conn.charged), Held::default());
+        conn.hold = Hold::No;
+        if let Some(upload) = conn.upload.take() {
+            self.uploads.remove(&upload);
+        }
         match std::mem::replace(&mut conn.role, Role::Closed) {
             Role::Fresh => self.fresh_count -= 1,
             Role::Client(_) => {
@@ -218,6 +255,14 @@ impl NetTransport {
                 conn.pipe.send(io, vec![Bytes::from(farewell)]);
             }
             conn.pipe.receive(io);
+        }
+        self.parting.push_back(key);
+        // Many that are refused at once do not take the descriptors of others.
+        while self.parting.len() > REFUSED_CONNECTIONS_MAX {
+            let Some(oldest) = self.parting.pop_front() else { break };
+            if self.conns.get(oldest).is_some_and(|c| matches!(c.role, Role::Parting { .. })) {
+                self.close(io, oldest, events);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! What is overdue: dead channels, silent or half-dead clients, peers to dial again.
 
-use super::{NetTransport, Role};
+use super::{Hold, NetTransport, Role};
 use crate::options::CHANNEL_TIMEOUT_HEARTBEATS;
 use crate::pipe::{NetOp, token};
 use crate::slab::Key;
@@ -49,7 +49,14 @@ impl NetTransport {
             }
             self.close(io, key, events);
         }
-        self.feed_starved(io, events);
+        self.feed_waiting(io, events);
+        while self
+            .parting
+            .front()
+            .is_some_and(|k| !self.conns.get(*k).is_some_and(|c| matches!(c.role, Role::Parting { .. })))
+        {
+            self.parting.pop_front();
+        }
         while self
             .fresh
             .front()
@@ -63,6 +70,7 @@ impl NetTransport {
 
     /// What is overdue on a connection: why it ends, if it does.
     fn overdue(&mut self, io: &mut dyn Io, key: Key, now: Monotonic) -> Option<&'static str> {
+        let pressed = self.is_pressed();
         let limits = &self.options.limits;
         let conn = self.conns.get_mut(key)?;
         let silent = now.since(conn.pipe.last_received);
@@ -99,17 +107,22 @@ impl NetTransport {
             }
             Role::Client(session) => {
                 let half = conn.pipe.partial_since().is_some_and(|s| now.since(s) >= limits.frame_timeout);
-                if half && conn.pipe.is_receiving() {
+                // Also of one that is held: what it waits for may be the memory of others that do not go on either.
+                if half && (conn.pipe.is_receiving() || conn.hold == Hold::Upload) {
                     return Some("half a frame");
                 }
-                if silent >= limits.idle_timeout && session.in_flight() == 0 && !conn.held {
+                if silent >= limits.idle_timeout && session.in_flight() == 0 && conn.hold == Hold::No {
                     return Some("idle");
                 }
                 if unsent >= limits.send_timeout && conn.pipe.is_sending() {
                     return Some("it does not read");
                 }
+                if pressed && unsent >= limits.pressed_send_timeout && conn.pipe.is_sending() {
+                    return Some("it does not read, and others wait for the memory");
+                }
+                // One that is held waits as well; and writing to it tells whether it is still there.
                 if unsent >= limits.client_keepalive
-                    && session.unanswered() > 0
+                    && (session.unanswered() > 0 || conn.hold != Hold::No)
                     && !session.has_answers()
                     && !conn.pipe.is_sending()
                 {

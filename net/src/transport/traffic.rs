@@ -1,10 +1,12 @@
 //! Completions and frames.
 
-use super::{CLIENT_BUFFER, NetTransport, PEER_BUFFER, Role};
+use super::{CLIENT_BUFFER, Hold, NetTransport, PEER_BUFFER, Role};
+use crate::budget::{Held, Share, cost};
 use crate::pipe::{NetOp, close_stray, token};
 use crate::slab::Key;
-use crate::wire::{self, FrameHeader, FrameKind, PeerHello, Refusal, WireError};
+use crate::wire::{self, FrameHeader, FrameKind, PeerHello, Refusal, RefusalCode, WireError};
 use bytes::Bytes;
+use tidelog::request::{Request, RequestError, SessionScope};
 use tidelog::transport::{ClientRef, Event, PeerMessage};
 use tidelog_io::{Completion, Io, IoError, IoErrorKind, Op, Output};
 
@@ -27,7 +29,7 @@ impl NetTransport {
         match result {
             Ok(Output::Connected { conn, peer }) => {
                 if self.fresh_count >= self.options.limits.fresh_connections_max {
-                    self.close_oldest_fresh(io, events);
+                    self.refuse_oldest_fresh(io, events);
                 }
                 let key = self.insert(io, conn, peer, Role::Fresh);
                 self.fresh_count += 1;
@@ -45,10 +47,15 @@ impl NetTransport {
         }
     }
 
-    fn close_oldest_fresh(&mut self, io: &mut dyn Io, events: &mut Vec<Event>) {
+    /// The connection that has said nothing for longest gives up its place.
+    fn refuse_oldest_fresh(&mut self, io: &mut dyn Io, events: &mut Vec<Event>) {
         while let Some(key) = self.fresh.pop_front() {
             if self.conns.get(key).is_some_and(|c| matches!(c.role, Role::Fresh)) {
-                return self.close(io, key, events);
+                let max = self.options.limits.fresh_connections_max;
+                let reason = format!(
+                    "{max} connections have not said who they are, as many as may (limits.unspoken_connections)"
+                );
+                return self.part(io, key, RefusalCode::TooMany, &reason, events);
             }
         }
     }
@@ -141,10 +148,13 @@ impl NetTransport {
             self.mark(key);
         }
         self.charge(key);
-        if self.conns.get_mut(key).is_some_and(|c| std::mem::replace(&mut c.held, false)) {
+        if let Some(conn) = self.conns.get_mut(key)
+            && conn.hold == Hold::Own
+        {
+            conn.hold = Hold::No;
             self.read(io, key, events);
         }
-        self.feed_starved(io, events);
+        self.feed_waiting(io, events);
     }
 
     /// Takes the complete frames of a connection, then receives on.
@@ -156,19 +166,10 @@ impl NetTransport {
                 Role::Closed => return,
                 Role::Client(session) => {
                     let limits = &self.options.limits;
-                    let lends = conn.pipe.inbound.lends();
-                    let large = if lends > CLIENT_BUFFER.1 { lends } else { 0 };
-                    let starved = self.client_bytes - conn.charged + session.in_flight_bytes() + large
-                        > limits.client_bytes_max
-                        && self.client_bytes > conn.charged;
-                    if starved
-                        || session.in_flight() >= limits.requests_in_flight_max
+                    if session.in_flight() >= limits.requests_in_flight_max
                         || session.in_flight_bytes() >= limits.request_bytes_in_flight_max
                     {
-                        conn.held = true;
-                        if starved {
-                            self.starved.push_back(key);
-                        }
+                        conn.hold = Hold::Own;
                         return self.charge(key);
                     }
                 }
@@ -176,6 +177,20 @@ impl NetTransport {
             }
             match conn.pipe.inbound.frame() {
                 Ok(Some(header)) => {
+                    if matches!(conn.role, Role::Client(_)) {
+                        self.charge(key);
+                        let (share, bytes) = cost(&header);
+                        if let Some(conn) = self.conns.get_mut(key)
+                            && share == Share::Reads
+                            && !self.budget.one_takes(conn.charged.reads, bytes)
+                        {
+                            conn.hold = Hold::Own;
+                            return;
+                        }
+                        if !self.budget.takes(share, bytes) {
+                            return self.wait_for_room(key, share, bytes);
+                        }
+                    }
                     if let Err(error) = self.frame(io, key, &header, events) {
                         return self.protocol_error(io, key, &error, events);
                     }
@@ -187,11 +202,45 @@ impl NetTransport {
                 Err(error) => return self.protocol_error(io, key, &error, events),
             }
         }
-        let now = io.clock().now;
+        self.go_on_receiving(io, key);
+    }
+
+    fn wait_for_room(&mut self, key: Key, share: Share, bytes: usize) {
         if let Some(conn) = self.conns.get_mut(key) {
-            conn.pipe.note_partial(now);
-            conn.pipe.receive(io);
+            conn.hold = Hold::Waits(share, bytes);
+            match share {
+                Share::Reads => self.waiting_reads.push_back(key),
+                Share::Others => self.waiting_others.push_back(key),
+            }
         }
+    }
+
+    /// Receives on, unless that takes a larger buffer and there is no room for it.
+    fn go_on_receiving(&mut self, io: &mut dyn Io, key: Key) {
+        let now = io.clock().now;
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        conn.pipe.note_partial(now);
+        conn.hold = Hold::No;
+        if matches!(conn.role, Role::Client(_)) {
+            let wants = conn.pipe.inbound.lends();
+            if wants <= CLIENT_BUFFER.1 {
+                if let Some(upload) = conn.upload.take() {
+                    self.uploads.remove(&upload);
+                }
+            } else {
+                let number = *conn.upload.get_or_insert_with(|| {
+                    self.uploads_begun += 1;
+                    self.uploads.insert(self.uploads_begun, key);
+                    self.uploads_begun
+                });
+                let first = self.uploads.first_key_value().is_some_and(|(first, _)| *first == number);
+                if !first && !self.budget.takes_upload(conn.charged.upload, wants) {
+                    conn.hold = Hold::Upload;
+                    return;
+                }
+            }
+        }
+        conn.pipe.receive(io);
         self.charge(key);
     }
 
@@ -199,24 +248,54 @@ impl NetTransport {
     pub(super) fn charge(&mut self, key: Key) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if let Role::Client(session) = &conn.role {
-            let lends = conn.pipe.inbound.lends();
-            let large = if lends > CLIENT_BUFFER.1 { lends } else { 0 };
-            let now = session.in_flight_bytes() + large;
-            self.client_bytes = self.client_bytes - conn.charged + now;
-            conn.charged = now;
+            let buffer = conn.pipe.inbound.holds();
+            let upload = if buffer > CLIENT_BUFFER.1 { buffer } else { 0 };
+            let now = Held { upload, ..session.held() };
+            self.budget.change(std::mem::replace(&mut conn.charged, now), now);
         }
     }
 
-    pub(super) fn feed_starved(&mut self, io: &mut dyn Io, events: &mut Vec<Event>) {
-        for _ in 0..self.starved.len() {
-            if self.client_bytes >= self.options.limits.client_bytes_max {
-                break;
-            }
-            let Some(key) = self.starved.pop_front() else { break };
-            if self.conns.get_mut(key).is_some_and(|c| std::mem::replace(&mut c.held, false)) {
-                self.read(io, key, events);
+    /// Reads on from clients that waited for room, those that wait longest first.
+    pub(super) fn feed_waiting(&mut self, io: &mut dyn Io, events: &mut Vec<Event>) {
+        for share in [Share::Others, Share::Reads] {
+            loop {
+                let queue = match share {
+                    Share::Reads => &mut self.waiting_reads,
+                    Share::Others => &mut self.waiting_others,
+                };
+                let Some(key) = queue.front().copied() else { break };
+                let held =
+                    self.conns.get_mut(key).filter(|c| matches!(c.hold, Hold::Waits(of, _) if of == share));
+                if let Some(conn) = held {
+                    if let Hold::Waits(_, bytes) = conn.hold
+                        && !self.budget.takes(share, bytes)
+                    {
+                        break;
+                    }
+                    conn.hold = Hold::No;
+                    queue.pop_front();
+                    self.read(io, key, events);
+                } else {
+                    queue.pop_front();
+                }
             }
         }
+        if self.uploads.is_empty() {
+            return;
+        }
+        let waits = |key: &Key| self.conns.get(*key).is_some_and(|c| c.hold == Hold::Upload);
+        for key in self.uploads.values().copied().filter(waits).collect::<Vec<_>>() {
+            self.go_on_receiving(io, key);
+            if self.conns.get(key).is_some_and(|c| c.hold == Hold::Upload) {
+                break;
+            }
+        }
+    }
+
+    /// Whether clients wait for others to make room.
+    pub(super) fn is_pressed(&self) -> bool {
+        let waits = |key: &Key| self.conns.get(*key).is_some_and(|c| c.hold != Hold::No);
+        self.waiting_reads.front().is_some_and(waits) || self.waiting_others.front().is_some_and(waits)
     }
 
     /// One complete frame; the caller goes on behind it.
@@ -268,7 +347,19 @@ impl NetTransport {
                 | FrameKind::Snapshot,
             ) => {
                 let call = wire::decode_request(header, inbound.payload())?;
-                let client = ClientRef { connection: key.0, request: session.ask(&call) };
+                let now = io.clock().now;
+                let client = ClientRef { connection: key.0, request: session.ask(&call, now) };
+                if let Request::OpenSession { partition, key: name } = call.request {
+                    let limits = &self.options.limits;
+                    let (max, within) = (limits.sessions_per_connection_max, limits.session_expiry);
+                    if let Err(retry_after) = session.may_open(partition, name, now, max, within) {
+                        let (scope, limit) = (SessionScope::Connection, max as u64);
+                        let full = RequestError::SessionsFull { scope, limit, retry_after };
+                        session.answer(client.request, Err(full));
+                        self.mark(key);
+                        return Ok(());
+                    }
+                }
                 events.push(Event::Request { client, request: call.request });
             }
             (Role::Peer(_) | Role::Client(_), FrameKind::Keepalive) => {}

@@ -5,7 +5,7 @@ use super::reader::{Reader, cut, text};
 use super::{FrameHeader, WireError};
 use bytes::Bytes;
 use core::time::Duration;
-use tidelog::request::{BusyReason, NodeStatus, Records, Reply, RequestError, Response};
+use tidelog::request::{BusyReason, NodeStatus, Records, Reply, RequestError, Response, SessionScope};
 use tidelog_types::{Generation, Index, NodeId, PartitionId, Position, Sequence, SessionId};
 
 const HEAD_BYTES: usize = 32;
@@ -69,6 +69,14 @@ pub fn encode_answer(out: &mut Vec<u8>, number: u64, response: &Response) {
         Err(E::NoSuchPartition(partition)) => (26, partition.0, 0, &[]),
         Err(E::Ahead { asked, high_water }) => (27, asked.0, high_water.0, &[]),
         Err(E::Unavailable(why)) => (28, 0, 0, cut(why, TEXT_BYTES_MAX as usize).as_bytes()),
+        Err(E::SessionsFull { scope, limit, retry_after }) => {
+            let code = match scope {
+                SessionScope::Partition => 30,
+                SessionScope::Connection => 31,
+            };
+            (code, *limit, micros(retry_after), &[])
+        }
+        Err(E::SequenceReused { index }) => (32, index.0, 0, &[]),
         Err(E::Invalid(why)) => (29, 0, 0, cut(why, TEXT_BYTES_MAX as usize).as_bytes()),
     };
     let extra = extra.get(..TEXT_BYTES_MAX as usize).unwrap_or(extra);
@@ -94,10 +102,10 @@ fn answer(r: &mut Reader<'_>) -> Result<Answer, WireError> {
     let extra = r.bytes(extra_len)?;
     r.zeros(extra_len.next_multiple_of(8) - extra_len, "padding of an answer")?;
     let (words, extra_max) = match code {
-        1 | 17 | 24 | 27 => (2, 0),
+        1 | 17 | 24 | 27 | 30 | 31 => (2, 0),
         2 | 3 => (2, 8),
         16 => (1, TEXT_BYTES_MAX as usize),
-        19 | 22 | 26 => (1, 0),
+        19 | 22 | 26 | 32 => (1, 0),
         28 | 29 => (0, TEXT_BYTES_MAX as usize),
         _ => (0, 0),
     };
@@ -126,6 +134,12 @@ fn answer(r: &mut Reader<'_>) -> Result<Answer, WireError> {
         27 => Err(E::Ahead { asked: Index(a), high_water: Index(b) }),
         28 => Err(E::Unavailable(text(extra, "reason")?)),
         29 => Err(E::Invalid(text(extra, "reason")?)),
+        30 | 31 => Err(E::SessionsFull {
+            scope: if code == 30 { SessionScope::Partition } else { SessionScope::Connection },
+            limit: a,
+            retry_after: Duration::from_micros(b),
+        }),
+        32 => Err(E::SequenceReused { index: Index(a) }),
         _ => return Err(WireError::Field("code of an answer")),
     };
     Ok(Answer { number, response })

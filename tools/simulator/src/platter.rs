@@ -45,6 +45,8 @@ pub(crate) struct Record {
     pub(crate) index: u64,
     pub(crate) generation: u64,
     pub(crate) prev_generation: u64,
+    /// Replicated time.
+    pub(crate) stamp: u64,
     /// (session, sequence) of a data entry.
     pub(crate) session: Option<(u64, u64)>,
     /// How many entries it tells of, if it tells of lost ones.
@@ -209,6 +211,7 @@ pub(crate) fn record(bytes: &[u8]) -> Result<(Record, usize), String> {
         index: u64_at(head, 24),
         generation: u64_at(head, 32),
         prev_generation: u64_at(head, 40),
+        stamp: u64_at(head, 48),
         session,
         count: u64_at(head, 48),
         hash: u64::from(crc32c::crc32c(head)) << 32 | u64::from(payload_crc),

@@ -49,6 +49,11 @@ pub(crate) struct Profile {
     scrub_rate: u64,
     scrub_every: Duration,
     retention: Retention,
+    pub(crate) session_expiry: Duration,
+    /// Whether clients write into each other's sessions.
+    pub(crate) rivals: bool,
+    /// Sessions that a connection may open.
+    sessions_per_connection: usize,
 }
 
 impl Profile {
@@ -78,6 +83,16 @@ impl Profile {
             scrub_rate: random.between((16 << 20, 128 << 20)),
             scrub_every: Duration::from_millis(random.between((1_000, 8_000))),
             retention: Profile::draw_retention(random),
+            // Short enough that idle sessions expire within a run, in every third one.
+            session_expiry: Duration::from_millis(match random.below(3) {
+                0 => random.between((300, 6_000)),
+                _ => 3_600_000,
+            }),
+            rivals: random.below(4) == 0,
+            sessions_per_connection: match random.below(4) {
+                0 => usize::try_from(random.between((1, 3))).unwrap_or(1),
+                _ => 256,
+            },
             nodes,
         }
     }
@@ -156,7 +171,13 @@ impl Profile {
 
     /// Bounds of a node's network.
     pub(crate) fn net_limits(&self) -> Limits {
-        Limits { peer_bytes_max: self.lane_bytes(), client_bytes_max: CLIENT_BYTES, ..Limits::default() }
+        Limits {
+            peer_bytes_max: self.lane_bytes(),
+            client_bytes_max: CLIENT_BYTES,
+            sessions_per_connection_max: self.sessions_per_connection,
+            session_expiry: self.session_expiry,
+            ..Limits::default()
+        }
     }
 
     /// Most entries proposed and not committed.
@@ -220,6 +241,7 @@ impl Profile {
             uncommitted_entries_max: self.uncommitted_entries,
             uncommitted_bytes_max: 8 << 20,
             peer_bytes_max: self.peer_bytes(),
+            session_expiry: self.session_expiry,
             inbox_max: 16,
             keep: self.keep(),
         }

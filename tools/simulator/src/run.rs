@@ -142,6 +142,10 @@ impl Run {
         faults.insert("retention: a later log start".to_owned(), self.checkers.later_starts());
         faults.insert("late answers to a leader".to_owned(), self.cluster.late_answers());
         faults.insert("calm: a disk stalls".to_owned(), self.stalls_outlived);
+        let refusals = ["session: expired", "session: sequence of another payload", "session: gap"];
+        for (name, count) in refusals.into_iter().zip(self.workload.refusals()) {
+            faults.insert(name.to_owned(), count);
+        }
         let (cut, healed) = self.checkers.decided();
         faults.insert("deciding: a log cut by denials".to_owned(), cut);
         faults.insert("deciding: entries came back".to_owned(), healed);

@@ -24,8 +24,12 @@ const PARKED_FOR: Duration = Duration::from_millis(50);
 /// What an answer is waited for.
 #[derive(Clone, Debug)]
 enum Asked {
-    Append(Appending),
-    Open { partition: u64, key: u128 },
+    /// An append, and whether no earlier try of it ended without an answer.
+    Append(Appending, bool),
+    Open {
+        partition: u64,
+        key: u128,
+    },
     Read(Reading),
 }
 
@@ -34,6 +38,8 @@ enum Asked {
 struct Entry {
     append: Appending,
     payload: Bytes,
+    /// What became of an earlier try is not known.
+    unknown: bool,
 }
 
 /// One partition's session of a client.
@@ -79,6 +85,12 @@ pub(crate) struct Workload {
     clients: BTreeMap<u64, Client>,
     acked: Vec<u64>,
     stopping: bool,
+    /// After how long without use a session expires.
+    session_expiry: Duration,
+    /// Whether clients write into each other's sessions.
+    rivals: bool,
+    /// Definite refusals of session appends: expired, reused, gaps.
+    refusals: [u64; 3],
     /// A node that led when it fell out of touch, and until when clients read from it in particular: whoever leads meanwhile
     /// commits what it does not know of.
     stale: Option<(u64, u64)>,
@@ -125,6 +137,9 @@ impl Workload {
             clients,
             acked: vec![0; usize::try_from(profile.partitions).unwrap_or(0)],
             stopping: false,
+            session_expiry: profile.session_expiry,
+            rivals: profile.rivals,
+            refusals: [0; 3],
             stale: None,
         }
     }
@@ -160,9 +175,25 @@ impl Workload {
         self.clients.values().all(|c| c.asked.is_empty() && c.sessions.values().all(|s| s.open.is_empty()))
     }
 
+    /// Definite refusals of session appends so far: for an expired session, a sequence used by another, a gap.
+    pub(crate) fn refusals(&self) -> [u64; 3] {
+        self.refusals
+    }
+
+    /// A session of another client: partition, id, next sequence.
+    fn rival_of(&self, id: u64) -> Option<(u64, u64, u64)> {
+        let others = self.clients.values().filter(|client| client.id != id);
+        let mut sessions = others.flat_map(|client| client.sessions.iter());
+        sessions.find_map(|(partition, session)| Some((*partition, session.id?, session.next)))
+    }
+
     /// A client's turn.
     pub(crate) fn turn(&mut self, id: u64, checkers: &mut Checkers) -> Verdict {
-        let Workload { world, partitions, nodes, payload_max, clients, acked, stopping, stale } = self;
+        let rival = if self.rivals { self.rival_of(id) } else { None };
+        let expiry_ms = u64::try_from(self.session_expiry.as_millis()).unwrap_or(u64::MAX);
+        let Workload {
+            world, partitions, nodes, payload_max, clients, acked, stopping, stale, refusals, ..
+        } = self;
         let Some(client) = clients.get_mut(&id) else { return Ok(()) };
         client.io.poll(Wait::No, &mut client.completions);
         for completion in std::mem::take(&mut client.completions) {
@@ -172,7 +203,7 @@ impl Workload {
         client.core.flush(&mut client.io);
         client.core.drain(&mut client.results);
         for done in std::mem::take(&mut client.results) {
-            if let Some(partition) = client.done(done, checkers)?
+            if let Some(partition) = client.done(done, checkers, expiry_ms, refusals)?
                 && let Some(count) = usize::try_from(partition).ok().and_then(|p| acked.get_mut(p))
             {
                 *count += 1;
@@ -191,6 +222,9 @@ impl Workload {
                 match stale.filter(|(_, until)| world.now() < *until && client.random.coin()) {
                     Some((node, _)) if client.random.coin() => client.read_at(*partitions, node, checkers),
                     Some((node, _)) => client.append_beside(*partitions, nodes, node, checkers),
+                    None if rival.is_some() && client.random.below(20) == 0 => {
+                        client.append_as_rival(rival, checkers);
+                    }
                     None => client.ask(*partitions, nodes, *payload_max, checkers),
                 }
             }
@@ -240,7 +274,7 @@ impl Client {
                 let append = Appending { partition, ident, session: None, floor };
                 self.submit(
                     ClientRequest::append(PartitionId(partition), ident.payload(len)),
-                    Asked::Append(append),
+                    Asked::Append(append, true),
                 );
             }
             50..=79 => self.ask_session(partition, floor, payload_max),
@@ -281,7 +315,7 @@ impl Client {
         let (ident, len) = (self.ident(), self.payload_len(4096));
         let append = Appending { partition, ident, session: None, floor: checkers.history.floor(partition) };
         let request = ClientRequest::append(PartitionId(partition), ident.payload(len));
-        self.submit(request.at(Target::Node(NodeId(node))), Asked::Append(append));
+        self.submit(request.at(Target::Node(NodeId(node))), Asked::Append(append, true));
     }
 
     /// The next append of a session, or the session itself.
@@ -314,7 +348,7 @@ impl Client {
         let ident = self.ident();
         let len = self.payload_len(payload_max);
         let append = Appending { partition, ident, session: Some((id, sequence)), floor };
-        let entry = Entry { append, payload: ident.payload(len) };
+        let entry = Entry { append, payload: ident.payload(len), unknown: false };
         let sent = self.send(&entry);
         if let Some(session) = self.sessions.get_mut(&partition) {
             session.open.insert(sequence, entry);
@@ -322,6 +356,15 @@ impl Client {
                 session.parked.insert(sequence);
             }
         }
+    }
+
+    /// An append into another client's session, about where that one is. It is tried once.
+    fn append_as_rival(&mut self, rival: Option<(u64, u64, u64)>, checkers: &Checkers) {
+        let Some((partition, id, next)) = rival else { return };
+        let sequence = (next + 1).saturating_sub(self.random.below(4)).max(1);
+        let (ident, floor) = (self.ident(), checkers.history.floor(partition));
+        let append = Appending { partition, ident, session: Some((id, sequence)), floor };
+        self.send(&Entry { append, payload: ident.payload(100), unknown: false });
     }
 
     fn open(&mut self, partition: u64, key: u128) {
@@ -338,7 +381,7 @@ impl Client {
         let of = SessionRef { session: SessionId(session), sequence: Sequence(sequence) };
         let request =
             ClientRequest::append_once(PartitionId(entry.append.partition), of, entry.payload.clone());
-        self.submit(request, Asked::Append(entry.append))
+        self.submit(request, Asked::Append(entry.append, !entry.unknown))
     }
 
     /// Asks again for something that was acknowledged long ago.
@@ -347,7 +390,8 @@ impl Client {
         let known: Vec<u64> = session.done.keys().copied().collect();
         if let Some(entry) = self.random.pick(&known).and_then(|s| session.done.get(s)).cloned() {
             // What real time says about it was said at its first acknowledgement.
-            self.send(&Entry { append: Appending { floor: 0, ..entry.append }, ..entry });
+            let append = Appending { floor: 0, ..entry.append };
+            self.send(&Entry { append, unknown: true, ..entry });
         }
     }
 
@@ -377,6 +421,8 @@ impl Client {
         &mut self,
         done: Done,
         checkers: &mut Checkers,
+        expiry_ms: u64,
+        refusals: &mut [u64; 3],
     ) -> Result<Option<u64>, crate::checkers::Violation> {
         let Some(asked) = self.asked.remove(&done.tag) else {
             return broken(
@@ -386,24 +432,29 @@ impl Client {
         };
         let (history, commits) = checkers.clients();
         match (asked, done.result) {
-            (Asked::Append(append), Ok(Reply::Appended { position })) => {
+            (Asked::Append(append, _), Ok(Reply::Appended { position })) => {
                 history.acked(&append, position.index.0, position.generation.0, commits)?;
                 self.acknowledged(&append);
                 Ok(Some(append.partition))
             }
-            (Asked::Append(append), Err(error)) => {
+            (Asked::Append(append, first), Err(error)) => {
                 match &error {
                     ClientError::Unknown { .. } => history.outcomes.unknown += 1,
                     _ => history.outcomes.refused += 1,
                 }
-                self.failed(&append, &error, checkers)?;
+                self.failed(&append, first, &error, checkers, expiry_ms, refusals)?;
                 Ok(None)
             }
             (Asked::Open { partition, key }, Ok(Reply::SessionOpened { session, position })) => {
-                history.opened(partition, key, session.0, position.generation.0, commits)?;
+                history.opened(partition, key, session.0, position.generation.0, commits, expiry_ms)?;
                 if let Some(own) = self.sessions.get_mut(&partition) {
-                    own.id = Some(session.0);
                     own.opening = false;
+                    match own.id {
+                        // It had expired, and was opened anew by being asked for.
+                        Some(id) if id < session.0 => own.restart(Some(session.0)),
+                        Some(_) => {}
+                        None => own.id = Some(session.0),
+                    }
                 }
                 Ok(None)
             }
@@ -426,8 +477,12 @@ impl Client {
     }
 
     fn acknowledged(&mut self, append: &Appending) {
-        let Some((_, sequence)) = append.session else { return };
+        let Some((id, sequence)) = append.session else { return };
         let Some(session) = self.sessions.get_mut(&append.partition) else { return };
+        let own = session.open.get(&sequence).is_some_and(|entry| entry.append.ident == append.ident);
+        if session.id != Some(id) || !own {
+            return; // into another client's session, or one that has expired since
+        }
         session.parked.remove(&sequence);
         if let Some(entry) = session.open.remove(&sequence) {
             session.done.insert(sequence, entry);
@@ -437,7 +492,15 @@ impl Client {
         }
     }
 
-    fn failed(&mut self, append: &Appending, error: &ClientError, checkers: &mut Checkers) -> Verdict {
+    fn failed(
+        &mut self,
+        append: &Appending,
+        first: bool,
+        error: &ClientError,
+        checkers: &mut Checkers,
+        expiry_ms: u64,
+        refusals: &mut [u64; 3],
+    ) -> Verdict {
         let Some((id, sequence)) = append.session else {
             // Anything but "unknown" says that nothing was appended.
             return match error {
@@ -445,22 +508,61 @@ impl Client {
                 _ => checkers.denied(append, &error.to_string()),
             };
         };
-        let known = !matches!(error, ClientError::Refused(RequestError::SessionExpired));
-        ensure(12, known, || {
-            format!("partition {}: session {id} was opened, and is not known any more", append.partition)
-        })?;
-        if let Some(session) = self.sessions.get_mut(&append.partition)
-            && session.open.contains_key(&sequence)
-        {
-            let forgotten = matches!(error, ClientError::Refused(RequestError::SequenceTooOld));
-            ensure(12, !forgotten, || {
-                format!(
-                    "partition {}: session {id}: unacknowledged sequence {sequence} is too old",
-                    append.partition
-                )
-            })?;
-            session.parked.insert(sequence);
+        let partition = append.partition;
+        let own = self.sessions.get_mut(&partition).filter(|session| session.id == Some(id));
+        let kept = own.as_ref().and_then(|session| session.open.get(&sequence));
+        let kept = kept.filter(|entry| entry.append.ident == append.ident);
+        let is_open = kept.is_some();
+        let mut refused = |which: usize| refusals[which] += 1;
+        match error {
+            ClientError::Refused(RequestError::SessionExpired) => {
+                refused(0);
+                checkers.commits_mut().expired(partition, id, expiry_ms)?;
+                if first {
+                    checkers.denied(append, &error.to_string())?;
+                }
+                if let Some(session) = own {
+                    session.restart(None);
+                }
+            }
+            ClientError::Refused(RequestError::SequenceReused { index }) => {
+                refused(1);
+                checkers.commits_mut().reused(partition, (id, sequence), append.ident, index.0)?;
+                checkers.denied(append, &error.to_string())?;
+                if let Some(session) = own.filter(|_| is_open) {
+                    session.open.remove(&sequence);
+                    session.parked.remove(&sequence);
+                }
+            }
+            _ => {
+                if let ClientError::Refused(RequestError::SequenceGap { expected }) = error {
+                    refused(2);
+                    checkers.commits_mut().gap(partition, id, expected.0)?;
+                }
+                if let Some(session) = own.filter(|_| is_open) {
+                    let forgotten = matches!(error, ClientError::Refused(RequestError::SequenceTooOld));
+                    ensure(12, !forgotten, || {
+                        format!(
+                            "partition {partition}: session {id}: unacknowledged sequence {sequence} is too old"
+                        )
+                    })?;
+                    if let Some(entry) = session.open.get_mut(&sequence) {
+                        entry.unknown |= matches!(error, ClientError::Unknown { .. });
+                    }
+                    session.parked.insert(sequence);
+                }
+            }
         }
         Ok(())
+    }
+}
+
+impl Session {
+    /// It has expired: what it was about to append is given up, and the next session begins anew.
+    fn restart(&mut self, id: Option<u64>) {
+        (self.id, self.next) = (id, 1);
+        self.open.clear();
+        self.parked.clear();
+        self.done.clear();
     }
 }

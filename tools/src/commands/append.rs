@@ -36,7 +36,8 @@ pub(crate) struct Args {
     /// Records on their way at once
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) in_flight: u32,
-    /// Append within this session: each sequence is in the log at most once
+    /// Append within this session: each sequence is in the log at most once, as long as the session is not unused for
+    /// limits.session_expiry. Then the name stands for another session, whose sequences begin at 1
     #[arg(long, value_name = "NAME", requires = "first_sequence")]
     pub(crate) session: Option<String>,
     /// The first record's sequence in the session

@@ -5,9 +5,13 @@
 //! [`Sessions::recall`] all holes of a prefix from a table of that prefix; when the last one is filled, the table is the one of a log
 //! without holes, and strict again. Nobody is admitted against a table with holes.
 
-use super::{Fault, RUNS_MAX, Run, Session, Sessions};
+use super::state::Session;
+use super::{Fault, RUNS_MAX, Run, Sessions};
 use crate::ranges::Ranges;
-use tidelog_types::{EntryMeta, Index, RecordKind, Sequence, SessionId, SessionRef};
+use tidelog_types::{EntryMeta, Index, RecordKind, Sequence, SessionId, SessionKey, SessionRef};
+
+/// Most checksums of a session that are put together again: as many as may be uncommitted, and more.
+const SUMS_MAX: u64 = 1 << 17;
 
 impl Sessions {
     /// A hole splits a run at most once, so the newest [`RUNS_MAX`] runs of the table without it are among these.
@@ -36,64 +40,93 @@ impl Sessions {
     /// # Errors
     /// If it contradicts what is known; then nothing changed.
     pub(crate) fn patch(&mut self, entry: &EntryMeta, high_water: Index) -> Result<(), Fault> {
-        let at = entry.position.index;
+        let (at, stamp) = (entry.position.index, entry.timestamp);
         if !self.holes.contains(at) {
             return Ok(());
         }
-        let mut undo = None;
-        match (entry.kind, entry.session_key) {
-            (RecordKind::SessionOpen, Some(key)) => {
-                if let Some(session) = self.by_key(key) {
+        let (id, before) = match (entry.kind, entry.session_key, entry.session) {
+            (RecordKind::SessionOpen, Some(key), _) => {
+                let id = SessionId(at.0);
+                if let Some(session) = self.contradicted_key(key, id, entry) {
                     return Err(Fault::KeyInUse { session });
                 }
-                self.keys.insert(key, SessionId(at.0));
-                self.sessions.entry(SessionId(at.0)).or_insert(Session::new(None)).key = Some(key);
-                undo = Some(SessionId(at.0));
+                let before = self.sessions.get(&id).cloned();
+                let session = self.sessions.entry(id).or_default();
+                (session.key, session.expiry_ms) = (Some(key), entry.session_expiry_ms);
+                session.used.note(at, stamp);
+                (Some(id), before)
             }
             // Somebody wrote into a session that this entry must have opened.
             _ if self.sessions.contains_key(&SessionId(at.0)) => {
                 return Err(Fault::Unknown { session: SessionId(at.0) });
             }
-            _ => {}
-        }
-        let mut patched = None;
-        if let Some(SessionRef { session: id, sequence }) = entry.session {
-            let known = self.sessions.contains_key(&id);
-            if !known && !self.holes.contains(Index(id.0)) {
-                return Err(Fault::Unknown { session: id });
-            }
-            patched = Some((id, known, self.sessions.get(&id).cloned()));
-            let session = self.sessions.entry(id).or_insert(Session::new(None));
-            if let Err(expected) = session.patch(sequence.0, at.0, id.0) {
-                if !known {
-                    self.sessions.remove(&id);
+            (_, _, Some(SessionRef { session: id, sequence })) => {
+                if !self.sessions.contains_key(&id) && !self.holes.contains(Index(id.0)) {
+                    return Err(Fault::Unknown { session: id });
                 }
-                return Err(Fault::Sequence { session: id, expected: Sequence(expected), found: sequence });
+                let before = self.sessions.get(&id).cloned();
+                let session = self.sessions.entry(id).or_default();
+                let end = session.next();
+                if let Err(expected) = session.patch(sequence.0, at.0, id.0) {
+                    self.put_back(id, before);
+                    return Err(Fault::Sequence {
+                        session: id,
+                        expected: Sequence(expected),
+                        found: sequence,
+                    });
+                }
+                session.skip_sums(session.next() - end);
+                session.set_sum(sequence.0, entry.payload_crc);
+                session.used.note(at, stamp);
+                (Some(id), before)
             }
-        }
+            _ => (None, None),
+        };
         self.holes.remove(at, at);
         if self.holes.is_empty() {
             // The whole log is known: what was put up with until now must have been right.
             let wrong =
                 self.sessions.iter().find(|(_, session)| !session.is_dense()).map(|(id, s)| (*id, s.next()));
-            if let Some((id, next)) = wrong {
+            if let Some((wrong, next)) = wrong {
                 self.holes.insert(at, at);
-                if let Some(id) = undo
-                    && let Some(session) = self.sessions.get_mut(&id)
-                    && let Some(key) = session.key.take()
-                {
-                    self.keys.remove(&key);
+                if let Some(id) = id {
+                    self.put_back(id, before);
                 }
-                match patched {
-                    Some((id, true, Some(before))) => drop(self.sessions.insert(id, before)),
-                    Some((id, ..)) => drop(self.sessions.remove(&id)),
-                    None => {}
-                }
-                return Err(Fault::Sequence { session: id, expected: Sequence(next), found: Sequence(next) });
+                return Err(Fault::Sequence {
+                    session: wrong,
+                    expected: Sequence(next),
+                    found: Sequence(next),
+                });
             }
             self.trim(high_water);
         }
+        self.time.note(at, stamp);
+        if entry.session_key.is_some() {
+            self.find_keys();
+        }
         Ok(())
+    }
+
+    fn put_back(&mut self, id: SessionId, before: Option<Session>) {
+        match before {
+            Some(before) => drop(self.sessions.insert(id, before)),
+            None => drop(self.sessions.remove(&id)),
+        }
+    }
+
+    /// The session that keeps `entry` from having opened session `id` under `key`: one that was open under it then, or one that
+    /// was opened under it while this one was open.
+    fn contradicted_key(&self, key: SessionKey, id: SessionId, entry: &EntryMeta) -> Option<SessionId> {
+        let of_key = self.sessions.iter().filter(|(_, session)| session.key == Some(key));
+        let contradicts = |(other, session): &(&SessionId, &Session)| {
+            if **other < id {
+                return !session.is_expired(entry.timestamp);
+            }
+            let until = entry.timestamp.0.saturating_add(entry.session_expiry_ms);
+            let opened = session.used.first().map(|(_, stamp)| stamp.0);
+            entry.session_expiry_ms == 0 || opened.is_some_and(|opened| opened < until)
+        };
+        of_key.filter(contradicts).map(|(other, _)| *other).next()
     }
 
     /// The table of the log's first entries up to `end` is `before`: what was not known of them is known now. `high_water`:
@@ -106,17 +139,28 @@ impl Sessions {
         table.holes = self.holes.clone();
         table.holes.remove(Index(1), end);
         table.forgotten = table.forgotten.max(self.forgotten);
+        let then = table.time.last();
+        self.time.iter().filter(|(at, _)| *at > end).for_each(|(at, stamp)| table.time.note(at, stamp));
         for (id, session) in &self.sessions {
             if id.0 > end.0 {
                 table.sessions.insert(*id, session.clone());
-                table.keys.extend(session.key.map(|key| (key, *id)));
-            } else if !table.sessions.get_mut(id).is_some_and(|known| known.go_on(session, end)) {
+                continue;
+            }
+            let goes_on = match table.sessions.get_mut(id) {
+                Some(known) => known.go_on(session, end),
+                // It had expired by then.
+                None => {
+                    session.runs.back().is_none_or(|run| run.last_index() <= end.0)
+                        && (session.key.is_none() || then.is_some_and(|then| session.is_expired(then)))
+                }
+            };
+            if !goes_on {
                 return false;
             }
         }
-        let keys = table.sessions.values().filter(|session| session.key.is_some()).count();
+        table.find_keys();
         let whole = table.holes.is_empty();
-        if table.keys.len() != keys || whole && !table.sessions.values().all(Session::is_dense) {
+        if table.keys_contradict() || whole && !table.sessions.values().all(Session::is_dense) {
             return false;
         }
         if whole {
@@ -145,22 +189,30 @@ impl Session {
         if other.key.is_some_and(|key| Some(key) != self.key) {
             return false;
         }
+        other.used.iter().filter(|(at, _)| *at > end).for_each(|(at, stamp)| self.used.note(at, stamp));
         if other.forgotten >= self.next() {
             // So much came behind that this one's part is forgotten.
             (self.forgotten, self.runs) = (other.forgotten, other.runs.clone());
+            self.sums.clone_from(&other.sums);
             return true;
         }
+        let mut known = self.clone();
         for run in other.runs.iter().filter(|run| run.last_index() > end.0) {
             let skip = end.next().0.saturating_sub(run.index);
             let (sequence, index, count) = (run.sequence + skip, run.index + skip, run.count - skip);
-            if sequence < self.next() {
+            if sequence < known.next() {
                 return false;
             }
-            match self.runs.back_mut() {
+            match known.runs.back_mut() {
                 Some(last) if last.end() == sequence && last.last_index() + 1 == index => last.count += count,
-                _ => self.runs.push_back(Run { sequence, index, count }),
+                _ => known.runs.push_back(Run { sequence, index, count }),
             }
         }
+        let oldest = if self.sums.is_empty() { other.first_sum() } else { self.first_sum() };
+        let first = oldest.max(known.next().saturating_sub(SUMS_MAX)).max(known.forgotten + 1);
+        known.sums =
+            (first..known.next()).map(|sequence| other.sum(sequence).or(self.sum(sequence))).collect();
+        *self = known;
         true
     }
 
@@ -213,6 +265,7 @@ mod tests {
     use super::super::tests::{applied, data, entry, open};
     use super::*;
     use proptest::prelude::*;
+    use tidelog_types::ReplicatedMs;
 
     /// The log with these indexes lost.
     fn with_holes(log: &[EntryMeta], lost: &[u64]) -> Sessions {
@@ -283,6 +336,13 @@ mod tests {
                         let of_it = |e: &&EntryMeta| e.session.is_some_and(|s| s.session.0 == id);
                         data(index, id, log.iter().filter(of_it).count() as u64 + 1)
                     }
+                };
+                let next = EntryMeta {
+                    timestamp: ReplicatedMs(index / 4 * number.max(1))
+                        .max(log.last().map_or(ReplicatedMs(0), |e| e.timestamp)),
+                    session_expiry_ms: if next.session_key.is_some() && number % 2 == 0 { 20 } else { 0 },
+                    payload_crc: index as u32,
+                    ..next
                 };
                 if sessions.apply(&next, Index::ZERO).is_ok() {
                     log.push(next);

@@ -1,10 +1,10 @@
 //! The invariants, checked from disks and packets; a replica is only asked for its role and its marks.
 
-use super::Packet;
 use super::disk::{Disk, Stored};
+use super::{Packet, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
-use tidelog_consensus::{Asserting, Free, Message, Repair, Replica};
-use tidelog_types::{Generation, Index, NodeId, Position, SessionRef};
+use tidelog_consensus::{Asserting, Free, Message, Refused, Repair, Replica};
+use tidelog_types::{Generation, Index, NodeId, Position, Sequence, SessionId, SessionRef};
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -28,6 +28,8 @@ pub struct Checker {
     /// Committed entries and the lowest generation in which a replica knew that they are.
     committed: BTreeMap<Index, (Stored, Generation)>,
     sessions: BTreeMap<SessionRef, Index>,
+    /// Sessions of which a client was told that they have expired, and the last entry committed by then.
+    expired: BTreeMap<SessionId, Index>,
     acked: BTreeMap<Index, Stored>,
     seen: BTreeMap<u64, Seen>,
     pub elections: u64,
@@ -45,6 +47,7 @@ impl Checker {
             durable_on: BTreeMap::new(),
             committed: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            expired: BTreeMap::new(),
             acked: BTreeMap::new(),
             seen: (1..=voters).map(|id| (id, Seen::default())).collect(),
             elections: 0,
@@ -167,6 +170,8 @@ impl Checker {
             if let Some(request) = entry.meta.session {
                 let at = *self.sessions.entry(request).or_insert(index);
                 assert!(at == index, "invariant 12, {event}: {request:?} at {at} and {index}");
+                let told = self.expired.get(&request.session).is_some_and(|end| *end < index);
+                assert!(!told, "invariant 21, {event}: {request:?} at {index}, its session had expired");
             }
             for (later, log) in self.leader_logs.range(generation.next()..) {
                 let holds = log.get(usize::try_from(i - 1).unwrap()) == Some(&p);
@@ -210,6 +215,29 @@ impl Checker {
         let (committed, _) = self.committed.get(&at).expect("R12: acknowledged before it is committed");
         assert!(committed == entry, "invariant 7: {entry:?} acknowledged, {committed:?} committed");
         self.acked.insert(at, entry.clone());
+    }
+
+    /// A client was told, for good, why its request was not admitted (invariant 21).
+    pub fn refused(&mut self, refusal: &Refusal, event: &str) {
+        let Some(request) = refusal.session else { return };
+        let at = |sequence: Sequence| self.sessions.get(&SessionRef { sequence, ..request }).copied();
+        match refusal.refused {
+            Refused::SessionExpired => {
+                let end = self.committed_index();
+                self.expired.entry(request.session).or_insert(end);
+            }
+            Refused::SequenceGap { expected } => {
+                let before = expected.0 == 1 || at(Sequence(expected.0 - 1)).is_some();
+                let there = at(expected).or(at(request.sequence)).is_some_and(|at| at <= refusal.end);
+                assert!(before && !there, "invariant 21, {event}: {refusal:?} is not so");
+            }
+            Refused::SequenceReused { index } => {
+                let entry = &self.committed[&index].0;
+                let so = entry.meta.session == Some(request) && entry.payload != refusal.payload;
+                assert!(so, "invariant 21, {event}: {refusal:?}, and there is {entry:?}");
+            }
+            _ => {}
+        }
     }
 
     /// A packet leaves: what it asserts must be on the sender's disk (invariant 9).

@@ -8,13 +8,17 @@
 
 pub mod checker;
 pub mod disk;
+mod request;
 mod show;
+
+use request::Waiter;
+pub use request::{Outcome, Packet, Refusal};
+#[allow(unused_imports)] // each test binary uses its own half of this
+pub use show::show;
 
 use checker::Checker;
 use core::time::Duration;
 use disk::{Disk, DiskOp, Stored};
-#[allow(unused_imports)] // only transcripts say messages in words
-pub use show::show;
 use std::collections::BTreeMap;
 use tidelog_consensus::{
     Admitted, Asserting, Config, DamagedRange, Effects, Free, LogOpKind, Message, Outgoing, Proposal,
@@ -28,32 +32,6 @@ use tidelog_types::{
 pub const ELECTION: Duration = Duration::from_millis(100);
 pub const HEARTBEAT: Duration = Duration::from_millis(10);
 pub const STALL: Duration = Duration::from_millis(200);
-
-/// A message on its way.
-#[derive(Clone, Debug)]
-pub struct Packet {
-    pub from: u64,
-    pub to: u64,
-    pub message: Message,
-    pub entries: Vec<Stored>,
-}
-
-/// How a client's request ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    Waiting,
-    Acked(Index),
-    Unknown,
-    Refused(Refused),
-}
-
-/// A request that waits at a leader for its entry.
-#[derive(Clone, Debug)]
-struct Waiter {
-    at: Index,
-    generation: Generation,
-    request: String,
-}
 
 #[derive(Debug)]
 pub struct Node {
@@ -87,6 +65,11 @@ pub struct World {
     pub outcomes: BTreeMap<String, Outcome>,
     /// Read requests: number to (least index to be reflected, answer).
     pub reads: BTreeMap<u64, (Index, Option<ReadOutcome>)>,
+    /// Refusals that wait until they are definite, by node and number.
+    refused: BTreeMap<(u64, u64), Refusal>,
+    refusals: u64,
+    /// How long sessions live that nodes started from now on open.
+    pub session_expiry: Duration,
     /// Most entries put into one append.
     pub fit_max: u64,
     /// Whether an elected candidate asks everyone for what it lost by itself.
@@ -106,6 +89,11 @@ fn millis(d: Duration) -> u64 {
 
 impl World {
     pub fn new(voters: u64, seed: u64) -> World {
+        World::with_expiry(voters, seed, Duration::from_secs(3600))
+    }
+
+    /// One in which sessions expire when unused for so long.
+    pub fn with_expiry(voters: u64, seed: u64, session_expiry: Duration) -> World {
         let mut world = World {
             nodes: BTreeMap::new(),
             wire: Vec::new(),
@@ -113,6 +101,9 @@ impl World {
             checker: Checker::new(voters),
             outcomes: BTreeMap::new(),
             reads: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            refusals: 1 << 32,
+            session_expiry,
             fit_max: u64::MAX,
             inquires: false,
             decided: 0,
@@ -180,6 +171,9 @@ impl World {
         for request in lost {
             self.outcomes.insert(request, Outcome::Unknown);
         }
+        for (_, refusal) in self.refused.extract_if((id, 0)..=(id, u64::MAX), |_, _| true) {
+            self.outcomes.insert(refusal.name, Outcome::Unknown);
+        }
         self.checker.life_ended(id);
     }
 
@@ -202,6 +196,7 @@ impl World {
             in_flight_bytes_max: 4096,
             uncommitted_entries_max: 64,
             uncommitted_bytes_max: 1 << 20,
+            session_expiry: self.session_expiry,
             seed: self.seed.wrapping_mul(31).wrapping_add(node.lives),
         };
         node.replica = Some(Replica::new(config, restored, clock));
@@ -277,6 +272,17 @@ impl World {
             }
         }
         for (request, answer) in effects.reads {
+            if let Some(refusal) = self.refused.remove(&(id, request)) {
+                let outcome = match answer {
+                    ReadOutcome::At(_) => {
+                        self.checker.refused(&refusal, &self.event);
+                        Outcome::Refused(refusal.refused)
+                    }
+                    ReadOutcome::NotLeader => Outcome::Refused(Refused::NotLeader { hint: None }),
+                };
+                self.outcomes.insert(refusal.name, outcome);
+                continue;
+            }
             let (floor, answered) = self.reads.get_mut(&request).expect("answers have requests");
             assert!(answered.is_none(), "{}: read {request} answered twice", self.event);
             if let ReadOutcome::At(index) = answer {
@@ -482,8 +488,21 @@ impl World {
         session: Option<SessionRef>,
         key: Option<SessionKey>,
     ) -> Option<Result<Admitted, Refused>> {
+        self.propose_as(id, payload, payload, session, key)
+    }
+
+    /// A request under a name of its own, for a payload that others may ask for as well.
+    pub fn propose_as(
+        &mut self,
+        id: u64,
+        name: &str,
+        payload: &str,
+        session: Option<SessionRef>,
+        key: Option<SessionKey>,
+    ) -> Option<Result<Admitted, Refused>> {
         let kind = if key.is_some() { RecordKind::SessionOpen } else { RecordKind::Data };
-        let proposal = Proposal { kind, session, session_key: key, record_bytes: 128 };
+        let payload_crc = payload.bytes().fold(7, |sum: u32, byte| sum.wrapping_mul(31) ^ u32::from(byte));
+        let proposal = Proposal { kind, session, session_key: key, record_bytes: 128, payload_crc };
         let clock = self.clock(id);
         let mut effects = Effects::default();
         let replica = self.nodes.get_mut(&id)?.replica.as_mut()?;
@@ -504,14 +523,33 @@ impl World {
                 if committed {
                     let entry = node.disk.entry(at).unwrap().clone();
                     self.checker.acked(at, &entry);
-                    self.outcomes.insert(payload.into(), Outcome::Acked(at));
+                    self.outcomes.insert(name.into(), Outcome::Acked(at));
                 } else {
-                    self.outcomes.insert(payload.into(), Outcome::Waiting);
-                    node.waiters.push(Waiter { at, generation, request: payload.into() });
+                    self.outcomes.insert(name.into(), Outcome::Waiting);
+                    node.waiters.push(Waiter { at, generation, request: name.into() });
                 }
             }
+            Err(
+                refused @ (Refused::SessionExpired
+                | Refused::SequenceGap { .. }
+                | Refused::SequenceReused { .. }),
+            ) => {
+                // What is said of the log is said once it can no longer change.
+                self.refusals += 1;
+                let (number, end) = (self.refusals, replica.marks().last);
+                let outcome = match replica.confirm(clock, number, &mut effects) {
+                    Ok(()) => Outcome::Waiting,
+                    Err(refused) => Outcome::Refused(refused),
+                };
+                if outcome == Outcome::Waiting {
+                    let (name, payload) = (name.into(), payload.into());
+                    let refusal = Refusal { name, payload, session, refused, end };
+                    self.refused.insert((id, number), refusal);
+                }
+                self.outcomes.insert(name.into(), outcome);
+            }
             Err(refused) => {
-                self.outcomes.insert(payload.into(), Outcome::Refused(refused));
+                self.outcomes.insert(name.into(), Outcome::Refused(refused));
             }
         }
         self.carry_out(id, &made, effects);

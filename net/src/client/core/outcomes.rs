@@ -122,10 +122,29 @@ impl ClientCore {
                 route.hold(now, back_off, Duration::ZERO, random);
                 self.wait(key);
             }
+            // A try before this one may be in the log, or get there: only one that has another payload there settles that.
+            Err(error)
+                if asked.ambiguous
+                    && asked.is_write()
+                    && !matches!(
+                        error,
+                        RequestError::SequenceReused { .. } | RequestError::SequenceGap { .. }
+                    ) =>
+            {
+                let why =
+                    format!("what became of an earlier try is not known; {address}, asked again: {error}");
+                self.give_up(key, &why);
+            }
             Err(error @ RequestError::SequenceGap { .. }) => {
                 let earlier = asked.session().is_some_and(|(session, sequence)| {
                     self.sessions.get(&session).and_then(BTreeSet::first).is_some_and(|s| *s < sequence)
                 });
+                if !earlier && asked.ambiguous {
+                    let why = format!(
+                        "what became of an earlier try is not known; {address}, asked again: {error}"
+                    );
+                    return self.give_up(key, &why);
+                }
                 if !earlier {
                     return self.finish(key, Err(ClientError::Refused(error)));
                 }

@@ -1,4 +1,4 @@
-//! What is committed, told from marks only where the simulator's model of the disks agrees (invariants 4, 5, 6, 12).
+//! What is committed, told from marks only where the simulator's model of the disks agrees (invariants 4, 5, 6, 12, 21).
 
 use super::content::Contents;
 use super::violation::{Verdict, broken, ensure};
@@ -15,10 +15,16 @@ pub(crate) struct Committed {
     pub(crate) kind: u8,
     pub(crate) hash: u64,
     pub(crate) ident: Option<Ident>,
+    pub(crate) session: Option<(u64, u64)>,
+    pub(crate) stamp: u64,
 }
 
 #[derive(Debug, Default)]
 struct Log {
+    /// The last entry that opened or used each session.
+    used: BTreeMap<u64, u64>,
+    /// Sessions that a client was told have expired.
+    expired: BTreeSet<u64>,
     entries: Vec<Committed>,
     /// (last index committed, under a leader of this generation or an older one), both rising.
     under: Vec<(u64, u64)>,
@@ -74,6 +80,47 @@ impl Commits {
             format!(
                 "partition {partition}: {ident:?} is committed and was reported as not appended: {why} (R4)"
             )
+        })
+    }
+
+    /// How long a session was not used before `until`, by the stamps of what is committed; none if it was never opened.
+    pub(crate) fn unused(&self, partition: u64, session: u64, until: u64) -> Option<u64> {
+        let used = *self.logs.get(&partition)?.used.get(&session)?;
+        let stamp = |index| self.get(partition, index).map(|entry| entry.stamp);
+        Some(stamp(until)?.saturating_sub(stamp(used)?))
+    }
+
+    /// A client was told that its session has expired, which it does when it is unused for `expiry_ms`: what is committed must
+    /// prove it, and nothing of the session may come any more.
+    pub(crate) fn expired(&mut self, partition: u64, session: u64, expiry_ms: u64) -> Verdict {
+        let unused = self.unused(partition, session, self.len(partition));
+        ensure(21, unused.is_some_and(|ms| ms >= expiry_ms), || {
+            format!(
+                "partition {partition}: session {session} was reported as expired; by what is committed it was unused for {unused:?} ms of {expiry_ms}"
+            )
+        })?;
+        self.logs.entry(partition).or_default().expired.insert(session);
+        Ok(())
+    }
+
+    /// A client was told that a session's next sequence is `expected`: all before it are committed.
+    pub(crate) fn gap(&self, partition: u64, session: u64, expected: u64) -> Verdict {
+        let log = self.logs.get(&partition);
+        let before =
+            expected == 1 || log.is_some_and(|log| log.sessions.contains_key(&(session, expected - 1)));
+        ensure(21, before, || {
+            format!(
+                "partition {partition}: session {session} was reported to be at sequence {expected}; the one before is not committed"
+            )
+        })
+    }
+
+    /// A client was told that its sequence is at `index` with another payload than its own.
+    pub(crate) fn reused(&self, partition: u64, of: (u64, u64), own: Ident, index: u64) -> Verdict {
+        let found = self.get(partition, index);
+        let so = found.is_some_and(|entry| entry.session == Some(of) && entry.ident != Some(own));
+        ensure(21, so, || {
+            format!("partition {partition}: {of:?} of {own:?} was reported to be used at {index}: {found:?}")
         })
     }
 
@@ -168,6 +215,16 @@ impl Commits {
                 content.prev_generation
             )
         })?;
+        if let Some((session, sequence)) = content.session {
+            ensure(21, !log.expired.contains(&session), || {
+                format!(
+                    "partition {partition}: session {session} was reported as expired, and its sequence {sequence} is committed at {index}"
+                )
+            })?;
+            log.used.insert(session, index);
+        } else if content.kind == kind::SESSION_OPEN {
+            log.used.insert(index, index);
+        }
         if let Some(session) = content.session
             && let Some(first) = log.sessions.insert(session, index)
         {
@@ -196,6 +253,8 @@ impl Commits {
             kind: content.kind,
             hash: content.hash,
             ident: content.ident,
+            session: content.session,
+            stamp: content.stamp,
         });
         Ok(())
     }
@@ -297,6 +356,7 @@ mod tests {
             index,
             generation,
             prev_generation,
+            stamp: 0,
             session,
             count: 0,
             hash: generation << 32 | index,

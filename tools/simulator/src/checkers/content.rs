@@ -12,6 +12,7 @@ pub(crate) struct Content {
     pub(crate) kind: u8,
     pub(crate) hash: u64,
     pub(crate) prev_generation: u64,
+    pub(crate) stamp: u64,
     pub(crate) session: Option<(u64, u64)>,
     pub(crate) ident: Option<Ident>,
     /// Bit n: it was durable on node n.
@@ -39,6 +40,7 @@ impl Contents {
             kind: record.kind,
             hash: record.hash,
             prev_generation: record.prev_generation,
+            stamp: record.stamp,
             session: record.session,
             ident: record.ident,
             durable_on: 0,

@@ -345,6 +345,7 @@ mod tests {
             index,
             generation,
             prev_generation,
+            stamp: 0,
             session: None,
             count: 0,
             hash,

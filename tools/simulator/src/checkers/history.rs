@@ -82,7 +82,7 @@ impl History {
         Ok(())
     }
 
-    /// A session was opened, or found, under a key.
+    /// A session was opened, or found, under a key. One that is unused for `expiry_ms` expires, and its key names another.
     pub(crate) fn opened(
         &mut self,
         partition: u64,
@@ -90,14 +90,23 @@ impl History {
         session: u64,
         generation: u64,
         commits: &mut Commits,
+        expiry_ms: u64,
     ) -> Verdict {
         let known = *self.sessions.entry((partition, key)).or_insert(session);
-        ensure(12, known == session, || {
-            format!("partition {partition}: session key {key:x} is session {known}, and then {session}")
-        })?;
         commits.shown(partition, session, generation, &|| {
             format!("partition {partition}: session {session} was opened")
         })?;
+        if known != session {
+            // An answer about the older one may arrive late.
+            let (older, newer) = (known.min(session), known.max(session));
+            let unused = commits.unused(partition, older, newer);
+            ensure(12, unused.is_some_and(|ms| ms >= expiry_ms), || {
+                format!(
+                    "partition {partition}: session key {key:x} is session {older}, and then {newer}, after {unused:?} ms"
+                )
+            })?;
+            self.sessions.insert((partition, key), newer);
+        }
         let is_open = commits.get(partition, session).is_some_and(|e| e.kind == kind::SESSION_OPEN);
         ensure(7, is_open, || {
             format!(

@@ -90,6 +90,11 @@ impl Checkers {
         (&mut self.history, &mut self.commits)
     }
 
+    /// The committed log.
+    pub(crate) fn commits_mut(&mut self) -> &mut Commits {
+        &mut self.commits
+    }
+
     /// A client was told that nothing was appended: it must stay so (R4).
     pub(crate) fn denied(&mut self, append: &Appending, why: &str) -> Verdict {
         self.commits.denied(append.partition, append.ident, why)
