@@ -122,7 +122,8 @@ impl Partition {
             && self.replica.is_leader()
             && now.since(self.done.retain) >= RETAIN_EVERY
             && self.unwritten.is_empty()
-            && cx.wal.room() > 0
+            // A full disk is no reason to wait: this is what makes room.
+            && (cx.wal.room() > 0 || cx.wal.is_full())
         {
             self.done.retain = now;
             if let Some(entry) = self.replica.retain(cx.clock, retention, &mut cx.shared.effects) {

@@ -140,9 +140,6 @@ impl Shard {
         // Entries that find no room wait in their order; what carries none (heartbeats, votes) does not wait behind them.
         let mut blocked = VecDeque::new();
         for (from, message) in std::mem::take(&mut replicas.messages) {
-            if replicas.full && !message.records.is_empty() {
-                continue; // the leader sends them again when there is room
-            }
             let Some(partition) = replicas.partitions.get_mut(message.partition) else { continue };
             replicas.touched.insert(message.partition);
             if !blocked.is_empty() && !message.records.is_empty() {

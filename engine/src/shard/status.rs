@@ -2,6 +2,7 @@
 
 use super::Shard;
 use crate::request::{NodeStatus, PartitionStatus, ScrubStatus};
+use crate::space::Need;
 use tidelog_types::NodeId;
 use tidelog_wal::ScrubStats;
 
@@ -53,6 +54,10 @@ impl Shard {
             incarnation: format!("{:016x}", self.identity.incarnation.get()),
             connected: self.connected.iter().map(|n| n.get()).collect(),
             partitions,
+            disk_free_bytes: self.room.told().map(|space| space.free_bytes),
+            disk_needed_bytes: Need::of(&self.options).bytes(),
+            disk_log_bytes: self.log_bytes(),
+            disk_trouble: self.space_trouble().unwrap_or_default(),
             scrub: self.life.iter().map(|life| scrub(life.wal.scrubbed())).collect(),
         }
     }
