@@ -6,6 +6,7 @@ use crate::output::{Output, OutputArgs, Printer};
 use serde::Serialize;
 use std::time::Duration;
 use tidelog::request::NodeStatus;
+use tidelog::space::about;
 use tidelog_net::{Client, ClientOptions, ClientRequest, Target};
 
 pub(crate) const EXAMPLES: &str = "Examples:
@@ -83,6 +84,17 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
         s.uptime_ms as f64 / 1000.0,
         s.connected
     ))?;
+    if let Some(free) = s.disk_free_bytes {
+        let trouble = if s.disk_trouble.is_empty() { String::new() } else { format!("; {}", s.disk_trouble) };
+        out.line(format!(
+            "  disk: {} free, the log has {}, the configuration needs {}{trouble}",
+            about(free),
+            about(s.disk_log_bytes),
+            about(s.disk_needed_bytes)
+        ))?;
+    } else if !s.disk_trouble.is_empty() {
+        out.line(format!("  disk: {}", s.disk_trouble))?;
+    }
     for scrub in &s.scrub {
         out.line(format!(
             "  scrubbing: passes {}, {} bytes in this one, {} entries repaired, {} bad places without consequence, {} written again{}{}",
