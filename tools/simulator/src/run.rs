@@ -26,6 +26,9 @@ const HEAL: u64 = 2 << 20;
 const LOSE: u64 = 3 << 20;
 const PLAN: u64 = 4 << 20;
 const TAIL: u64 = 5 << 20;
+/// A full disk gets a little space, and then what it had.
+const SOME_SPACE: u64 = 6 << 20;
+const SPACE_BACK: u64 = 7 << 20;
 /// How often a blow that needs a moment at which all is well may be put off.
 const TAIL_TRIES: u64 = 40;
 /// Faults that explain that a process gives up.
@@ -164,6 +167,7 @@ impl Run {
         self.world.alarm(self.schedule.plan_from_ns, PLAN);
         self.schedule.arm(&self.world);
         for id in self.profile.nodes.clone() {
+            self.world.set_capacity(id, self.profile.disk_bytes);
             self.boot(id)?;
         }
         self.workload.start();
@@ -175,6 +179,7 @@ impl Run {
         } else {
             self.progress()?;
             self.heal()?;
+            self.stay_small()?;
             self.converge()?;
         }
         self.stop_all()?;
@@ -221,6 +226,21 @@ impl Run {
             Step::Alarm(tag) if (LOSE..PLAN).contains(&tag) => {
                 if !self.calm && self.world.is_up(tag - LOSE) {
                     self.end(tag - LOSE, true);
+                }
+                Ok(())
+            }
+            Step::Alarm(tag) if tag >= SPACE_BACK => {
+                if !self.calm {
+                    self.world.set_capacity(tag - SPACE_BACK, self.profile.disk_bytes);
+                }
+                Ok(())
+            }
+            Step::Alarm(tag) if tag >= SOME_SPACE => {
+                let (id, segment) = (tag - SOME_SPACE, self.profile.segment_bytes());
+                if !self.calm {
+                    // Not always as much as the next segment takes.
+                    let some = self.world.disk_used(id) + self.random.between((0, 2 * segment));
+                    self.world.set_capacity(id, Some(some));
                 }
                 Ok(())
             }
@@ -354,6 +374,17 @@ impl Run {
             }
             Blow::StallAndDepose => self.stall_and_depose(leader, &up),
             Blow::Stop => self.cluster.stop(any),
+            Blow::RestartWhileFull => {
+                let all = self.random.below(4) == 0;
+                for id in if all { up } else { vec![any] } {
+                    self.world.set_capacity(id, Some(self.world.disk_used(id)));
+                    let power_lost = self.random.coin();
+                    self.end(id, power_lost);
+                    let some = self.world.now() + self.random.between((SECOND, 5 * SECOND));
+                    self.world.alarm(some, SOME_SPACE + id);
+                    self.world.alarm(some + self.random.between((SECOND / 4, 4 * SECOND)), SPACE_BACK + id);
+                }
+            }
             Blow::CrashAtOperation => {
                 let (ahead, moment) = Schedule::crash_point(&mut self.random, 12);
                 self.world.crash_at(any, self.world.disk_ops(any) + ahead, moment);

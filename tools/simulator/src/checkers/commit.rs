@@ -293,6 +293,7 @@ mod tests {
     ) -> Record {
         Record {
             kind: kind::DATA,
+            bytes: 64,
             partition: 0,
             index,
             generation,

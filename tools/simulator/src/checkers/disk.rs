@@ -347,6 +347,7 @@ mod tests {
             prev_generation,
             session: None,
             count: 0,
+            bytes: 64,
             hash,
             ident: None,
         }
