@@ -37,7 +37,7 @@ pub enum Event {
         /// What failed.
         why: String,
     },
-    /// The log is open again after [`Event::Fenced`]; its replicas are followers.
+    /// The log is open again after [`Event::Fenced`], or after it waited for space; its replicas are followers.
     Reopened,
     /// The disk has no space for another segment: appends are refused as busy.
     DiskFull,

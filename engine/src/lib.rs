@@ -32,6 +32,7 @@ pub mod request;
 mod returning;
 pub mod shard;
 pub mod snapshot;
+pub mod space;
 pub mod state_machine;
 pub mod transport;
 mod waiting;

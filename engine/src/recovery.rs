@@ -109,6 +109,7 @@ pub(crate) fn wal_options(options: &Options, identity: &Identity, formed: &Forme
         cache_bytes_max: options.cache_bytes_max,
         checkpoint_every: options.checkpoint_every,
         log_bytes_target: options.log_bytes_target,
+        steady: true,
         scrub_rate: options.scrub_rate,
         scrub_every: options.scrub_every,
         single_voter: options.replication == 1,

@@ -151,6 +151,19 @@ pub struct NodeStatus {
     /// Bytes of records of peers that wait for room in the log.
     #[serde(default)]
     pub waiting_bytes: u64,
+    /// Bytes that the data directory's file system has free, as it said within the last seconds; none: it was not asked yet.
+    #[serde(default)]
+    pub disk_free_bytes: Option<u64>,
+    /// Bytes that the configuration needs there, what the log has taken included: below that it takes no records, or keeps less than
+    /// `retention.bytes` says.
+    #[serde(default)]
+    pub disk_needed_bytes: u64,
+    /// Bytes that the log has taken: its segments, and those that are prepared.
+    #[serde(default)]
+    pub disk_log_bytes: u64,
+    /// What is wrong with the space, in words; empty: nothing.
+    #[serde(default)]
+    pub disk_trouble: String,
     /// What looking for damage came to, by shard, since its log was opened.
     #[serde(default)]
     pub scrub: Vec<ScrubStatus>,

@@ -6,6 +6,7 @@
 
 mod cli;
 mod commands;
+mod disk_space;
 mod failure;
 mod flag;
 mod framing;

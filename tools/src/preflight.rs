@@ -1,8 +1,10 @@
 //! The host as a log sees it: kernel, io_uring, direct I/O, limits, and how long the disk takes to keep a promise.
 
+use crate::disk_space::DiskSpace;
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
+use tidelog::config::Config;
 use tidelog::config::unit::size_text;
 use tidelog_io::{
     BackEndError, Capabilities, IoError, IoOptions, Latency, Limit, SyncMode, TaskWork, measure_sync, probe,
@@ -21,6 +23,7 @@ pub(crate) struct Preflight {
     file_system: FileSystem,
     locked_memory: Bound,
     descriptors: Bound,
+    space: Option<DiskSpace>,
     sync: Sync,
 }
 
@@ -64,12 +67,12 @@ struct Percentiles {
 }
 
 impl Preflight {
-    /// Looks at the host and measures the disk that `dir` lies on: 400 small durable writes, in a file that is
+    /// Looks at the host, at the space that `config` needs in `dir`, and measures the disk that it lies on: 400 small durable writes, in a file that is
     /// removed again.
     ///
     /// # Errors
     /// If `dir` is not there or cannot be written to.
-    pub(crate) fn measure(dir: &Path) -> Result<Preflight, IoError> {
+    pub(crate) fn measure(dir: &Path, config: &Config) -> Result<Preflight, IoError> {
         let found = probe(dir, &IoOptions::default())?;
         let sync = measure_sync(dir, WRITE_BYTES, WRITES)?;
         Ok(Preflight {
@@ -83,6 +86,7 @@ impl Preflight {
             },
             locked_memory: found.locked_bytes.into(),
             descriptors: found.descriptors.into(),
+            space: DiskSpace::of(config).ok(),
             sync: Sync {
                 bytes: WRITE_BYTES,
                 dsync: sync.dsync.into(),
@@ -114,6 +118,10 @@ impl Preflight {
             (true, None) => "yes".into(),
         };
         lines.push(row("file system", format!("{}; direct I/O: {direct}", system.name)));
+        if let Some(space) = &self.space {
+            lines.push(row("disk space", space.line()));
+            lines.extend(space.trouble.iter().map(|text| row("", format!("the disk is {text}"))));
+        }
         lines.push(row("locked memory", self.locked_memory.text(size_text)));
         lines.push(row("descriptors", self.descriptors.text(|n| n.to_string())));
         let took = |p: &Percentiles| format!("p50 {} us, p99 {} us, max {} us", p.p50_us, p.p99_us, p.max_us);
@@ -211,6 +219,7 @@ mod tests {
             },
             locked_memory: Limit { now: 8 << 20, most: u64::MAX }.into(),
             descriptors: Limit { now: 1024, most: 1024 }.into(),
+            space: None,
             sync: Sync { bytes: 4096, dsync: latency(200), fdatasync: latency(100), faster: "fdatasync" },
         };
         let text = preflight.lines().join("\n");

@@ -34,6 +34,7 @@ mod op;
 mod options;
 mod preflight;
 pub mod signals;
+mod space;
 mod sys;
 mod table;
 pub mod uring;
@@ -54,6 +55,7 @@ pub use options::{BackEnd, IoOptions, SyncMode, TaskWork};
 pub use preflight::{
     FileSystem, Latency, Limit, Preflight, SyncLatency, descriptor_limit, measure_sync, probe,
 };
+pub use space::{Space, space};
 pub use uring::UringIo;
 
 use tidelog_types::Clock;

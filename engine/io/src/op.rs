@@ -1,6 +1,6 @@
 //! Operations and their completions.
 
-use crate::AlignedBuf;
+use crate::{AlignedBuf, Space};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -156,6 +156,11 @@ pub enum Op {
         /// Which.
         path: PathBuf,
     },
+    /// Asks for the space of the file system that a path lies on; one such question at a time. Output: `Space`.
+    Space {
+        /// A path that is there.
+        path: PathBuf,
+    },
     /// Listens. Output: `Listening`.
     Listen {
         /// Port 0: any free one.
@@ -220,6 +225,8 @@ pub enum Output {
     },
     /// Names in a directory, sorted.
     Names(Vec<String>),
+    /// Space of a file system.
+    Space(Space),
     /// A listening socket and its address.
     Listening {
         /// The socket.

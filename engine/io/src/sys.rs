@@ -67,7 +67,13 @@ pub(crate) fn file_error(errno: Errno, operation: &'static str, subject: &Path) 
         libc::ECANCELED => K::Cancelled,
         _ => K::Other,
     };
-    error(kind, errno, operation, subject.display().to_string())
+    let mut error = error(kind, errno, operation, subject.display().to_string());
+    if errno == libc::EFBIG {
+        error.message.push_str(
+            ": files of this process may not be that large, raise the limit (`ulimit -f`, LimitFSIZE=)",
+        );
+    }
+    error
 }
 
 /// What `errno` means for an operation on a socket.

@@ -8,13 +8,16 @@ use crate::random::Random;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
-use tidelog_io::{IoErrorKind, PIECES_MAX};
+use tidelog_io::{IoErrorKind, PIECES_MAX, Space};
 use tidelog_types::limits::PAGE_BYTES;
 
 /// A file or directory by number, whatever its name.
 pub(crate) type Inode = u64;
 
 const ROOT: Inode = 1;
+
+/// What a disk without a limit says of itself.
+const UNLIMITED_BYTES: u64 = 1 << 40;
 
 /// Why the disk refuses.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -110,6 +113,8 @@ pub(crate) struct Disk {
     seq: u64,
     /// Bytes that fit; `None`: no limit.
     pub(crate) capacity: Option<u64>,
+    /// Bytes that were ever written.
+    pub(crate) written: u64,
 }
 
 fn split(path: &Path) -> Result<Vec<String>, Refusal> {
@@ -132,6 +137,7 @@ impl Disk {
             next_inode: ROOT + 1,
             seq: 0,
             capacity: None,
+            written: 0,
         };
         disk.make_durable_directory(Path::new("/data"));
         disk
@@ -302,6 +308,12 @@ impl Disk {
         end <= size || self.used() + (end - size) <= capacity
     }
 
+    /// What a process is told of it.
+    pub(crate) fn space(&self) -> Space {
+        let total_bytes = self.capacity.unwrap_or(UNLIMITED_BYTES);
+        Space { free_bytes: total_bytes.saturating_sub(self.used()), total_bytes }
+    }
+
     pub(crate) fn used(&self) -> u64 {
         self.nodes.values().map(|node| if let Node::File(file) = node { file.size() } else { 0 }).sum()
     }
@@ -316,6 +328,7 @@ impl Disk {
         mask: impl FnMut(u64) -> u8,
     ) {
         let seq = self.next_seq();
+        self.written += crate::file::total(data);
         if let Some(file) = self.file_mut(inode) {
             file.write(seq, offset, data, doomed, mask);
         }
@@ -332,6 +345,7 @@ impl Disk {
     /// A completed write that is durable.
     pub(crate) fn write_durable(&mut self, inode: Inode, offset: u64, data: &[Bytes]) -> Vec<PageRun> {
         self.next_seq();
+        self.written += crate::file::total(data);
         self.file_mut(inode).map_or_else(Vec::new, |file| file.write_durable(offset, data))
     }
 

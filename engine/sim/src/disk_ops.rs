@@ -55,6 +55,7 @@ fn draw_fault(node: &mut Node, op: &DiskOp, random: &mut Random) -> Option<DiskF
         (DiskFault::ShortWrite, node.faults.short_write),
         (DiskFault::SyncError, node.faults.sync_error),
         (DiskFault::ReadError, node.faults.read_error),
+        (DiskFault::NoSpace, node.faults.no_space),
         (DiskFault::NameError, node.faults.name_error),
     ];
     rates
@@ -200,6 +201,10 @@ impl State {
                         node.disk.sync_directory(&path, upto)?;
                         node.durable_version += 1;
                     }
+                    DiskWork::Space { path } => {
+                        node.disk.lookup(&path)?;
+                        return Ok(Output::Space(node.disk.space()));
+                    }
                     DiskWork::List { path } => return Ok(Output::Names(node.disk.list(&path)?)),
                     _ => {}
                 }
@@ -244,6 +249,10 @@ impl State {
                 return Err(DEVICE);
             }
             _ => {}
+        }
+        if fault == Some(DiskFault::NoSpace) && random.coin() {
+            // A part of it found its place before there was none left.
+            node.disk.write(inode, offset, data, false, |_| random.bits() as u8);
         }
         if fault == Some(DiskFault::NoSpace) || !node.disk.has_room(inode, offset + bytes) {
             counts.add(fault::NO_SPACE, 1);

@@ -29,7 +29,7 @@ pub enum DiskFault {
     WriteError,
     /// A write stops early.
     ShortWrite,
-    /// A write finds no space.
+    /// A write finds no space, at its beginning or in its middle.
     NoSpace,
     /// A write lands, whole and without an error, at another page of its file.
     Misdirected,
@@ -54,6 +54,8 @@ pub struct DiskFaults {
     pub sync_error: Rate,
     /// See [`DiskFault::ReadError`].
     pub read_error: Rate,
+    /// See [`DiskFault::NoSpace`].
+    pub no_space: Rate,
     /// See [`DiskFault::NameError`].
     pub name_error: Rate,
     /// An operation takes `stall_ns` longer.
@@ -71,6 +73,7 @@ impl DiskFaults {
         short_write: Rate::NEVER,
         sync_error: Rate::NEVER,
         read_error: Rate::NEVER,
+        no_space: Rate::NEVER,
         name_error: Rate::NEVER,
         stall: Rate::NEVER,
         stall_ns: (10_000_000, 1_000_000_000),
@@ -200,7 +203,8 @@ impl FaultPlan {
         }
         // Errors that take a node out for a moment are rare among many thousand operations; the rest may be
         // dense.
-        let disk = DiskFaults {
+        let mut disk = DiskFaults {
+            no_space: Rate::NEVER,
             write_error: rate(r, 100),
             short_write: rate(r, 100),
             sync_error: rate(r, 100),
@@ -233,6 +237,7 @@ impl FaultPlan {
             full_for_ns: (200_000_000, r.between((SECOND, 4 * SECOND))),
         };
         let drift_ppm_max = if r.coin() { r.between((1, 500)) } else { 0 };
+        disk.no_space = rate(r, 200);
         FaultPlan { disk, net, drift_ppm_max, nemesis, nodes: nodes.to_vec() }
     }
 }

@@ -78,6 +78,7 @@ pub(crate) enum DiskWork {
     CreateDir { path: PathBuf },
     SyncDir { path: PathBuf, upto: u64 },
     List { path: PathBuf },
+    Space { path: PathBuf },
 }
 
 impl DiskWork {
@@ -93,6 +94,7 @@ impl DiskWork {
             DiskWork::CreateDir { .. } => "create directory",
             DiskWork::SyncDir { .. } => "sync directory",
             DiskWork::List { .. } => "list",
+            DiskWork::Space { .. } => "ask for space of",
         }
     }
 
@@ -100,7 +102,7 @@ impl DiskWork {
     pub(crate) const fn changes_disk(&self) -> bool {
         match self {
             DiskWork::Open { mode, .. } => matches!(mode, OpenMode::Create),
-            DiskWork::Read { .. } | DiskWork::List { .. } => false,
+            DiskWork::Read { .. } | DiskWork::List { .. } | DiskWork::Space { .. } => false,
             _ => true,
         }
     }

@@ -259,6 +259,7 @@ impl State {
             Op::CreateDir { path: p } => ("create directory", path(p), 0, 0),
             Op::SyncDir { path: p } => ("sync directory", path(p), 0, 0),
             Op::List { path: p } => ("list", path(p), 0, 0),
+            Op::Space { path: p } => ("ask for space", path(p), 0, 0),
             Op::Listen { address } => ("listen", u64::from(address.port()), 0, 0),
             Op::Accept { listener } => ("accept", listener.0, 0, 0),
             Op::Connect { address } => ("connect", u64::from(address.port()), 0, 0),
@@ -326,6 +327,7 @@ impl State {
             Op::CreateDir { path } => (text(&path), DiskWork::CreateDir { path }),
             Op::SyncDir { path } => (text(&path), DiskWork::SyncDir { path, upto }),
             Op::List { path } => (text(&path), DiskWork::List { path }),
+            Op::Space { path } => (text(&path), DiskWork::Space { path }),
             _ => return misuse("submit", "", "not an operation on the disk"),
         })
     }
@@ -463,6 +465,7 @@ impl State {
                 (3, u64::from(crc32c::crc32c(buffer.get(..*bytes).unwrap_or_default())))
             }
             Ok(Output::Names(names)) => (4, names.len() as u64),
+            Ok(Output::Space(space)) => (8, space.free_bytes),
             Ok(Output::Listening { listener, .. }) => (5, listener.0),
             Ok(Output::Connected { conn, .. }) => (6, conn.0),
             Ok(Output::Received { bytes, .. }) => (7, *bytes as u64),
@@ -550,6 +553,7 @@ fn interrupt(node: &mut Node, op: &DiskOp, random: &mut Random) {
                 node.note_durable(*inode, runs);
             }
         }
-        DiskWork::Open { .. } | DiskWork::Read { .. } | DiskWork::List { .. } => {}
+        DiskWork::Open { .. } | DiskWork::Read { .. } => {}
+        DiskWork::List { .. } | DiskWork::Space { .. } => {}
     }
 }

@@ -344,6 +344,17 @@ impl World {
         self.with_state(|s| s.nodes.get(&id).map_or(0, |n| n.disk.used()))
     }
 
+    /// Bytes that were ever written to the node's disk.
+    pub fn disk_written(&self, id: u64) -> u64 {
+        self.with_state(|s| s.nodes.get(&id).map_or(0, |n| n.disk.written))
+    }
+
+    /// Files that the node's process has open.
+    pub fn open_files(&self, id: u64) -> usize {
+        let life = |s: &mut crate::state::State| Some(s.nodes.get(&id)?.life.as_ref()?.files.len());
+        self.with_state(|s| life(s).unwrap_or(0))
+    }
+
     /// Every operation of the node's disk takes so many times as long.
     pub fn slow_disk(&self, id: u64, factor: u64) {
         self.with_state(|s| s.node_mut(id).faults.slow_factor = factor);

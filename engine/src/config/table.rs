@@ -159,7 +159,7 @@ static KEYS: &[Key] = &[
             step: MIB,
         },
         default: Default::Given("64MiB"),
-        effect: "Size of a log file. Files are filled with zeros before they are used, so each start writes this much times wal.spare_segments; space is given back in whole segments.",
+        effect: "Size of a log file. New files are filled with zeros before they are used; those that come back are used again as they are. Space is given back in whole segments, and a disk that does not have four of them is too small.",
         later: None,
     },
     Key {
@@ -222,7 +222,7 @@ static KEYS: &[Key] = &[
             step: PAGE_BYTES as u64,
         },
         default: Default::Given("4GiB"),
-        effect: "Bytes of segments that a log is kept at. Above it snapshots are asked for, and what is still live in the oldest segment is moved to the end, so that the segment can be used again. Nothing is refused because of it; what must be kept may take more.",
+        effect: "Bytes of segments that a log is kept at. Above it, or if the disk has little space left, snapshots are asked for, and what is still live in the oldest segment is moved to the end however much it is; below it only what is cheap is moved. Nothing is refused because of it; what must be kept may take more.",
         later: None,
     },
     Key {

@@ -13,8 +13,10 @@ use crate::snapshot::{Beginning, Begun};
 use std::time::Duration;
 use tidelog_types::{Clock, Index, Monotonic, Position};
 
-/// Time between two looks at the age and size of a log.
+/// Time between two looks at the age and size of a log; and if so many bytes have come since the last one, lest segments be given back in bursts.
 const RETAIN_EVERY: Duration = Duration::from_secs(1);
+const RETAIN_SOON: Duration = Duration::from_millis(250);
+const RETAIN_BYTES: u64 = 4 << 20;
 /// Time between two rises of the low-water mark that do not reach what may go.
 const RAISE_EVERY: Duration = Duration::from_secs(1);
 
@@ -28,6 +30,8 @@ pub(super) struct Done {
     pub(super) upkeep: Monotonic,
     snapshot: Monotonic,
     retain: Monotonic,
+    /// The last entry that was there then.
+    retained: Index,
     raise: Monotonic,
 }
 
@@ -50,7 +54,7 @@ impl Partition {
         let Some(machine) = &self.machine else {
             let expires =
                 self.keep.retention.is_bounded() && self.replica.is_leader() && self.replica.may_expire();
-            return expires.then(|| self.done.retain.after(RETAIN_EVERY).max(soon));
+            return expires.then(|| self.done.retain.after(self.retain_every()).max(soon));
         };
         if machine.applied < self.replica.applicable_behind(machine.applied) {
             return Some(soon);
@@ -120,11 +124,12 @@ impl Partition {
         let (now, retention) = (cx.clock.now, self.keep.retention);
         if retention.is_bounded()
             && self.replica.is_leader()
-            && now.since(self.done.retain) >= RETAIN_EVERY
+            && now.since(self.done.retain) >= self.retain_every()
             && self.unwritten.is_empty()
-            && cx.wal.room() > 0
+            // A full disk is no reason to wait: this is what makes room.
+            && (cx.wal.room() > 0 || cx.wal.is_full())
         {
-            self.done.retain = now;
+            (self.done.retain, self.done.retained) = (now, self.replica.marks().last);
             if let Some(entry) = self.replica.retain(cx.clock, retention, &mut cx.shared.effects) {
                 tracing::info!(partition = %self.id, first = ?entry.log_start, "a later log start is proposed");
                 self.settle(cx, Source::None);
@@ -158,6 +163,11 @@ impl Partition {
             self.replica.raise_low_water(first, &mut cx.shared.effects);
             self.settle(cx, Source::None);
         }
+    }
+
+    fn retain_every(&self) -> Duration {
+        let come = self.replica.bytes_from(self.done.retained.next());
+        if come >= RETAIN_BYTES { RETAIN_SOON } else { RETAIN_EVERY }
     }
 
     /// What is damaged here, and may go, and no replica has any more, is let go, with what lies before it and what is damaged

@@ -38,6 +38,9 @@ use tidelog_types::{
     SessionRef, Ticket,
 };
 
+/// Most entries of one message that are taken on a full disk.
+const RESERVED_ENTRIES_MAX: usize = 64;
+
 #[derive(Debug)]
 struct Waiter {
     origin: Origin,
@@ -200,7 +203,12 @@ impl Partition {
         let mut metas = std::mem::take(&mut cx.shared.metas);
         metas.clear();
         let records = message.records.pop().unwrap_or_default();
-        let left = match (self.metas_of(cx, from, &records, &mut metas), &message.message) {
+        let sound = self.metas_of(cx, from, &records, &mut metas);
+        let left = match (sound, &message.message) {
+            (true, _) if cx.wal.is_full() && !metas.is_empty() => {
+                self.step_on_a_full_disk(cx, from, message, records, &metas);
+                None
+            }
             (true, Message::Repair(_)) => self.on_repair(cx, from, message, records, &metas),
             (true, _) => self.step_by_room(cx, from, message, records, &metas),
             (false, _) => None,
@@ -228,6 +236,30 @@ impl Partition {
             }
         }
         true
+    }
+
+    /// Steps the replica with the first of the entries, as far as there is space for them on a disk that is full. The leader sends the others
+    /// again when there is room.
+    fn step_on_a_full_disk(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: NodeId,
+        mut message: PeerMessage,
+        mut records: Bytes,
+        metas: &[EntryMeta],
+    ) {
+        let taken = metas.iter().take(RESERVED_ENTRIES_MAX).take_while(|meta| meta.kind.has_reserved_space());
+        let (count, bytes) =
+            taken.fold((0, 0), |(count, bytes), meta| (count + 1, bytes + meta.record_bytes as usize));
+        let Message::Free(Free::Append(append)) = &mut message.message else { return };
+        // One that says another count than it carries is not for a correct replica to take a part of.
+        if count == 0 || !self.unwritten.is_empty() || append.count != metas.len() as u64 {
+            return;
+        }
+        append.count = count as u64;
+        let (metas, records) = (metas.get(..count).unwrap_or_default(), records.split_to(bytes));
+        self.replica.step(cx.clock, from, message.message, metas, &mut cx.shared.effects);
+        self.settle(cx, Source::Message { records: &records, metas });
     }
 
     /// Steps the replica with as many of the entries as the growing batch takes; the rest comes back as an append of its own.

@@ -86,7 +86,7 @@ impl Shard {
                 }
                 // The log reports nothing durable from here on. It is closed and opened again when it has been given
                 // the rest of this turn's completions.
-                WalEvent::Fenced { error } => self.fenced = Some(error.to_string()),
+                WalEvent::Fenced { error } => self.fenced = Some(error),
                 WalEvent::Full => {
                     tracing::warn!("no space for another segment: appends are refused until there is");
                     replicas.full = true;

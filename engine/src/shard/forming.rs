@@ -67,7 +67,7 @@ impl Shard {
         stored?;
         self.hellos.clear();
         self.hand_out(io, others);
-        self.open_log(io, &mut BTreeMap::new())?;
+        self.open_log(io, BTreeMap::new())?;
         self.transport.formed(io, &formed);
         Ok(())
     }

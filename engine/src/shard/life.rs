@@ -82,9 +82,6 @@ impl Replicas {
         from: NodeId,
         message: PeerMessage,
     ) -> Option<PeerMessage> {
-        if self.full && !message.records.is_empty() {
-            return None; // the leader sends them again when there is room
-        }
         let partition = self.partitions.get_mut(message.partition)?;
         self.touched.insert(message.partition);
         partition.message(cx, from, message)

@@ -3,8 +3,10 @@
 use super::arrivals::Arrivals;
 use super::life::{Life, Replicas, split};
 use super::replicas::Partitions;
+use super::space::is_of_space;
 use super::{FAILURE_WINDOW, FAILURES_MAX, Shard};
 use crate::error::Error;
+use crate::identity::Identity;
 use crate::partition::{Machine, Partition, Shared};
 use crate::reads::Reads;
 use crate::recovery::Recovering;
@@ -15,9 +17,9 @@ use crate::snapshot::{Snapshots, files};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tidelog_consensus::Replica;
-use tidelog_io::{Completion, Foreground, Io, TokenClass, Wait};
+use tidelog_io::{Completion, Foreground, Io, IoErrorKind, TokenClass, Wait};
 use tidelog_types::PartitionId;
-use tidelog_wal::{Wal, WalEvent};
+use tidelog_wal::{Wal, WalError, WalEvent};
 
 /// Verifies the snapshot that the log's mark names and gives it to the state machine, unless that has it all.
 fn open_snapshot(
@@ -61,33 +63,54 @@ fn open_snapshot(
 }
 
 impl Shard {
-    /// Opens the log and starts a replica, as a follower, for each partition placed here. `machines`: state machines
-    /// that have lived before.
+    /// Opens the log and starts a replica, as a follower, for each partition placed here; if there is no space for that, it is tried
+    /// again later. `machines`: state machines that have lived before.
     pub(super) fn open_log(
         &mut self,
         io: &mut dyn Io,
-        machines: &mut BTreeMap<PartitionId, Option<Machine>>,
+        mut machines: BTreeMap<PartitionId, Option<Machine>>,
     ) -> Result<(), Error> {
         let formed = self.identity.formed.clone().expect("the log is opened once the cluster is formed");
         let placement = crate::recovery::placement(&self.options, &formed)
             .map_err(|e| Error::Config(format!("[cluster] replication: {e}")))?;
         let held = crate::recovery::held(&placement, self.options.node);
         let mut recovering = Recovering::new(held.keys().copied());
-        let (wal, report, mut others) = Wal::open(
-            io,
-            crate::recovery::wal_options(&self.options, &self.identity, &formed),
-            &mut recovering,
-        )
-        .map_err(|e| Error::Recovery(e.to_string()))?;
+        let options = crate::recovery::wal_options(&self.options, &self.identity, &formed);
+        let mut others = Vec::new();
+        let (mut wal, report) = match Wal::open_beside(io, options, &mut recovering, &mut others) {
+            Ok(opened) => opened,
+            Err(error) if is_of_space(&error) => {
+                self.hand_out(io, others);
+                self.wait_for_space(error.to_string(), machines);
+                return Ok(());
+            }
+            Err(error) => return Err(Error::Recovery(error.to_string())),
+        };
         if !self.identity.has_log {
-            self.identity.has_log = true;
             let mut fg = Foreground::new(io);
-            self.identity.store(&mut fg, &self.options.data_dir)?;
+            let known = Identity { has_log: true, ..self.identity.clone() };
+            let stored = known.store(&mut fg, &self.options.data_dir);
             others.extend(fg.finish());
+            match stored {
+                Ok(()) => self.identity = known,
+                Err(Error::Io(error)) if error.kind == IoErrorKind::NoSpace => {
+                    others.extend(wal.close(io).others);
+                    self.hand_out(io, others);
+                    self.wait_for_space(error.to_string(), machines);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
         }
         tracing::info!(found = crate::recovery::describe(&report), "log opened");
         self.report = Some(report);
         let clock = io.clock();
+        if let Some(space) = self.room.told() {
+            wal.note_space(space);
+        }
+        if let Some(until) = self.room.doubted(clock.now) {
+            wal.doubt_space(until);
+        }
         let mut partitions = Partitions::default();
         for (id, voters) in held {
             let config = crate::recovery::replica_config(&self.options, id, voters, io.random());
@@ -152,10 +175,16 @@ impl Shard {
 
     /// The log failed: nothing more is acknowledged. Everyone who waits learns so, what is in flight drains and is
     /// discarded, and the log is opened again.
-    pub(super) fn reopen(&mut self, io: &mut dyn Io, why: &str) -> Result<(), Error> {
-        self.inbox.life_cycle.events.publish(crate::Event::Fenced { why: why.to_owned() });
-        tracing::error!(%why, "the shard is fenced: nothing is acknowledged until its log is open again");
-        self.failures.push_back(self.clock.now);
+    pub(super) fn reopen(&mut self, io: &mut dyn Io, error: &WalError) -> Result<(), Error> {
+        let why = error.to_string();
+        self.inbox.life_cycle.events.publish(crate::Event::Fenced { why: why.clone() });
+        if error.error.kind == IoErrorKind::NoSpace {
+            tracing::warn!(%why, "no space: nothing is acknowledged until the log is open again");
+            self.room.doubt(self.clock.now);
+        } else {
+            tracing::error!(%why, "the shard is fenced: nothing is acknowledged until its log is open again");
+            self.failures.push_back(self.clock.now);
+        }
         while self.failures.front().is_some_and(|at| self.clock.now.since(*at) > FAILURE_WINDOW) {
             self.failures.pop_front();
         }
@@ -173,12 +202,14 @@ impl Shard {
             others.extend(life.snapshots.drain(io));
             self.hand_out(io, others);
         }
-        let mut machines = self.end_life();
+        let machines = self.end_life();
         if self.failures.len() >= FAILURES_MAX {
-            return Err(Error::Fenced(why.to_owned()));
+            return Err(Error::Fenced(why));
         }
-        self.open_log(io, &mut machines)?;
-        self.inbox.life_cycle.events.publish(crate::Event::Reopened);
+        self.open_log(io, machines)?;
+        if self.life.is_some() {
+            self.inbox.life_cycle.events.publish(crate::Event::Reopened);
+        }
         Ok(())
     }
 

@@ -6,7 +6,8 @@
 //!
 //! Formation comes first: an unformed node has no log and no replicas. After a failed write or sync the shard is
 //! *fenced*: waiters get `Unknown`, the log and all replicas are dropped and opened again from disk in the same
-//! process, as followers (R12); the third failure in ten minutes stops the node.
+//! process, as followers (R12); the third failure in ten minutes stops the node. A batch that found no space is no such failure:
+//! see [`space`].
 
 mod arrivals;
 mod disk_watch;
@@ -15,6 +16,7 @@ mod forming;
 mod life;
 mod lives;
 mod replicas;
+mod space;
 mod status;
 
 use disk_watch::{DiskWatch, News};
@@ -40,7 +42,7 @@ use tidelog_cluster::Placement;
 use tidelog_consensus::Replica;
 use tidelog_io::{Completion, Io, TokenClass, Wait};
 use tidelog_types::{Clock, Monotonic, NodeId, PartitionId};
-use tidelog_wal::{RecoveryReport, Wal, WalEvent};
+use tidelog_wal::{RecoveryReport, Wal, WalError, WalEvent};
 
 /// Most commands taken from the inbox in one turn.
 const COMMANDS_PER_TURN: usize = 4096;
@@ -82,7 +84,8 @@ pub struct Shard {
     connected: BTreeSet<NodeId>,
     marks: Arc<BTreeMap<PartitionId, Arc<SharedMarks>>>,
     /// Why the log failed, until the end of the turn that noticed.
-    fenced: Option<String>,
+    fenced: Option<WalError>,
+    room: space::Room,
     failures: VecDeque<Monotonic>,
     /// Across openings of the log.
     disk: DiskWatch,
@@ -135,6 +138,7 @@ impl Shard {
             connected: BTreeSet::new(),
             marks: Arc::new(marks),
             fenced: None,
+            room: space::Room::default(),
             failures: VecDeque::new(),
             disk,
             stopping: None,
@@ -152,7 +156,7 @@ impl Shard {
         if shard.options.nodes.len() == 1 && shard.identity.formed.is_none() {
             shard.form(io)?;
         } else if shard.identity.formed.is_some() {
-            shard.open_log(io, &mut BTreeMap::new())?;
+            shard.open_log(io, BTreeMap::new())?;
         }
         let hello = shard.hello();
         shard.address = shard.transport.start(io, hello)?;
@@ -185,17 +189,18 @@ impl Shard {
     /// Whether every replica here leads, with its whole log committed and applied: what a single node waits for
     /// before it is given to its embedder. On a full disk nothing can be committed, and there is no point in waiting.
     pub fn is_settled(&self) -> bool {
-        self.life.as_ref().is_some_and(|life| {
-            life.replicas.full
-                || life.replicas.partitions.iter().all(|(_, p)| {
-                    let (replica, marks) = (p.replica(), p.marks());
-                    // Damage keeps the only voter from leading, and waiting heals nothing.
-                    replica.damaged_entries() > 0
-                        || replica.is_leader()
-                            && marks.high_water == replica.marks().last
-                            && marks.applied == marks.high_water
-                })
-        })
+        self.room.lacking().is_some()
+            || self.life.as_ref().is_some_and(|life| {
+                life.replicas.full
+                    || life.replicas.partitions.iter().all(|(_, p)| {
+                        let (replica, marks) = (p.replica(), p.marks());
+                        // Damage keeps the only voter from leading, and waiting heals nothing.
+                        replica.damaged_entries() > 0
+                            || replica.is_leader()
+                                && marks.high_water == replica.marks().last
+                                && marks.applied == marks.high_water
+                    })
+            })
     }
 
     /// The directory's identity.
@@ -268,6 +273,7 @@ impl Shard {
         if let Some(why) = self.fenced.take() {
             self.reopen(io, &why)?;
         }
+        self.look_after_space(io)?;
         self.handle_events(io)?;
         self.wake_answered();
         self.take_commands(io);
@@ -336,6 +342,7 @@ impl Shard {
                 self.handle_wal_events(io);
             }
             TokenClass::Net => self.transport.complete(io, completion, &mut self.events),
+            TokenClass::Engine if self.told_of_space(&completion) => {}
             TokenClass::Engine => {
                 if let Some(life) = &mut self.life {
                     life.snapshots.complete(completion, self.clock.now);
@@ -449,6 +456,12 @@ impl Shard {
             Some(RequestError::Unavailable("the node is stopping".into()))
         } else {
             match &self.life {
+                None if self.room.lacking().is_some() => match request {
+                    Request::Read { .. } => Some(RequestError::Unavailable(
+                        "the log is not open: there is no space for its next segment".into(),
+                    )),
+                    _ => Some(DISK_FULL),
+                },
                 None => Some(RequestError::Unavailable(
                     "the cluster is not formed yet: all founding nodes must be up once".into(),
                 )),
@@ -510,6 +523,7 @@ impl Shard {
             self.stopping,
             self.sealing,
             self.reading_on.then_some(self.clock.now),
+            Some(self.room.deadline()),
             // Commands that were left in the inbox by the bound on a turn.
             ((!self.commands.is_empty() || !self.inbox.is_empty()) && !life.is_some_and(Life::has_enough))
                 .then_some(self.clock.now),

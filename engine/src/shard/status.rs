@@ -2,6 +2,7 @@
 
 use super::Shard;
 use crate::request::{NodeStatus, PartitionStatus, ScrubStatus};
+use crate::space::Need;
 use tidelog_types::NodeId;
 use tidelog_wal::ScrubStats;
 
@@ -57,6 +58,10 @@ impl Shard {
             ranks_behind_ms: self.disk.behind_ms(),
             stalls: self.disk.stalls(),
             waiting_bytes: self.life.as_ref().map_or(0, |life| life.replicas.arrivals.bytes() as u64),
+            disk_free_bytes: self.room.told().map(|space| space.free_bytes),
+            disk_needed_bytes: Need::of(&self.options).bytes(),
+            disk_log_bytes: self.log_bytes(),
+            disk_trouble: self.space_trouble().unwrap_or_default(),
             scrub: self.life.iter().map(|life| scrub(life.wal.scrubbed())).collect(),
         }
     }

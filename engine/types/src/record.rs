@@ -87,6 +87,11 @@ impl RecordKind {
     pub const fn code(self) -> u8 {
         self as u8
     }
+    /// Whether it is an entry that a log takes also when its disk is full: without these there is no leader that may answer a read, and
+    /// nothing by which the log becomes shorter. They have no payload.
+    pub const fn has_reserved_space(self) -> bool {
+        matches!(self, RecordKind::Noop | RecordKind::LogStart)
+    }
     /// Whether it is a log entry: has an index of the partition's log and is replicated.
     pub const fn is_entry(self) -> bool {
         self.code() < 64

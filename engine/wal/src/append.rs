@@ -32,9 +32,10 @@ impl Wal {
     pub fn append_entry(&mut self, ticket: Ticket, header: RecordHeader, payload: &[u8]) -> Result<(), Busy> {
         assert!(header.kind.is_entry(), "only entries are appended");
         assert_eq!(header.payload_len as usize, payload.len(), "the header is the payload's");
-        self.admit(Class::Bulk)?;
+        let class = class_of(header.kind, payload.len());
+        self.admit(class)?;
         let shape = Shape::of(&header);
-        let plan = self.place(std::iter::once(shape), 1, Class::Bulk)?;
+        let plan = self.place(std::iter::once(shape), 1, class)?;
         let log = self.partitions.of(header.partition);
         follows(log, header.position(), header.prev_generation);
         self.growing.begin(plan);
@@ -71,12 +72,18 @@ impl Wal {
         metas: &[EntryMeta],
     ) -> Result<(), Busy> {
         assert!(!metas.is_empty(), "an append has entries");
-        self.admit(Class::Bulk)?;
+        let bare = metas
+            .iter()
+            .zip(Raw(records))
+            .all(|(meta, raw)| class_of(meta.kind, raw.shape.payload) == Class::Control);
+        // What entries without payload may use of a batch's end is bounded like all control records are.
+        let class = if bare { Class::Control } else { Class::Bulk };
+        self.admit(class)?;
         let mut runs = 1;
         for pair in metas.windows(2) {
             runs += usize::from(pair[0].position.generation != pair[1].position.generation);
         }
-        let plan = self.place(Raw(records).map(|r| r.shape), runs, Class::Bulk)?;
+        let plan = self.place(Raw(records).map(|r| r.shape), runs, class)?;
         let log = self.partitions.of(partition);
         self.growing.begin(plan);
         let lsn = self.growing.lsn;
@@ -335,6 +342,11 @@ impl Wal {
             }
         }
     }
+}
+
+/// Entries without which a full node could not lead or become less full are written like promises.
+fn class_of(kind: RecordKind, payload_bytes: usize) -> Class {
+    if kind.has_reserved_space() && payload_bytes == 0 { Class::Control } else { Class::Bulk }
 }
 
 /// An entry comes behind the last one, in a generation that this log has promised.

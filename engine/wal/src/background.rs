@@ -68,6 +68,8 @@ pub(crate) struct Background {
     pub(crate) older: Option<Kept>,
     /// Where the log was when the last checkpoint was begun.
     pub(crate) saved_at: Lsn,
+    /// The same, but as far back from where this life began as the last one had written since: openings leave gaps between positions.
+    pub(crate) unsaved_from: Lsn,
     /// The checkpoint that the active segment's first batch names: where an opening looks first.
     pub(crate) segment_names: Lsn,
     /// The checkpoints that the last batch named, and the first batch that named these two.
@@ -94,13 +96,14 @@ impl Background {
 }
 
 impl Wal {
-    /// Takes over what was replayed, and the checkpoints that are kept. Returns the segments behind the old log's end,
+    /// Takes over what was replayed, `read` bytes of batches, and the checkpoints that are kept. Returns the segments behind the old log's end,
     /// which go when what they hold has been written again.
     pub(crate) fn adopt(
         &mut self,
         state: State,
         (newest, older): (Option<Kept>, Option<Kept>),
         end: Lsn,
+        read: u64,
     ) -> Vec<Lsn> {
         let behind = state.files.iter().map(|(base, _)| base).filter(|base| *base >= end).collect();
         let resident = state.files.iter().filter(|(base, file)| *base < end && file.summary.is_none());
@@ -108,6 +111,8 @@ impl Wal {
         resident.append(&mut self.background.resident);
         self.background.resident = resident;
         self.background.saved_at = newest.map_or(Lsn(0), |k| k.at);
+        self.background.unsaved_from =
+            newest.map_or(Lsn(0), |_| Lsn(self.growing.lsn.0.saturating_sub(read)));
         (self.background.newest, self.background.older) = (newest, older);
         self.partitions = state.partitions;
         self.files.absorb(state.files);
@@ -134,7 +139,7 @@ impl Wal {
         let place = |roll| self.growing.limit() >= self.options.batch_bytes_max || self.may_roll(roll);
         // Checkpoints and moves are what makes room: on a full disk they may use what is kept for control records.
         let moves = if self.full { Class::Control } else { Class::Bulk };
-        (b.saving.as_ref().is_some_and(Saving::has_more) && place(Class::Control))
+        (b.saving.as_ref().is_some_and(Saving::has_more) && place(self.checkpoint_rolls()))
             || b.demoting.is_some()
             || (!self.full && b.collecting.is_some() && place(Class::Bulk))
             || (!self.full && b.summing.as_ref().is_some_and(|s| !s.left.is_empty()) && place(Class::Bulk))

@@ -5,7 +5,7 @@ use std::path::Path;
 use tidelog_io::{
     Begun, BufferPool, Completion, FileId, Foreground, Io, IoError, IoErrorKind, Op, OpenMode, Output,
 };
-use tidelog_types::{Clock, Monotonic};
+use tidelog_types::Clock;
 
 /// Blocking disk operations over the seam.
 pub(crate) struct Disk<'a> {
@@ -39,10 +39,6 @@ impl<'a> Disk<'a> {
     /// Whether it has ended well, as far as is known.
     pub(crate) fn has_succeeded(&self, begun: &Begun) -> bool {
         self.foreground.has_succeeded(begun)
-    }
-
-    pub(crate) fn wait(&mut self, until: Monotonic) {
-        self.foreground.wait(until);
     }
 
     /// Opens a file; returns it with its length. It is closed at the end unless [`Self::keep`] says otherwise.

@@ -201,7 +201,7 @@ pub enum OpenError {
     #[error("{0}")]
     Io(#[from] IoError),
     /// There is no space for a segment, and no spare.
-    #[error("no space for a segment of {segment_bytes} bytes in {}: {error}. Make room on that disk and start again; the log is left as it is", dir.display())]
+    #[error("no space for a segment of {segment_bytes} bytes in {}: {error}. Make room on that disk; the log is left as it is", dir.display())]
     NoSpace {
         /// The directory.
         dir: PathBuf,

@@ -7,12 +7,14 @@
 use crate::format::SegmentHeader;
 use crate::lookup::Holds;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::path::PathBuf;
 use tidelog_io::FileId;
 use tidelog_types::{Lsn, PartitionId};
 
-/// Most files of older segments kept open.
-pub(crate) const FILES_OPEN_MAX: usize = 64;
+/// Most segments kept open, the one that is written among them; those that are being read do not count. Cold ones are closed, and
+/// opened again by whoever reads them.
+pub(crate) const FILES_OPEN_MAX: usize = 16;
 
 /// A record of a segment's summary: which partitions it begins with, and where it lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +51,10 @@ pub(crate) struct Files {
     by_base: BTreeMap<Lsn, SegmentFile>,
     clock: u64,
     open: usize,
+    /// How often anything was let go.
+    let_go: u64,
+    /// Bytes of all segments.
+    bytes: u64,
 }
 
 impl Files {
@@ -66,12 +72,14 @@ impl Files {
             summary: None,
             used: self.clock,
         };
+        self.bytes += header.bytes;
         self.by_base.insert(header.base, segment);
     }
 
     /// Takes over the segments of another list, none of which is in this one.
     pub(crate) fn absorb(&mut self, other: Files) {
         self.open += other.open;
+        self.bytes += other.bytes;
         self.by_base.extend(other.by_base);
     }
 
@@ -79,7 +87,13 @@ impl Files {
     pub(crate) fn remove(&mut self, base: Lsn) -> Option<SegmentFile> {
         let removed = self.by_base.remove(&base)?;
         self.open -= usize::from(removed.file.is_some());
+        self.bytes -= removed.end.0 - base.0;
         Some(removed)
+    }
+
+    /// Bytes of all segments.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -123,6 +137,17 @@ impl Files {
         }
     }
 
+    /// How often anything was let go so far: what this tells of a segment is no longer true when it has risen.
+    pub(crate) fn times_let_go(&self) -> u64 {
+        self.let_go
+    }
+
+    /// Bytes of the segments right behind the one at `base` in which nothing is live, up to the first one in which something is.
+    pub(crate) fn idle_behind(&self, base: Lsn, active: Lsn) -> u64 {
+        let behind = self.by_base.range((Bound::Excluded(base), Bound::Excluded(active)));
+        behind.take_while(|(_, file)| file.holds == 0).map(|(base, file)| file.end.0 - base.0).sum()
+    }
+
     /// A file to be closed because too many are open: the one longest unused, never one at or behind `keep`.
     pub(crate) fn surplus(&mut self, keep: Lsn) -> Option<FileId> {
         if self.open <= FILES_OPEN_MAX {
@@ -156,6 +181,7 @@ impl Holds for Files {
         if let Some((_, file)) = self.by_base.range_mut(..=lsn).next_back() {
             assert!(file.holds > 0, "a segment is let go as often as it was held");
             file.holds -= 1;
+            self.let_go += 1;
         }
     }
 }

@@ -97,6 +97,7 @@ mod rescue;
 mod restart;
 mod resum;
 mod rewrite;
+mod room;
 mod salvage;
 mod saving;
 mod scan;

@@ -1,16 +1,18 @@
 //! Moving live records out of the oldest segment, so that it can be given back.
 //!
-//! Over its budget of bytes the log looks at its oldest segment: which entries of it are live, and how many bytes they
-//! are. A quarter of the segment or less is moved: read, verified, and put at the log's end as the same bytes behind a
-//! `Moved` marker. Of more, snapshots are asked for first, and after three requests it is moved all the same, if segments
-//! behind it hold nothing and only wait for it: moving what is live everywhere would go on for ever and gain nothing. So
-//! freeing a segment costs at most a third of what it frees, and moves take at most a third of what the traffic writes;
-//! what is a quarter live or less is also moved when the log is idle.
+//! Once for each segment that is begun, and a while after something was let go, the log looks at its oldest segment: which entries
+//! of it are live, and how many bytes they are. If they are a quarter or less of what goes with them (the segment, and those right
+//! behind it in which nothing is live), they are moved: read, verified, and put at the log's end as the same bytes behind a `Moved`
+//! marker. Of more, nothing is moved unless the log is over its budget of bytes, or the disk has little space: then snapshots are asked for
+//! first, and after three requests it is moved all the same, if other segments hold nothing and only wait for it: moving what is
+//! live everywhere would go on for ever and gain nothing. So space comes back as the low-water marks rise, not all at once when a budget
+//! is used up; freeing a segment costs at most a third of what it frees, and moves take at most a third of what the traffic writes;
+//! what is cheap is also moved when the log is idle.
 //!
 //! A move only relocates. Between reading and putting an entry may have been cut or trimmed: it is put only if the lookup
 //! still has it, of that generation, in that segment. A crash in between leaves two equal copies, and the later one counts.
 
-use crate::background::Background;
+use crate::background::{Background, RESIDENT_SEGMENTS};
 use crate::blocks::Block;
 use crate::error::{Busy, ReadError};
 use crate::files::{Files, Piece};
@@ -69,6 +71,12 @@ pub(crate) struct Moving {
     /// Read, and to be put; and their bytes.
     ready: VecDeque<(PartitionId, Run)>,
     ready_bytes: usize,
+    /// The log is over its budget, or space is short: what is live in the segment goes also if there is more of it.
+    over: bool,
+    /// The last look without that: at which segment, the one that was written then, how often anything had been let go, and when the
+    /// next one may come for that alone.
+    looked: (Lsn, Lsn, u64),
+    look_again: Monotonic,
     asked: (Lsn, u8),
     ask_again: Monotonic,
     allowance: u64,
@@ -99,13 +107,33 @@ impl Moving {
     }
 }
 
-/// The segment that should be emptied, if the log is over its budget.
-fn wanted(files: &Files, background: &Background, active: Lsn, target: u64, now: Monotonic) -> Option<Lsn> {
+/// Fewer segments are not worth a look.
+const LOOKED_AT_MIN: usize = RESIDENT_SEGMENTS + 2;
+
+/// The segment that should be looked at, and whether it should be emptied although that is not cheap.
+fn wanted(
+    files: &Files,
+    background: &Background,
+    active: Lsn,
+    over: bool,
+    now: Monotonic,
+) -> Option<(Lsn, bool)> {
     let (base, oldest) = files.oldest()?;
-    let bytes: u64 = files.iter().map(|(base, file)| file.end.0 - base.0).sum();
-    let waits = background.moving.asked.0 == base && now < background.moving.ask_again;
-    (bytes > target && base != active && oldest.holds > 0 && oldest.summary.is_some() && !waits)
-        .then_some(base)
+    if base == active || oldest.holds == 0 || oldest.summary.is_none() {
+        return None;
+    }
+    let moving = &background.moving;
+    let waits = moving.asked.0 == base && now < moving.ask_again;
+    if over && !waits {
+        return Some((base, true));
+    }
+    // It could not be read a moment ago.
+    if waits && moving.asked.1 == 0 {
+        return None;
+    }
+    let news = (moving.looked.0, moving.looked.1) != (base, active)
+        || (moving.looked.2 != files.times_let_go() && now >= moving.look_again);
+    (news && files.len() >= LOOKED_AT_MIN).then_some((base, false))
 }
 
 impl Wal {
@@ -142,12 +170,17 @@ impl Wal {
             return false;
         }
         let Some(base) = moving.base else {
-            let target = self.options.log_bytes_target;
-            let found = wanted(&self.files, &self.background, self.active.base(), target, self.clock.now);
-            if let Some(base) = found {
+            let (active, now) = (self.active.base(), self.clock.now);
+            let over = self.is_tight() || self.files.bytes() > self.options.log_bytes_target;
+            let steadily = self.options.steady;
+            if let Some((base, over)) =
+                wanted(&self.files, &self.background, active, over, now).filter(|(_, over)| *over || steadily)
+            {
+                let let_go = self.files.times_let_go();
                 let moving = &mut self.background.moving;
                 moving.stop();
-                (moving.base, moving.measured) = (Some(base), Some(0));
+                (moving.base, moving.measured, moving.over) = (Some(base), Some(0), over);
+                (moving.looked, moving.look_again) = ((base, active, let_go), now.after(ASK_AGAIN));
                 self.measure(io, base);
             }
             return false;
@@ -240,21 +273,25 @@ impl Wal {
         let now = self.clock.now;
         let active = self.active.base();
         let waiting = self.files.iter().any(|(b, file)| b != base && b != active && file.holds == 0);
-        let full = self.full;
+        let tight = self.is_tight();
+        let frees = size + self.files.idle_behind(base, active);
         let moving = &mut self.background.moving;
         moving.measured = None;
         if moving.asked.0 != base {
-            moving.asked = (base, 0);
+            (moving.asked, moving.ask_again) = ((base, 0), now);
         }
-        moving.cheap = moving.live_bytes * MOVED_PART <= size;
+        moving.cheap = moving.live_bytes * MOVED_PART <= frees;
         if moving.todo.is_empty() {
             // What is live there was not to be read when the summary was written: the refs say which entries that is.
             moving.unsummed = true;
             return self.measure_by_refs();
         }
-        if moving.cheap || (waiting && (moving.asked.1 >= REQUESTS || full)) {
+        if moving.cheap || (moving.over && waiting && (moving.asked.1 >= REQUESTS || tight)) {
             tracing::debug!(base = base.0, live = moving.live_bytes, "a segment is emptied");
             return;
+        }
+        if !moving.over {
+            return moving.stop();
         }
         moving.asked.1 = moving.asked.1.saturating_add(1);
         moving.ask_again = now.after(if moving.asked.1 > REQUESTS { ASK_SELDOM } else { ASK_AGAIN });

@@ -47,6 +47,9 @@ pub struct Options {
     /// Bytes of segments that the log is kept at: above it live records of the oldest ones are moved, and snapshots asked
     /// for. A soft bound: nothing is refused because of it.
     pub log_bytes_target: u64,
+    /// Whether space is given back as soon as that is cheap. Otherwise live records are moved only above `log_bytes_target`, and no checkpoint
+    /// comes early for a segment that waits for it: for tests and measurements to which a log has to stay as it is.
+    pub steady: bool,
     /// Bytes that scrubbing reads in a second; 0: nothing is scrubbed.
     pub scrub_rate: u64,
     /// Least time from the beginning of one pass over the log to that of the next.
@@ -74,6 +77,7 @@ impl Options {
             cache_bytes_max: 32 << 20,
             checkpoint_every: 64 << 20,
             log_bytes_target: 4 << 30,
+            steady: true,
             scrub_rate: 0,
             scrub_every: Duration::from_secs(24 * 3600),
             single_voter: false,

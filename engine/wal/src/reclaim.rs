@@ -18,6 +18,13 @@ impl Wal {
         (named == self.background.named() && self.durable_seq >= by) || nowhere
     }
 
+    /// Whether the oldest segment would be given back if a batch named the checkpoints that are kept.
+    pub(crate) fn waits_for_names(&self) -> bool {
+        let oldest = self.files.oldest().filter(|(base, _)| *base != self.active.base());
+        let waits = oldest.is_some_and(|(_, oldest)| oldest.holds == 0 && oldest.end < self.replay_start());
+        waits && self.background.named_by.0 != self.background.named()
+    }
+
     /// Gives back the oldest segments as far as they may go.
     pub(crate) fn reclaim(&mut self) {
         while let Some((base, oldest)) = self.files.oldest() {

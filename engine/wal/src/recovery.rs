@@ -66,7 +66,8 @@ pub struct RecoveryReport {
     pub bad_checkpoints: Vec<(Lsn, String)>,
 }
 
-/// Most bytes of an epoch that is written again as a whole.
+/// Most bytes of a newest epoch that is written again as a whole, so that its segment is given back: a start that adds little costs no
+/// segment.
 const FOLD_BYTES_MAX: u64 = 1 << 20;
 
 /// What reading the log gives.
@@ -85,8 +86,10 @@ pub(crate) struct Judged {
     pub(crate) adopted: BTreeSet<PartitionId>,
     /// Segments at the end in which nothing was ever written.
     pub(crate) blank: Vec<PathBuf>,
-    /// A newest epoch that holds little is written again as a whole, so that its segment is given back.
+    /// The first epoch is written again as well, if it holds little.
     pub(crate) fold: bool,
+    /// Bytes of the good batches.
+    pub(crate) bytes: u64,
 }
 
 /// A batch of the newest epoch that is not proven yet.
@@ -127,7 +130,8 @@ pub(crate) fn open(
     io: &mut dyn Io,
     options: Options,
     replay: &mut dyn Replay,
-) -> Result<(Wal, RecoveryReport, Vec<Completion>), OpenError> {
+    others: &mut Vec<Completion>,
+) -> Result<(Wal, RecoveryReport), OpenError> {
     options.check()?;
     let mut disk = Disk::new(io);
     let mut opening = Opening { options: &options, replay, report: RecoveryReport::default() };
@@ -142,7 +146,7 @@ pub(crate) fn open(
             disk.keep(file);
         }
     }
-    let others = disk.finish();
+    others.extend(disk.finish());
     let wal = result?;
     tracing::info!(
         epoch = report.epoch,
@@ -152,7 +156,7 @@ pub(crate) fn open(
         findings = report.findings.len(),
         "log opened"
     );
-    Ok((wal, report, others))
+    Ok((wal, report))
 }
 
 impl Opening<'_, '_> {
@@ -195,7 +199,7 @@ impl Opening<'_, '_> {
         let mut judged = Judged::default();
         let unknown = self.begin(&mut judged, old, &sources, &chain, search.loaded);
         let search = Search { loaded: None, bad: search.bad };
-        // A life that could not have all its spares: its disk is full.
+        // A life that could not have all its spares: its disk is full. Otherwise the first epoch stays where it is.
         judged.fold = directory.spares.len() < RESERVED_SEGMENTS;
         let began = disk.clock().now;
         self.judge(disk, &sources, &chain, &mut judged).map_err(|e| search.blame(&dir, e))?;
@@ -229,12 +233,13 @@ impl Opening<'_, '_> {
         let mut adopted = std::mem::take(&mut state.adopted);
         let mut wal = self.begin_epoch(disk, &directory.spares, &sources, &judged, &state)?;
         let kept = state.kept(|batch| bad.contains(&batch));
-        let behind = wal.adopt(state, kept, judged.end);
+        let behind = wal.adopt(state, kept, judged.end, judged.bytes);
         judged.adopted = std::mem::take(&mut adopted);
         self.rewrite(disk, &mut wal, &mut judged)?;
         for log in wal.partitions.iter_mut() {
             log.sequenced = log.last.index;
         }
+        let before = self.report.removed;
         for source in cut {
             self.remove(disk, &source.path)?;
         }
@@ -246,7 +251,13 @@ impl Opening<'_, '_> {
                 }
             }
         }
-        if let Some(error) = self.make_all(disk, &mut wal.segments, false)? {
+        if self.report.removed > before {
+            // Their space may be free only then, and may be all that there is.
+            disk.run(Op::SyncDir { path: dir.clone() })?;
+        }
+        let made = self.make_all(disk, &mut wal.segments, false)?;
+        wal.segments.pace();
+        if let Some(error) = made {
             tracing::warn!(%error, "no space for all spares");
             self.report.no_space = true;
             wal.note_no_space();
@@ -347,7 +358,8 @@ impl Opening<'_, '_> {
             let mut last_proven = None;
             let mut proven_records = 0;
             let mut folded = Vec::new();
-            let mut foldable = judged.fold && part.end.is_none() && part.start > checkpoint;
+            let worth = part.prev_epoch_end > Lsn(0) || judged.fold;
+            let mut foldable = worth && part.end.is_none() && part.start > checkpoint;
             let mut bytes_of_part = 0;
             loop {
                 match scanner.next(disk)? {
@@ -356,6 +368,7 @@ impl Opening<'_, '_> {
                         let bytes = scanner.bytes(disk, &header)?;
                         judged.state.apply(&source, &header, bytes, &mut self.report, self.replay)?;
                         bytes_of_part += u64::from(header.total_len);
+                        judged.bytes += u64::from(header.total_len);
                         foldable &= bytes_of_part <= FOLD_BYTES_MAX && header.checkpoint < part.start;
                         if foldable {
                             let link = Link { lsn: header.lsn, crc: header.crc, seq: header.batch_seq };
@@ -488,6 +501,21 @@ impl Wal {
         options: Options,
         replay: &mut dyn Replay,
     ) -> Result<(Wal, RecoveryReport, Vec<Completion>), OpenError> {
-        open(io, options, replay)
+        let mut others = Vec::new();
+        let (wal, report) = open(io, options, replay, &mut others)?;
+        Ok((wal, report, others))
+    }
+
+    /// The same, and completions of others are handed back also if the log cannot be opened: for who goes on without it.
+    ///
+    /// # Errors
+    /// As [`Wal::open`].
+    pub fn open_beside(
+        io: &mut dyn Io,
+        options: Options,
+        replay: &mut dyn Replay,
+        others: &mut Vec<Completion>,
+    ) -> Result<(Wal, RecoveryReport), OpenError> {
+        open(io, options, replay, others)
     }
 }

@@ -14,14 +14,10 @@ use crate::shape::{Class, Shape};
 use crate::spans::EntrySpan;
 use crate::wal::Wal;
 use crate::window::Window;
-use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use tidelog_io::{IoError, OpenMode, Output};
 use tidelog_types::limits::PAGE_BYTES;
 use tidelog_types::{Generation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind};
-
-/// How long an opening waits for space for the one segment that it cannot do without.
-const SPACE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A batch whose content is written again.
 enum Again {
@@ -96,17 +92,9 @@ impl Opening<'_, '_> {
         next_only: bool,
     ) -> Result<Option<IoError>, OpenError> {
         let mut full = None;
-        // What has just been removed may take a moment to be free again: a process killed a moment ago can still have it open.
-        let patience = disk.clock().now.after(SPACE_PATIENCE);
         while !(next_only && segments.next.is_some()) {
             let now = disk.clock().now;
-            let Some(op) = segments.operation(now) else {
-                match segments.retry_at().filter(|at| next_only && *at <= patience) {
-                    Some(at) => disk.wait(at),
-                    None => break,
-                }
-                continue;
-            };
+            let Some(op) = segments.operation(now) else { break };
             let result = disk.run(op);
             if let Ok(Output::Opened { file, .. }) = &result {
                 disk.adopt(*file);

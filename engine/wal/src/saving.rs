@@ -19,6 +19,10 @@ use tidelog_types::{Generation, Index, Lsn, PartitionId, RecordHeader, RecordKin
 /// Most bytes of a chunk.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
 const PAGE: u64 = PAGE_BYTES as u64;
+/// At most one part in so many of what is written is checkpoints that only release a segment.
+const RELEASE_SHARE: u64 = 64;
+/// When space is short such a checkpoint comes when the log has gone on by this part of a segment.
+const TIGHT_PART: u64 = 4;
 
 /// A checkpoint that was read back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,17 +79,41 @@ impl Wal {
         let every = self.options.checkpoint_every.max(size * CHECKPOINT_SHARE);
         // An opening looks at the first batch of the newest segment first: it is to name one of the two that are kept.
         let findable = b.newest.is_none_or(|k| k.batch == b.segment_names);
-        !self.full && findable && self.growing.lsn.0 - b.saved_at.0 >= every
+        !self.full && findable && self.growing.lsn.0 - b.unsaved_from.0 >= every
     }
 
-    /// On a full disk a checkpoint is only worth its place if it is all that keeps a segment from being given back.
+    /// Whether a checkpoint is all that keeps a segment from being given back, and worth its place for that: always on a disk that is full;
+    /// otherwise when the log has gone on by a segment since the last one, or by less if space is short.
     fn checkpoint_releases(&self) -> bool {
-        let Some((base, oldest)) = self.files.oldest() else { return false };
-        self.full
-            && base != self.active.base()
-            && oldest.holds == 0
-            && oldest.end >= self.replay_start()
-            && self.background.saved_at < self.growing.lsn
+        let b = &self.background;
+        if !self.waits_for_checkpoint() || b.saved_at >= self.growing.lsn {
+            return false;
+        }
+        if self.full {
+            return true;
+        }
+        let findable = b.newest.is_none_or(|k| k.batch == b.segment_names) && self.options.steady;
+        let size = b.newest.map_or(0, |k| k.bytes);
+        let segment = self.options.segment_bytes;
+        let (step, share) = match self.is_tight() {
+            true => (segment / TIGHT_PART, CHECKPOINT_SHARE),
+            false => (segment, RELEASE_SHARE),
+        };
+        findable
+            && self.growing.lsn.0 - b.saved_at.0 >= step
+            && self.growing.lsn.0 - b.unsaved_from.0 >= size * share
+    }
+
+    /// Whether the oldest segment would be given back if there were a checkpoint behind it.
+    fn waits_for_checkpoint(&self) -> bool {
+        let oldest = self.files.oldest().filter(|(base, _)| *base != self.active.base());
+        oldest.is_some_and(|(_, oldest)| oldest.holds == 0 && oldest.end >= self.replay_start())
+    }
+
+    /// Whose right to the next segment a checkpoint has: when no further one can be made, that of control records only if it makes room.
+    pub(crate) fn checkpoint_rolls(&self) -> Class {
+        let makes_room = self.full && self.waits_for_checkpoint();
+        if self.no_space && !makes_room { Class::Bulk } else { Class::Control }
     }
 
     /// Where an opening begins to read if the newest checkpoint turns out to be bad.
@@ -118,6 +146,7 @@ impl Wal {
             }
         }
         self.background.saved_at = at;
+        self.background.unsaved_from = at;
         self.scrub.saved = self.clock.now;
         if content.len() as u64 > checkpoint::CHECKPOINT_BYTES_MAX {
             tracing::warn!(
@@ -172,7 +201,8 @@ impl Wal {
             ..RecordHeader::new(kind, PartitionId(0))
         };
         let before = self.growing.lsn;
-        let placed = self.place_rolling(std::iter::once(Shape::of(&header)), 1, Class::Bulk, Class::Control);
+        let roll = self.checkpoint_rolls();
+        let placed = self.place_rolling(std::iter::once(Shape::of(&header)), 1, Class::Bulk, roll);
         let Ok(plan) = placed else { return false };
         let lsn = self.growing.lsn;
         if kind == RecordKind::CheckpointEnd && lsn != before {

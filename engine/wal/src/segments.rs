@@ -8,6 +8,8 @@
 //!
 //! A segment that nothing needs any more is renamed to a spare, and the directory synced, before it is anything
 //! else; its bytes stay (its next header says so), and what lies in it belongs to another segment by its number.
+//! While segments come back, none is filled with zeros as long as one is left to go on with: the next one that comes
+//! back saves that much writing. Those that come back at once are kept, within a bound, for the same reason.
 //!
 //! The jobs are plain state machines: the log runs them over its ring, opening runs them to completion.
 
@@ -27,6 +29,18 @@ const FILL_BYTES: u64 = 1 << 20;
 /// Prepared segments that entries may not use on a full disk: one for control records or the next life, and one for the
 /// life after that, which then gives the segment of the one before it back.
 pub(crate) const RESERVED_SEGMENTS: usize = 2;
+/// Segments begun since one came back last, up to which another one is waited for rather than made.
+const ROLLS_PATIENT: usize = 8;
+/// With so many left, the next one is made even if another one is about to come back: the next but one is not to wait for it.
+const READY_MIN: usize = 2;
+/// Spares are kept above those that were asked for, as many as are begun until others come back: so many, or this part of the log's
+/// segments at most.
+const SURPLUS_MIN: usize = 4;
+const SURPLUS_PART: usize = 8;
+/// Never more than so many.
+pub(crate) const SURPLUS_MAX: usize = 16;
+/// Longest rest between two writes of zeros.
+const REST_MAX: Duration = Duration::from_millis(200);
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
@@ -64,23 +78,77 @@ pub(crate) struct Returned {
 
 #[derive(Debug)]
 enum Job {
-    Create { number: u64 },
-    Fill { number: u64, file: FileId, written: u64 },
-    SyncFilled { number: u64, file: FileId },
-    NameFilled { number: u64, file: FileId },
-    SyncSpareName { number: u64, file: FileId },
-    Claim { spare: Spare, header: SegmentHeader },
-    Head { file: FileId, header: SegmentHeader },
-    NameHeaded { file: FileId, header: SegmentHeader },
-    SyncSegmentName { file: FileId, header: SegmentHeader },
-    CloseReturned { path: PathBuf, file: FileId, fits: bool },
-    NameReturned { number: u64, path: PathBuf },
-    SyncReturned { number: u64 },
-    DropReturned { path: PathBuf },
-    SyncDropped { path: PathBuf },
-    OpenReturned { number: u64 },
-    CloseDiscarded { file: FileId, path: PathBuf },
-    RemoveDiscarded { path: PathBuf },
+    Create {
+        number: u64,
+    },
+    Fill {
+        number: u64,
+        file: FileId,
+        written: u64,
+    },
+    /// Zeros were written in part: the last page of them, to learn why.
+    Probe {
+        number: u64,
+        file: FileId,
+        at: u64,
+        short: IoError,
+    },
+    SyncFilled {
+        number: u64,
+        file: FileId,
+    },
+    NameFilled {
+        number: u64,
+        file: FileId,
+    },
+    SyncSpareName {
+        number: u64,
+        file: FileId,
+    },
+    Claim {
+        spare: Spare,
+        header: SegmentHeader,
+    },
+    Head {
+        file: FileId,
+        header: SegmentHeader,
+    },
+    NameHeaded {
+        file: FileId,
+        header: SegmentHeader,
+    },
+    SyncSegmentName {
+        file: FileId,
+        header: SegmentHeader,
+    },
+    CloseReturned {
+        path: PathBuf,
+        file: FileId,
+        fits: bool,
+    },
+    NameReturned {
+        number: u64,
+        path: PathBuf,
+    },
+    SyncReturned {
+        number: u64,
+    },
+    DropReturned {
+        path: PathBuf,
+    },
+    SyncDropped {
+        path: PathBuf,
+    },
+    OpenReturned {
+        number: u64,
+    },
+    CloseDiscarded {
+        file: FileId,
+        path: PathBuf,
+    },
+    RemoveDiscarded {
+        path: PathBuf,
+    },
 }
 
 /// What became of a step.
@@ -106,9 +174,22 @@ pub(crate) struct Segments {
     pub(crate) free: VecDeque<Spare>,
     spare_number: u64,
     returned: VecDeque<Returned>,
+    /// Segments begun since one came back that can be used again.
+    rolls: usize,
+    /// So many were begun between two times that some came back, of late.
+    burst: usize,
+    /// Segments of the log.
+    live: usize,
+    /// There is little space: nothing is kept above what was asked for, nor waited for.
+    tight: bool,
     job: Option<Job>,
-    /// Whether the job's operation is under way.
+    /// Whether the job's operation is under way, and since when.
     running: bool,
+    began: Monotonic,
+    /// Zeros are written at a part of the disk's time.
+    paced: bool,
+    /// The next zeros are written then.
+    fill_at: Monotonic,
     retry: Option<Monotonic>,
     backoff: Duration,
     zeros: Option<Bytes>,
@@ -132,8 +213,15 @@ impl Segments {
             free,
             spare_number,
             returned: VecDeque::new(),
+            rolls: ROLLS_PATIENT,
+            burst: 0,
+            live: 0,
+            tight: false,
             job: None,
             running: false,
+            began: Monotonic::default(),
+            paced: false,
+            fill_at: Monotonic::default(),
             retry: None,
             backoff: BACKOFF_MIN,
             zeros: None,
@@ -145,8 +233,28 @@ impl Segments {
         usize::from(self.next.is_some()) + self.free.len()
     }
 
+    /// When there is something to do that waits for its time.
     pub(crate) fn retry_at(&self) -> Option<Monotonic> {
-        if self.job.is_none() { self.retry } else { None }
+        match self.job {
+            None => self.retry,
+            Some(Job::Fill { .. }) if !self.running => Some(self.fill_at),
+            Some(_) => None,
+        }
+    }
+
+    /// From now on zeros are written beside traffic, which is not to wait for them.
+    pub(crate) fn pace(&mut self) {
+        self.paced = true;
+    }
+
+    /// So many times as long as the zeros before took, none are written: the disk is for the traffic meanwhile.
+    fn rests(&self) -> u32 {
+        match self.ready() {
+            _ if !self.paced => 0,
+            0 => 0,
+            1 => 1,
+            _ => 3,
+        }
     }
 
     /// The files that are open.
@@ -158,11 +266,34 @@ impl Segments {
 
     /// Takes back a segment that nothing needs any more: it becomes a spare, or is removed if there are enough.
     pub(crate) fn give_back(&mut self, returned: Returned) {
+        if returned.fits && self.rolls > 0 {
+            self.burst = self.rolls.max(self.burst - self.burst.div_ceil(8));
+            self.rolls = 0;
+        }
         self.returned.push_back(returned);
+    }
+
+    /// How many segments the log has, and whether space is short.
+    pub(crate) fn weigh(&mut self, live: usize, tight: bool) {
+        (self.live, self.tight) = (live, tight);
+    }
+
+    /// With so many ready, no further one is made.
+    fn wanted(&self) -> usize {
+        let waits = self.rolls < ROLLS_PATIENT && !self.tight && self.retry.is_none();
+        if waits { READY_MIN } else { self.spares + 1 }
+    }
+
+    /// With so many ready, what comes back is removed.
+    fn kept(&self) -> usize {
+        let most = (self.live / SURPLUS_PART).clamp(SURPLUS_MIN, SURPLUS_MAX);
+        let surplus = if self.tight { 0 } else { self.burst.min(most) };
+        self.spares + 1 + surplus
     }
 
     /// Takes the next segment; one more has to be made.
     pub(crate) fn roll(&mut self) -> Option<Segment> {
+        self.rolls = self.rolls.saturating_add(1);
         self.next.take()
     }
 
@@ -174,8 +305,11 @@ impl Segments {
         if self.job.is_none() {
             self.job = self.begin(now);
         }
+        if matches!(self.job, Some(Job::Fill { .. })) && now < self.fill_at {
+            return None;
+        }
         let op = self.job.as_ref().map(|job| self.op(job))?;
-        self.running = true;
+        (self.running, self.began) = (true, now);
         Some(op)
     }
 
@@ -191,7 +325,7 @@ impl Segments {
         if let Some(returned) = self.returned.pop_front() {
             return Some(self.take_back(returned));
         }
-        let missing = self.ready() < self.spares + 1;
+        let missing = self.ready() < self.wanted();
         if missing && self.retry.is_none_or(|at| now >= at) {
             self.retry = None;
             let number = self.spare_number;
@@ -207,7 +341,7 @@ impl Segments {
     fn take_back(&mut self, Returned { path, file, fits }: Returned) -> Job {
         match file {
             Some(file) => Job::CloseReturned { path, file, fits },
-            None if fits && self.ready() < self.spares + 1 => {
+            None if fits && self.ready() < self.kept() => {
                 let number = self.spare_number;
                 self.spare_number += 1;
                 Job::NameReturned { number, path }
@@ -229,6 +363,9 @@ impl Segments {
             Job::Fill { file, written, .. } => {
                 let bytes = FILL_BYTES.min(self.upcoming.bytes - written) as usize;
                 Op::Write { file: *file, offset: *written, data: vec![self.zeros().slice(..bytes)] }
+            }
+            Job::Probe { file, at, .. } => {
+                Op::Write { file: *file, offset: *at, data: vec![self.zeros().slice(..PAGE_BYTES)] }
             }
             Job::SyncFilled { file, .. } => Op::Sync { file: *file },
             Job::NameFilled { number, .. } => {
@@ -272,6 +409,7 @@ impl Segments {
         match job {
             Job::Create { number } => (self.dir.join(names::filling(*number)), None),
             Job::Fill { number, file, .. }
+            | Job::Probe { number, file, .. }
             | Job::SyncFilled { number, file }
             | Job::NameFilled { number, file } => (self.dir.join(names::filling(*number)), Some(*file)),
             Job::SyncSpareName { number, file } => (self.dir.join(names::spare(*number)), Some(*file)),
@@ -301,6 +439,15 @@ impl Segments {
         let Some(job) = self.job.take() else { return Step::On };
         let output = match result {
             Ok(output) => output,
+            Err(short) if short.kind == IoErrorKind::ShortWrite => match job {
+                // The disk, a quota, or the limit on the size of files: whoever writes behind it is told which.
+                Job::Fill { number, file, written } => {
+                    let end = written + FILL_BYTES.min(self.upcoming.bytes - written);
+                    self.job = Some(Job::Probe { number, file, at: end - PAGE_BYTES as u64, short });
+                    return Step::On;
+                }
+                job => return self.failed(&job, short, now),
+            },
             Err(error) => return self.failed(&job, error, now),
         };
         self.job = match job {
@@ -312,12 +459,17 @@ impl Segments {
                 _ => None,
             },
             Job::Fill { number, file, written } => {
+                self.fill_at = now.after((now.since(self.began) * self.rests()).min(REST_MAX));
                 let written = written + FILL_BYTES.min(self.upcoming.bytes - written);
                 if written < self.upcoming.bytes {
                     Some(Job::Fill { number, file, written })
                 } else {
                     Some(Job::SyncFilled { number, file })
                 }
+            }
+            Job::Probe { number, file, at, short } => {
+                let job = Job::Probe { number, file, at, short: short.clone() };
+                return self.failed(&job, short, now);
             }
             Job::SyncFilled { number, file } => Some(Job::NameFilled { number, file }),
             Job::NameFilled { number, file } => Some(Job::SyncSpareName { number, file }),
@@ -366,7 +518,9 @@ impl Segments {
             // Nothing depends on it: opening removes what is left.
             return Step::On;
         }
-        if error.kind == IoErrorKind::NoSpace && !matches!(job, Job::SyncSegmentName { .. }) {
+        // Zeros that were written in part, to a file that is nothing yet, and nothing says why: most likely the disk is full.
+        let short = error.kind == IoErrorKind::ShortWrite && matches!(job, Job::Probe { .. });
+        if (short || error.kind == IoErrorKind::NoSpace) && !matches!(job, Job::SyncSegmentName { .. }) {
             self.retry = Some(now.after(self.backoff));
             self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
             self.zeros = None;
@@ -379,7 +533,7 @@ impl Segments {
             return Step::NoSpace(error);
         }
         let what = match job {
-            Job::Fill { .. } | Job::SyncFilled { .. } => "filling a spare segment",
+            Job::Fill { .. } | Job::Probe { .. } | Job::SyncFilled { .. } => "filling a spare segment",
             Job::Head { .. } => "writing a segment header",
             Job::SyncSpareName { .. } | Job::SyncSegmentName { .. } => "syncing the directory",
             Job::CloseReturned { .. } | Job::NameReturned { .. } | Job::OpenReturned { .. } => {

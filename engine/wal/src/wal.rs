@@ -18,10 +18,11 @@ use crate::options::Options;
 use crate::reads::ReadJob;
 use crate::reports::{Closed, Stats, WalEvent};
 use crate::scrub::Scrub;
-use crate::segments::{RESERVED_SEGMENTS, Segment, Segments, Step};
+use crate::segments::{Segment, Segments, Step};
+use crate::shape::Class;
 use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
-use tidelog_io::{Completion, Io, Op, Output, Token, Wait};
+use tidelog_io::{Completion, Io, IoErrorKind, Op, Output, Space, Token, Wait};
 use tidelog_types::{Clock, Generation, Index, Lsn, Monotonic, PartitionId, Position, Ticket};
 
 /// Time between two writings of high-water hints.
@@ -100,6 +101,10 @@ pub struct Wal {
     pub(crate) clock: Clock,
     pub(crate) full: bool,
     pub(crate) no_space: bool,
+    /// What the file system says of its space.
+    pub(crate) space: Option<Space>,
+    /// Entries are refused until then: a batch found no space a moment ago.
+    pub(crate) doubted_until: Monotonic,
     pub(crate) fenced: bool,
     pub(crate) events: Vec<WalEvent>,
     pub(crate) stats: Stats,
@@ -147,6 +152,8 @@ impl Wal {
             clock,
             full: false,
             no_space: false,
+            space: None,
+            doubted_until: Monotonic::default(),
             fenced: false,
             events: Vec::new(),
             stats: Stats::default(),
@@ -194,10 +201,12 @@ impl Wal {
         if !self.growing.is_empty() {
             self.growing_since.get_or_insert(self.clock.now);
         }
+        self.weigh_space();
         self.advance_demotion();
         self.verify_checkpoint(io);
         self.advance_moves(io);
         self.reclaim();
+        self.close_cold(io);
         self.make_segments(io);
         self.advance_scrub(io);
         self.advance_heads(io);
@@ -301,6 +310,7 @@ impl Wal {
             if self.is_idle() && (hints || seal) {
                 self.seal(io);
             }
+            self.weigh_space();
             self.reclaim();
             self.make_segments(io);
         }
@@ -322,7 +332,10 @@ impl Wal {
         let moves = if idle { self.move_at() } else { None };
         let seal = (idle && !self.sealed).then_some(self.seal_at);
         let hints = (idle && !self.dirty.is_empty()).then_some(self.hints_at.max(self.seal_at));
-        [seal, hints, moves, self.segments.retry_at(), self.scrub_at()].into_iter().flatten().min()
+        [seal, hints, moves, self.segments.retry_at(), self.scrub_at(), self.doubt_ends()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Writes what is left, seals, and waits for everything in flight; a fenced log only waits.
@@ -468,7 +481,11 @@ impl Wal {
     /// Writes an empty batch, or one of hints, that proves what lies before it. False: there is no place for it.
     fn seal(&mut self, io: &mut dyn Io) -> bool {
         self.add_hints();
-        if self.growing.is_empty() && !self.growing.takes_seal() && !self.roll() {
+        // What is kept for later lives is not for a seal, unless a segment is given back when it names a checkpoint.
+        let makes_room = self.full && self.waits_for_names();
+        let class = if self.no_space && !makes_room { Class::Bulk } else { Class::Control };
+        let rolls = self.may_roll(class);
+        if self.growing.is_empty() && !self.growing.takes_seal() && !(rolls && self.roll()) {
             self.seal_at = self.clock.now.after(SEAL_RETRY);
             return false;
         }
@@ -492,6 +509,10 @@ impl Wal {
 
     fn made(&mut self, io: &mut dyn Io, result: Result<Output, tidelog_io::IoError>) {
         if self.fenced {
+            if let Ok(Output::Opened { file, .. }) = result {
+                let token = self.op(Pending::Closing);
+                io.submit(token, Op::CloseFile { file });
+            }
             return;
         }
         match self.segments.done(result, self.clock.now) {
@@ -508,35 +529,17 @@ impl Wal {
         self.make_segments(io);
     }
 
-    /// Compares what is ready with what control records need.
-    pub(crate) fn weigh_space(&mut self) {
-        let ready = self.segments.ready() > RESERVED_SEGMENTS;
-        if ready {
-            self.no_space = false;
-        }
-        if self.full && ready {
-            self.full = false;
-            self.events.push(WalEvent::SpaceBack);
-            tracing::info!(dir = %self.options.dir.display(), "there is space again");
-        } else if !self.full && self.no_space && !ready {
-            self.full = true;
-            self.events.push(WalEvent::Full);
-            tracing::warn!(dir = %self.options.dir.display(), "disk full: entries are refused");
-        }
-    }
-
-    /// Notes that a spare could not be made.
-    pub(crate) fn note_no_space(&mut self) {
-        self.no_space = true;
-        self.weigh_space();
-    }
-
     fn written(&mut self, seq: u64, result: Result<(), tidelog_io::IoError>, events: &mut Vec<WalEvent>) {
         if self.fenced {
             return;
         }
         let Some(batch) = self.in_flight.iter_mut().find(|b| b.seq == seq) else { return };
-        if let Err(error) = result {
+        if let Err(mut error) = result {
+            // The end of the space, if the file system says that there is next to none.
+            let scarce = self.space.is_some_and(|space| space.free_bytes < self.options.segment_bytes);
+            if error.kind == IoErrorKind::ShortWrite && scarce {
+                error.kind = IoErrorKind::NoSpace;
+            }
             let lsn = batch.lsn;
             let base = self.files.holding(lsn).map_or(lsn, |(base, _)| base);
             let file = self.files.get(base).map(|f| f.path.clone()).unwrap_or_default();
@@ -563,7 +566,11 @@ impl Wal {
     }
 
     fn fence(&mut self, error: WalError) {
-        tracing::error!(%error, "the log is fenced");
+        if error.error.kind == IoErrorKind::NoSpace {
+            tracing::warn!(%error, "no space for a batch: what of it is on the disk is not known, so the log is opened again");
+        } else {
+            tracing::error!(%error, "the log is fenced");
+        }
         self.fenced = true;
         self.in_flight.clear();
         self.events.push(WalEvent::Fenced { error });

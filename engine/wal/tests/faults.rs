@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::{DIR, NODE, Rig, tiny};
+use common::{DIR, NODE, Rig, tiny, whole};
 use std::time::Duration;
+use tidelog_io::Io;
 use tidelog_sim::{DiskFault, Random};
 use tidelog_wal::{BusyWhy, OpenError, Options};
 
@@ -210,6 +211,128 @@ fn a_full_disk_is_opened_again_and_again() {
     rig.close();
     rig.open().unwrap();
     assert!(rig.check_all());
+}
+
+/// A node that was restarted on a full disk once refused for ever when one segment's space had come back, though the segment that it wrote was
+/// empty: what was there was kept for votes, all of it.
+#[test]
+fn the_segment_that_is_written_counts_when_a_little_space_comes_back() {
+    let mut rig = Rig::new(14, Options { segment_bytes: 1 << 20, ..whole() });
+    rig.open().unwrap();
+    rig.promise(1, 1, 0).unwrap();
+    // More than is written again as a whole.
+    for _ in 0..120 {
+        rig.entry(0, &[1; 20_000]).unwrap();
+        rig.drain();
+        rig.rest(Duration::from_millis(1));
+    }
+    let fill = |rig: &mut Rig| {
+        let mut tries = 0;
+        while !rig.full {
+            let _ = rig.entry(0, &[2; 20_000]);
+            tries += 1;
+            rig.drain();
+            rig.rest(Duration::from_millis(1));
+            assert!(tries < 1000, "it never filled up");
+        }
+    };
+    let used = rig.world.disk_used(NODE);
+    rig.world.set_capacity(NODE, Some(used + (64 << 10)));
+    fill(&mut rig);
+    for life in 0..4 {
+        rig.world.crash(NODE);
+        rig.open().unwrap_or_else(|e| panic!("life {life}: {e}"));
+        rig.tick();
+        assert!(rig.full, "life {life}: nothing has come back");
+        let before = rig.part(0).entries.len();
+        let used = rig.world.disk_used(NODE);
+        rig.world.set_capacity(NODE, Some(used + (1 << 20) + (64 << 10)));
+        rig.rest(Duration::from_secs(3));
+        assert!(!rig.full, "life {life}: {:?}", rig.wal().stats());
+        fill(&mut rig);
+        assert!(rig.part(0).entries.len() > before + 10, "life {life}");
+        // Whatever was taken, there is a segment for this life's votes, and one for the next life.
+        assert_eq!(rig.wal().stats().spares, 2, "life {life}");
+        for _ in 0..3 {
+            let generation = rig.part(1).promise.0 + 1;
+            rig.promise(1, generation, 1).unwrap();
+            rig.drain();
+        }
+        assert!(rig.check_all());
+    }
+}
+
+/// No space in the middle of a batch: nothing of it is acknowledged, the log is opened again, and takes no entries for as long as its driver
+/// doubts that there is space; promises it takes.
+#[test]
+fn a_batch_that_finds_no_space_is_opened_again_and_doubted() {
+    let mut batches = 0;
+    for at in 0..40 {
+        let mut rig = Rig::new(at, tiny());
+        rig.open().unwrap();
+        let number = rig.world.disk_ops(NODE) + at;
+        rig.world.fail_at(NODE, number, DiskFault::NoSpace);
+        for i in 0..30u8 {
+            if rig.fenced.is_some() || rig.entry(0, &vec![i; 16_000]).is_err() {
+                break;
+            }
+            rig.drain();
+        }
+        // What is not a write fails in its own way.
+        let no_space = |error: &tidelog_wal::WalError| error.error.kind == tidelog_io::IoErrorKind::NoSpace;
+        if !rig.fenced.as_ref().is_some_and(no_space) {
+            continue;
+        }
+        batches += 1;
+        rig.close();
+        rig.open().unwrap();
+        assert!(rig.check_all());
+        let until = rig.io.as_ref().unwrap().clock().now.after(Duration::from_secs(2));
+        rig.wal().doubt_space(until);
+        rig.tick();
+        assert!(rig.full);
+        assert_eq!(rig.entry(0, b"later").unwrap_err().why, BusyWhy::Space);
+        let generation = rig.part(1).promise.0 + 1;
+        rig.promise(1, generation, 1).unwrap();
+        rig.drain();
+        rig.rest(Duration::from_secs(3));
+        assert!(!rig.full, "the doubt is over");
+        rig.entry(0, b"now").unwrap();
+        rig.drain();
+        assert!(rig.check_all());
+    }
+    assert!(batches > 5, "{batches}");
+}
+
+/// Zeros that are written in part are taken for a full disk, not for a device that fails.
+#[test]
+fn a_short_write_of_zeros_is_no_failure() {
+    let mut shorts = 0;
+    for at in 0..90 {
+        let mut rig = Rig::new(at, tiny());
+        rig.open().unwrap();
+        rig.world.fail_at(NODE, rig.world.disk_ops(NODE) + at, DiskFault::ShortWrite);
+        for i in 0..30u8 {
+            if rig.fenced.is_some() {
+                break;
+            }
+            let _ = rig.entry(0, &vec![i; 16_000]);
+            rig.drain();
+            rig.rest(Duration::from_millis(2));
+        }
+        match &rig.fenced {
+            Some(error) if error.error.kind == tidelog_io::IoErrorKind::ShortWrite => {
+                assert_ne!(error.what, "filling a spare segment", "{error}");
+            }
+            Some(_) => {}
+            None => shorts += u64::from(rig.world.fault_counts()["short write"] > 0),
+        }
+        if rig.fenced.is_none() {
+            rig.rest(Duration::from_secs(2));
+            assert!(!rig.full, "it is made again");
+        }
+    }
+    assert!(shorts > 2, "{shorts}");
 }
 
 #[test]

@@ -234,6 +234,69 @@ fn quiet_partitions_pin_no_segments() {
     assert!(!report.is_damaged(), "{report:?}");
 }
 
+/// A log far below its budget gives space back as low-water marks rise, though quiet partitions have entries in its oldest segment, and uses
+/// again what comes back. It once waited for the budget, gave everything back at once, and filled every new segment with zeros.
+#[test]
+fn space_comes_back_long_before_the_budget_and_is_used_again() {
+    let options =
+        Options { segment_bytes: 2 << 20, batch_bytes_max: 256 << 10, checkpoint_every: 64 << 20, ..tiny() };
+    let mut rig = Rig::new(22, options);
+    rig.open().unwrap();
+    for partition in 10..30 {
+        rig.entry(partition, &[partition as u8; 200]).unwrap();
+        rig.mark(partition, 1);
+    }
+    rig.drain();
+    let write = |rig: &mut Rig, entries: u64| {
+        let mut most = 0;
+        for i in 0..entries / 8 {
+            for n in 0..8 {
+                while rig.entry(0, &[(i + n) as u8; 20_000]).is_err() {
+                    rig.drain();
+                    rig.rest(Duration::from_millis(1));
+                }
+            }
+            rig.drain();
+            let last = rig.part(0).entries.len() as u64;
+            rig.mark(0, last);
+            rig.low_water(0, last).unwrap();
+            rig.rest(Duration::from_millis(1));
+            most = most.max(segments(rig));
+        }
+        most
+    };
+    write(&mut rig, 800);
+    let (before, stats) = (rig.world.disk_written(NODE), rig.wal().stats());
+    let most = write(&mut rig, 1200);
+    let (after, now) = (rig.world.disk_written(NODE), rig.wal().stats());
+    assert!(now.reclaimed >= 6 && now.moved_records >= 20, "{now:?}");
+    // The model's checkpoints hold its payloads, so they come seldom: two lie some segments apart, and what comes back does so in bursts.
+    assert!(most <= 16, "{most} segments of a log that keeps an entry");
+    let payload = now.payload_bytes - stats.payload_bytes;
+    assert!((after - before) * 100 <= payload * 160, "{} bytes written for {payload}", after - before);
+    assert!(rig.check_all());
+    rig.world.crash(NODE);
+    rig.open().unwrap();
+    assert!(rig.check_all());
+}
+
+/// Segments that nobody reads are closed, and opened again for who does.
+#[test]
+fn cold_segments_are_closed_and_opened_when_they_are_read() {
+    let mut rig = Rig::new(23, whole());
+    rig.open().unwrap();
+    for i in 0..900u64 {
+        rig.entry(0, &[i as u8; 8000]).unwrap();
+        rig.drain();
+        assert!(rig.world.open_files(NODE) <= rig.options.files_open_max(), "{}", rig.world.open_files(NODE));
+    }
+    assert!(segments(&rig) > 30);
+    assert!(rig.check_all(), "all of it is read");
+    rig.flush();
+    rig.rest(Duration::from_millis(20));
+    assert!(rig.world.open_files(NODE) <= rig.options.files_open_max(), "{}", rig.world.open_files(NODE));
+}
+
 /// A segment that is mostly live is not moved before snapshots were asked for.
 #[test]
 fn snapshots_are_asked_for_before_much_is_moved() {

@@ -17,7 +17,7 @@ use tidelog_wal::{Options, ScrubStats};
 const EVERY: Duration = Duration::from_secs(10);
 
 fn scrubbed() -> Options {
-    Options { scrub_rate: 64 << 20, scrub_every: EVERY, ..tiny() }
+    Options { scrub_rate: 64 << 20, scrub_every: EVERY, steady: false, ..tiny() }
 }
 
 /// A log of several segments: entries of three partitions, promises, a cut, low-water marks, checkpoints, summaries.
@@ -407,7 +407,7 @@ fn a_bad_summary_of_a_segment_with_a_bad_page() {
 #[test]
 fn a_segment_without_a_summary_and_with_a_bad_page_is_emptied() {
     let live = |rig: &mut Rig| rig.wal().stats().reclaimed;
-    let mut rig = Rig::new(12, Options { scrub_rate: 0, ..tiny() });
+    let mut rig = Rig::new(12, Options { scrub_rate: 0, steady: false, ..tiny() });
     rig.open().unwrap();
     for partition in 10..40 {
         rig.entry(partition, &[partition as u8; 500]).unwrap();

@@ -43,11 +43,13 @@ pub(crate) enum Blow {
     Damage,
     /// The end of a log that few nodes have, on a disk that loses it: see [`crate::tail`].
     LoneTail,
+    /// A disk is full, its process dies, and comes back while it is still full; later there is a little space, then enough.
+    RestartWhileFull,
     /// Power loss of a node while it opens its log again; dealt at boots, not by the schedule.
     CrashInOpening,
 }
 
-const BLOWS: [(Blow, &str); 16] = [
+const BLOWS: [(Blow, &str); 17] = [
     (Blow::Crash, "driver: crash of one"),
     (Blow::Kill, "driver: kill of one"),
     (Blow::CrashAll, "driver: crash of all"),
@@ -63,6 +65,7 @@ const BLOWS: [(Blow, &str); 16] = [
     (Blow::CrashAtOperation, "driver: crash at an operation"),
     (Blow::Damage, "driver: damage"),
     (Blow::LoneTail, "driver: a tail that few have"),
+    (Blow::RestartWhileFull, "driver: restart on a full disk"),
     (Blow::CrashInOpening, "driver: crash in opening"),
 ];
 
@@ -144,6 +147,12 @@ impl Schedule {
         }
         // Everywhere, or what rests on a leader's leases and rounds would hardly be tried.
         blows.push((random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND))), Blow::PauseLeader));
+        if kinds.contains(&Blow::RestartWhileFull) {
+            for _ in 0..random.between((1, 3)) {
+                let at = random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND)));
+                blows.push((at, Blow::RestartWhileFull));
+            }
+        }
         if nodes.len() >= 5 {
             // Only there can a leader and one follower be on their own while the rest is a quorum.
             blows.push((

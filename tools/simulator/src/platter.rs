@@ -53,6 +53,8 @@ pub(crate) struct Record {
     pub(crate) count: u64,
     /// Stands for all bytes of the record.
     pub(crate) hash: u64,
+    /// Its length.
+    pub(crate) bytes: u64,
     /// Who wrote the payload, if it is one of the simulated clients'.
     pub(crate) ident: Option<Ident>,
 }
@@ -205,8 +207,10 @@ pub(crate) fn record(bytes: &[u8]) -> Result<(Record, usize), String> {
     }
     let session = (kind == kind::DATA && extended && u64_at(head, 64) != 0)
         .then(|| (u64_at(head, 64), u64_at(head, 72)));
+    let len = (head_len + payload_len).next_multiple_of(HEAD);
     let record = Record {
         kind,
+        bytes: len as u64,
         partition: u64_at(head, 16),
         index: u64_at(head, 24),
         generation: u64_at(head, 32),
@@ -217,7 +221,7 @@ pub(crate) fn record(bytes: &[u8]) -> Result<(Record, usize), String> {
         hash: u64::from(crc32c::crc32c(head)) << 32 | u64::from(payload_crc),
         ident: if kind == kind::DATA { Ident::of(payload) } else { None },
     };
-    Ok((record, (head_len + payload_len).next_multiple_of(HEAD)))
+    Ok((record, len))
 }
 
 /// All records that lie back to back in `bytes`.

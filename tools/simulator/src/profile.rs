@@ -54,6 +54,9 @@ pub(crate) struct Profile {
     pub(crate) rivals: bool,
     /// Sessions that a connection may open.
     sessions_per_connection: usize,
+    log_bytes_target: u64,
+    /// Bytes of each node's disk, if they are few: what its configuration says that it needs, and a little.
+    pub(crate) disk_bytes: Option<u64>,
 }
 
 impl Profile {
@@ -65,7 +68,7 @@ impl Profile {
         let replication = if five && random.coin() { 3 } else { nodes.len() };
         let large = random.below(8) == 0;
         let election_ms = random.between((150, 500));
-        Profile {
+        let mut profile = Profile {
             partitions: random.between((1, 4)),
             replication,
             election_timeout: Duration::from_millis(election_ms),
@@ -93,8 +96,30 @@ impl Profile {
                 0 => usize::try_from(random.between((1, 3))).unwrap_or(1),
                 _ => 256,
             },
+            // Always over it, or never: then space comes back all the same.
+            log_bytes_target: if random.coin() { LOG_BYTES_TARGET } else { u64::MAX },
+            disk_bytes: None,
             nodes,
+        };
+        if profile.retention.bytes.is_some() && random.coin() {
+            profile.disk_bytes =
+                Some(profile.needed_bytes() + random.between((0, 8)) * profile.segment_bytes());
         }
+        profile
+    }
+
+    /// What retention lets a replica keep at most; none: everything.
+    pub(crate) const fn kept_bytes_max(&self) -> Option<u64> {
+        self.retention.bytes
+    }
+
+    /// What a node says that it needs, with room for snapshots and for what is held back for others.
+    const fn needed_bytes(&self) -> u64 {
+        let kept = match self.retention.bytes {
+            Some(bytes) => bytes * self.partitions,
+            None => 0,
+        };
+        8 * self.segment_bytes() + 2 * kept
     }
 
     /// Three plain logs of one partition that keep everything, under few clients.
@@ -110,6 +135,7 @@ impl Profile {
             cache_bytes: 64 << 10,
             batches_in_flight: 1,
             retention: Retention { age: None, bytes: None },
+            disk_bytes: None,
             ..Profile::draw(random)
         }
     }
@@ -227,7 +253,7 @@ impl Profile {
             batch_bytes_max: self.batch_bytes_max(),
             batches_in_flight_max: self.batches_in_flight,
             checkpoint_every: CHECKPOINT_EVERY,
-            log_bytes_target: LOG_BYTES_TARGET,
+            log_bytes_target: self.log_bytes_target,
             scrub_rate: self.scrub_rate,
             scrub_every: self.scrub_every,
             spares: self.spares,

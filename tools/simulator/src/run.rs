@@ -27,7 +27,10 @@ const HEAL: u64 = 2 << 20;
 const LOSE: u64 = 3 << 20;
 const PLAN: u64 = 4 << 20;
 const TAIL: u64 = 5 << 20;
-const SPEED_UP: u64 = 6 << 20;
+/// A full disk gets a little space, and then what it had.
+const SOME_SPACE: u64 = 6 << 20;
+const SPACE_BACK: u64 = 7 << 20;
+const SPEED_UP: u64 = 8 << 20;
 /// How often a blow that needs a moment at which all is well may be put off.
 const TAIL_TRIES: u64 = 40;
 /// Faults that explain that a process gives up.
@@ -175,6 +178,7 @@ impl Run {
         self.world.alarm(self.schedule.plan_from_ns, PLAN);
         self.schedule.arm(&self.world);
         for id in self.profile.nodes.clone() {
+            self.world.set_capacity(id, self.profile.disk_bytes);
             self.boot(id)?;
         }
         self.workload.start();
@@ -187,6 +191,7 @@ impl Run {
             self.progress()?;
             self.heal()?;
             self.outlive_stalls()?;
+            self.stay_small()?;
             self.converge()?;
         }
         self.stop_all()?;
@@ -238,6 +243,21 @@ impl Run {
             }
             Step::Alarm(tag) if tag >= SPEED_UP => {
                 self.world.slow_disk(tag - SPEED_UP, 1);
+                Ok(())
+            }
+            Step::Alarm(tag) if tag >= SPACE_BACK => {
+                if !self.calm {
+                    self.world.set_capacity(tag - SPACE_BACK, self.profile.disk_bytes);
+                }
+                Ok(())
+            }
+            Step::Alarm(tag) if tag >= SOME_SPACE => {
+                let (id, segment) = (tag - SOME_SPACE, self.profile.segment_bytes());
+                if !self.calm {
+                    // Not always as much as the next segment takes.
+                    let some = self.world.disk_used(id) + self.random.between((0, 2 * segment));
+                    self.world.set_capacity(id, Some(some));
+                }
                 Ok(())
             }
             Step::Alarm(tag) if tag >= TAIL && !self.calm => {
@@ -377,6 +397,17 @@ impl Run {
                 self.world.alarm(self.world.now() + long, SPEED_UP + any);
             }
             Blow::Stop => self.cluster.stop(any),
+            Blow::RestartWhileFull => {
+                let all = self.random.below(4) == 0;
+                for id in if all { up } else { vec![any] } {
+                    self.world.set_capacity(id, Some(self.world.disk_used(id)));
+                    let power_lost = self.random.coin();
+                    self.end(id, power_lost);
+                    let some = self.world.now() + self.random.between((SECOND, 5 * SECOND));
+                    self.world.alarm(some, SOME_SPACE + id);
+                    self.world.alarm(some + self.random.between((SECOND / 4, 4 * SECOND)), SPACE_BACK + id);
+                }
+            }
             Blow::CrashAtOperation => {
                 let (ahead, moment) = Schedule::crash_point(&mut self.random, 12);
                 self.world.crash_at(any, self.world.disk_ops(any) + ahead, moment);

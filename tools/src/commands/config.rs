@@ -1,5 +1,6 @@
 //! `tidelog config`: what a node is told, and why.
 
+use crate::disk_space::DiskSpace;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, OutputArgs, Printer};
 use serde::Serialize;
@@ -93,6 +94,8 @@ struct Checked<'c> {
     outcome: &'static str,
     errors: Vec<Finding<'c>>,
     warnings: Vec<Finding<'c>>,
+    /// Null if the configuration is not sound, or the file system does not tell.
+    space: Option<DiskSpace>,
 }
 
 fn check(args: &FileArgs) -> Result<Exit, Failure> {
@@ -105,7 +108,9 @@ fn check(args: &FileArgs) -> Result<Exit, Failure> {
             Err(error @ ConfigError::Read { .. }) => return Err(error.clone().into()),
             Err(error) => ("invalid", error.complaints(), &[]),
         };
-        printer.object(&Checked { file, outcome, errors: findings(errors), warnings: findings(warnings) })?;
+        let space = checked.as_ref().ok().and_then(|config| DiskSpace::of(config).ok());
+        let (errors, warnings) = (findings(errors), findings(warnings));
+        printer.object(&Checked { file, outcome, errors, warnings, space })?;
         printer.flush()?;
         return Ok(if checked.is_ok() { Exit::Done } else { Exit::Usage });
     }
@@ -121,6 +126,15 @@ fn check(args: &FileArgs) -> Result<Exit, Failure> {
         config.cluster.partitions,
         config.cluster.replication,
     ))?;
+    match DiskSpace::of(&config) {
+        Ok(space) => {
+            printer.line(format_args!("disk space: {}", space.line()))?;
+            if let Some(trouble) = &space.trouble {
+                printer.line(format_args!("warning: {file}: node.data_dir: the disk is {trouble}"))?;
+            }
+        }
+        Err(error) => printer.line(format_args!("warning: {file}: node.data_dir: {error}"))?,
+    }
     printer.flush()?;
     Ok(Exit::Done)
 }

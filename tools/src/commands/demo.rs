@@ -18,6 +18,7 @@ use crate::output::{Output, OutputArgs};
 use crate::preflight::Preflight;
 use std::path::PathBuf;
 use std::time::Duration;
+use tidelog::config::Config;
 
 pub(crate) const EXAMPLES: &str = "Examples:
   tidelog demo
@@ -103,7 +104,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
             .advise("name another --dir, or empty it"));
     }
     talk.say("the host");
-    let preflight = Preflight::measure(&dir).map_err(Failure::failed)?;
+    let preflight = Preflight::measure(&dir, &Config::single(&dir)).map_err(Failure::failed)?;
     preflight.lines().iter().for_each(|line| talk.say(format!("  {line}")));
 
     let program =

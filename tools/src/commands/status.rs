@@ -6,6 +6,7 @@ use crate::output::{Output, OutputArgs, Printer};
 use serde::Serialize;
 use std::time::Duration;
 use tidelog::request::NodeStatus;
+use tidelog::space::about;
 use tidelog_net::{Client, ClientOptions, ClientRequest, Target};
 
 pub(crate) const EXAMPLES: &str = "Examples:
@@ -97,6 +98,17 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
     }
     if s.waiting_bytes > 0 {
         out.line(format!("  {} bytes received from other nodes wait for the disk", s.waiting_bytes))?;
+    }
+    if let Some(free) = s.disk_free_bytes {
+        let trouble = if s.disk_trouble.is_empty() { String::new() } else { format!("; {}", s.disk_trouble) };
+        out.line(format!(
+            "  disk: {} free, the log has {}, the configuration needs {}{trouble}",
+            about(free),
+            about(s.disk_log_bytes),
+            about(s.disk_needed_bytes)
+        ))?;
+    } else if !s.disk_trouble.is_empty() {
+        out.line(format!("  disk: {}", s.disk_trouble))?;
     }
     for scrub in &s.scrub {
         out.line(format!(

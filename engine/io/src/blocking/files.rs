@@ -45,6 +45,7 @@ impl BlockingIo {
             Op::CreateDir { path } => crate::directory::create(&path)?,
             Op::SyncDir { path } => sync_directory(&path)?,
             Op::List { path } => return crate::directory::list(&path).map(Output::Names),
+            Op::Space { path } => return crate::space(&path).map(Output::Space),
             _ => unreachable!("`begin` sorts the operations"),
         }
         Ok(Output::Done)

@@ -8,6 +8,7 @@ mod files;
 mod sockets;
 
 use crate::capabilities::Capabilities;
+use crate::space::outlive_the_file_size_limit;
 use crate::sys::{self, Entropy};
 use crate::table::Table;
 use crate::waking::Bell;
@@ -54,6 +55,7 @@ impl BlockingIo {
         if let Err(errno) = sys::raise_descriptor_limit() {
             tracing::debug!(errno, "the limit on descriptors stays as it is");
         }
+        outlive_the_file_size_limit();
         let bell = Bell::new(libc::EFD_NONBLOCK).map_err(system("eventfd"))?;
         let poller = Poller::new(&bell).map_err(system("epoll"))?;
         let sync = options.sync.resolved();

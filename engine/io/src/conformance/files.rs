@@ -18,6 +18,7 @@ pub(super) const CHECKS: &[Check] = &[
     ("files: close waits for what is in flight", close_behind_writes),
     ("files: rename, remove, list, sync", names),
     ("files: many at once", many_writes_at_once),
+    ("files: space", space_is_told),
 ];
 
 fn files_round_trip(b: &mut Bench) {
@@ -251,4 +252,18 @@ fn many_writes_at_once(b: &mut Bench) {
         demand!(b, got[page * PAGE_BYTES..][..PAGE_BYTES] == want[..], "every page where it belongs");
     }
     b.close(file);
+}
+
+fn space_is_told(b: &mut Bench) {
+    let file = b.create("space");
+    let told = |b: &mut Bench| match b.ok(Op::Space { path: b.path("space") }) {
+        Output::Space(space) => space,
+        other => b.fail(format!("{other:?}")),
+    };
+    for _ in 0..3 {
+        let space = told(b);
+        demand!(b, space.total_bytes > 0 && space.free_bytes <= space.total_bytes, "a part of it is free");
+    }
+    b.close(file);
+    b.error_of_kind(Op::Space { path: b.path("nothing here") }, IoErrorKind::NotFound);
 }

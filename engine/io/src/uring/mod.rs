@@ -1,7 +1,7 @@
 //! The back-end over io_uring: one ring for the disk and the sockets of a shard's thread.
 //!
 //! Everything that may block goes through the ring, so the thread never does; listing and creating directories
-//! happen at submission, because they happen only when a shard opens. A poll enters the kernel at most once
+//! happen at submission, because they happen only when a shard opens. Only the space of a file system is asked for on another thread. A poll enters the kernel at most once
 //! where there is nothing to wait for, and hands over everything that was submitted since the last one.
 //!
 //! Who owns what: from `submit` to its completion, an operation and its buffers live in a slot that does not
@@ -18,6 +18,7 @@ mod slots;
 mod sockets;
 
 use crate::capabilities::Capabilities;
+use crate::space::{Asking, outlive_the_file_size_limit};
 use crate::sys::{self, Entropy};
 use crate::table::Table;
 use crate::waking::Bell;
@@ -86,6 +87,7 @@ pub struct UringIo {
     /// Addresses of the registered memory.
     registered: Range<usize>,
     capabilities: Capabilities,
+    asking: Asking,
     told_of_buffering: bool,
     leaving: bool,
 }
@@ -99,6 +101,7 @@ impl UringIo {
         if let Err(errno) = sys::raise_descriptor_limit() {
             tracing::debug!(errno, "the limit on descriptors stays as it is");
         }
+        outlive_the_file_size_limit();
         let file_slots = usize::from(options.file_operations_max.max(1));
         let slots = file_slots + options.socket_operations_max();
         // A durable write may take two entries; the wake-up read takes one.
@@ -145,6 +148,7 @@ impl UringIo {
             pool,
             registered,
             capabilities: Capabilities { back_end: BackEnd::Uring, ring: Some(features), sync, switched_off },
+            asking: Asking::default(),
             told_of_buffering: false,
             leaving: false,
             options: options.clone(),
@@ -202,6 +206,7 @@ impl UringIo {
             | Op::CreateDir { .. }
             | Op::SyncDir { .. }
             | Op::List { .. } => self.begin_file(token, op),
+            Op::Space { path } => self.asking.begin(token, path, self.bell.waker()),
             Op::Listen { .. }
             | Op::Accept { .. }
             | Op::Connect { .. }
@@ -379,6 +384,7 @@ impl Io for UringIo {
             if self.is_starved() {
                 self.fail_writes();
             }
+            self.asking.answers(&mut self.ready);
             if !self.ready.is_empty() || woken || matches!(stay, Stay::No) {
                 break;
             }

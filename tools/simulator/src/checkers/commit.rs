@@ -352,6 +352,7 @@ mod tests {
     ) -> Record {
         Record {
             kind: kind::DATA,
+            bytes: 64,
             partition: 0,
             index,
             generation,

@@ -348,6 +348,7 @@ mod tests {
             stamp: 0,
             session: None,
             count: 0,
+            bytes: 64,
             hash,
             ident: None,
         }

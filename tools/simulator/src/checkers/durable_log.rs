@@ -21,6 +21,8 @@ pub(crate) struct Stored {
     pub(crate) hash: u64,
     /// The batch that its newest copy lies in.
     pub(crate) batch: u64,
+    /// Length of its record, if that was ever durable here.
+    pub(crate) bytes: u64,
     /// It is there without its bytes, whatever is known of them.
     pub(crate) lost: bool,
 }
@@ -111,7 +113,8 @@ impl DurableLog {
                 let known = before.and_then(|log| log.entry(index));
                 let known = known.filter(|entry| entry.generation == record.generation);
                 let hash = known.map_or(LOST, |entry| entry.hash);
-                self.entries.push(Stored { generation: record.generation, hash, batch, lost: true });
+                let bytes = known.map_or(0, |entry| entry.bytes);
+                self.entries.push(Stored { generation: record.generation, hash, batch, bytes, lost: true });
             }
         }
     }
@@ -175,8 +178,8 @@ impl DurableLog {
                         record.partition, record.index, record.generation, self.promise.0
                     )
                 })?;
-                let Record { generation, hash, .. } = *record;
-                self.entries.push(Stored { generation, hash, batch, lost: false });
+                let Record { generation, hash, bytes, .. } = *record;
+                self.entries.push(Stored { generation, hash, batch, bytes, lost: false });
                 Ok(())
             }
             _ => Ok(()),

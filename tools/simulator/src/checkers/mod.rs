@@ -14,11 +14,13 @@ mod history;
 mod kept;
 mod place;
 mod reread;
+mod space;
 mod violation;
 
 use history::History;
 pub(crate) use history::{Appending, Reading};
 use kept::Kept;
+use space::Sizes;
 pub(crate) use violation::{Verdict, Violation, broken, ensure};
 
 use crate::cluster::Node;
@@ -49,6 +51,7 @@ pub(crate) struct Checkers {
     uncommitted_max: u64,
     /// Bytes of buffers that a node may hold.
     memory_max: usize,
+    sizes: Sizes,
     disks: BTreeMap<u64, Disk>,
     elections: Elections,
     commits: Commits,
@@ -67,6 +70,7 @@ impl Checkers {
             world: world.clone(),
             partitions: profile.partitions,
             segment_bytes: profile.segment_bytes(),
+            sizes: Sizes::new(profile),
             uncommitted_max: profile.uncommitted_entries_max(),
             memory_max: profile.memory_max(),
             disks: profile.nodes.iter().map(|node| (*node, Disk::new(*node))).collect(),
@@ -322,6 +326,11 @@ impl Checkers {
         self.disks
             .iter()
             .try_for_each(|(id, disk)| reread::compare(&self.world, *id, disk, self.partitions, lost))
+    }
+
+    /// Whether every node's log takes little more than what its replicas keep; if not, why. `more`: segments that it may take beyond.
+    pub(crate) fn small(&self, more: u64) -> Result<(), String> {
+        self.disks.iter().try_for_each(|(id, disk)| self.sizes.check(&self.world, *id, disk, more))
     }
 
     /// The model of a node's disk.

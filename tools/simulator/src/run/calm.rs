@@ -13,6 +13,11 @@ const STOP_MAX: Duration = Duration::from_secs(8);
 const OPENING_MAX_NS: u64 = 600 * SECOND;
 /// Longest that damage may go unrepaired once everything works, known or not: time to look for it, and to fetch it.
 const HEAL_MAX_NS: u64 = 120 * SECOND;
+/// Longest that a log may take to come to its size: its segments are let go as traffic goes on.
+const SHRINK_MAX_NS: u64 = 60 * SECOND;
+/// For how long it is looked on then, and by how many segments it may be longer for a moment.
+const STAYS_NS: u64 = 5 * SECOND;
+const STAYS_MORE: u64 = 3;
 /// How often it is looked whether everything is whole.
 const HEAL_LOOK_NS: u64 = SECOND / 4;
 
@@ -93,6 +98,26 @@ impl Run {
         if self.atlas.is_untouched() && self.read_errors() == 0 {
             let found = self.cluster.scrub_findings();
             ensure(8, found.is_empty(), || format!("damage was found where none was done: {found:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// Under load, each node's log comes to take little more space than what its replicas keep, and stays so (invariant 25).
+    pub(super) fn stay_small(&mut self) -> Verdict {
+        let limit = self.world.now() + SHRINK_MAX_NS;
+        loop {
+            match self.checkers.small(0) {
+                Ok(()) => break,
+                Err(why) if self.world.now() >= limit => return broken(25, why),
+                Err(_) => _ = self.until(self.world.now() + HEAL_LOOK_NS, |_| false)?,
+            }
+        }
+        let limit = self.world.now() + STAYS_NS;
+        while self.world.now() < limit {
+            self.until(self.world.now() + HEAL_LOOK_NS, |_| false)?;
+            self.checkers
+                .small(STAYS_MORE)
+                .or_else(|why| broken(25, format!("it was less a moment ago: {why}")))?;
         }
         Ok(())
     }
