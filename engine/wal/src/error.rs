@@ -69,8 +69,10 @@ pub enum ReadError {
         offset: u64,
         /// The partition.
         partition: PartitionId,
-        /// The entry.
+        /// The first entry that was asked for and is not to be had.
         index: Index,
+        /// The last one that is not to be had for the same reason: what lies behind a bad header cannot be come by.
+        through: Index,
         /// In which way.
         why: String,
     },
