@@ -235,6 +235,7 @@ impl Opening<'_, '_> {
         for log in wal.partitions.iter_mut() {
             log.sequenced = log.last.index;
         }
+        let before = self.report.removed;
         for source in cut {
             self.remove(disk, &source.path)?;
         }
@@ -245,6 +246,10 @@ impl Opening<'_, '_> {
                     self.remove(disk, &file.path)?;
                 }
             }
+        }
+        if self.report.removed > before {
+            // Their space may be all there is for what is made next, and is not free before that.
+            disk.run(Op::SyncDir { path: dir.clone() })?;
         }
         if let Some(error) = self.make_all(disk, &mut wal.segments, false)? {
             tracing::warn!(%error, "no space for all spares");

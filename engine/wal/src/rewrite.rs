@@ -55,6 +55,8 @@ impl Opening<'_, '_> {
             epoch,
             prev_epoch_end: judged.end,
             recycled: false,
+            durable: Lsn(0),
+            footers_apart: true,
         };
         let mut free = VecDeque::new();
         let mut spare_number = 1;
@@ -288,6 +290,8 @@ impl Opening<'_, '_> {
             }
         }
         self.write(disk, wal, FLAG_OPEN | FLAG_DONE)?;
+        // From here on the epoch is in use, and each segment that is made says so.
+        wal.segments.note_durable(wal.durable);
         wal.sealed = self.report.rewritten + self.report.adopted == 0;
         Ok(())
     }

@@ -95,6 +95,10 @@ pub(crate) fn newest_in_use(disk: &mut Disk<'_>, sources: &[Source]) -> Result<u
     epochs.dedup();
     for epoch in epochs.into_iter().rev() {
         let only: Vec<_> = headers.iter().filter(|h| h.epoch == epoch).copied().collect();
+        // Prepared when the epoch was in use: whatever has become of what lies before it.
+        if only.iter().any(|h| h.durable > Lsn(0)) {
+            return Ok(epoch);
+        }
         // Only this epoch's own segments matter here, whatever lies before them.
         let alone: Vec<_> = only.iter().map(|h| SegmentHeader { prev_epoch_end: Lsn(0), ..*h }).collect();
         let own: Vec<_> = sources.iter().filter(|s| s.header.epoch == epoch).cloned().collect();

@@ -546,6 +546,7 @@ impl Wal {
             );
             self.growing.recycle(batch.tickets);
         }
+        self.segments.note_durable(self.durable);
         self.settle_background();
         if self.is_idle() {
             self.seal_at = self.clock.now.after(self.options.seal_after);

@@ -234,7 +234,7 @@ fn has_room(rig: &mut Rig) -> bool {
 #[test]
 fn what_goes_when_there_is_no_room_for_a_batch() {
     let (mut named_first, mut nowhere, mut stuck) = (0, 0, 0);
-    for (promises, busy) in (70..140).flat_map(|promises| [(promises, false), (promises, true)]) {
+    for (promises, busy) in (20..90).flat_map(|promises| [(promises, false), (promises, true)]) {
         let what = format!("{promises} promises, busy {busy}");
         for damaged in [true, false] {
             let mut rig = filled_up(promises);

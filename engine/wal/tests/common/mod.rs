@@ -11,7 +11,7 @@ mod told;
 
 pub use judge::judge;
 pub use model::{Act, Part, State, brief, kept};
-pub use reading::batches;
+pub use reading::{batches, segments};
 pub use told::Told;
 
 use model::apply;

@@ -20,6 +20,14 @@ pub fn batches(rig: &mut Rig) -> Vec<(String, u64, BatchHeader)> {
     found
 }
 
+/// The names of a log's segments, in order.
+pub fn segments(rig: &Rig) -> Vec<String> {
+    let ours = |f: &str| f.starts_with(DIR) && f.ends_with(".wal") && !f.contains("free-");
+    let mut files: Vec<_> = rig.world.files(NODE).into_iter().map(|f| f.0).filter(|f| ours(f)).collect();
+    files.sort_unstable();
+    files
+}
+
 impl Rig {
     /// Starts a read; the result is in `reads` under the number returned.
     pub fn start_read(&mut self, partition: u64, first: u64, last: u64, bytes_max: usize) -> u64 {
