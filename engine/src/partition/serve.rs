@@ -87,7 +87,7 @@ impl Partition {
             return cx.respond(wanted.origin, Err(RequestError::Ahead { asked: from, high_water }));
         }
         if from > last {
-            let records = Records { next: from, high_water, low_water: marks.low_water, records: vec![] };
+            let records = Records { next: from, high_water, first_readable: first, records: vec![] };
             return cx.respond(wanted.origin, Ok(Reply::Records(records)));
         }
         let Some(last) = self.readable(from, last) else {
@@ -114,7 +114,7 @@ impl Partition {
         let records = Records {
             next: run.last.next(),
             high_water: marks.high_water,
-            low_water: marks.low_water,
+            first_readable: marks.first_readable,
             records: run.pieces,
         };
         cx.respond(wanted.origin, Ok(Reply::Records(records)));
