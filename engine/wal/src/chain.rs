@@ -248,11 +248,19 @@ mod tests {
         let without = [header(0, 1, 0), header(1, 1, 0), prepared(written)];
         assert_eq!(chain(&without, 2), Err(ChainError::Missing(Lsn(written - 1))));
         let before = super::chain(&without, 2, From::Checkpoint(Lsn(8192)));
-        assert_eq!(before, Err(ChainError::Missing(Lsn(written - 1))), "a checkpoint stands for what lies before it");
+        assert_eq!(
+            before,
+            Err(ChainError::Missing(Lsn(written - 1))),
+            "a checkpoint stands for what lies before it"
+        );
         let behind = super::chain(&without[2..], 2, From::Checkpoint(Lsn(5 * MIB + 8192)));
         assert_eq!(behind.unwrap().parts.len(), 1);
         let begun = [header(0, 1, 0), header(1, 1, 0), prepared(0)];
-        assert_eq!(chain(&begun, 2).unwrap().parts[1].segments, [2], "an opening that did not end says nothing");
+        assert_eq!(
+            chain(&begun, 2).unwrap().parts[1].segments,
+            [2],
+            "an opening that did not end says nothing"
+        );
     }
 
     #[test]

@@ -144,6 +144,12 @@ pub enum BadWhy {
     /// It runs past the end of its segment.
     #[error("it runs past the end of its segment")]
     Length,
+    /// The file ends there.
+    #[error("the file is cut short: its segment has {expected} bytes")]
+    Short {
+        /// Length of the segment.
+        expected: u64,
+    },
 }
 
 /// A batch that is not good: where, what it held, what was made of it.

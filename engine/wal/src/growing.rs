@@ -6,8 +6,7 @@
 //! beside it (`spans`).
 
 use crate::format::{
-    BATCH_HEADER_BYTES, BatchHeader, FLAG_DONE, FLAG_OPEN, FLAG_SEAL, Footer, SPAN_BYTES,
-    footer_bytes,
+    BATCH_HEADER_BYTES, BatchHeader, FLAG_DONE, FLAG_OPEN, FLAG_SEAL, Footer, SPAN_BYTES, footer_bytes,
 };
 use crate::frozen::{Frozen, Identity, Link};
 use crate::lookup::PartitionLog;

@@ -107,7 +107,7 @@ impl Wal {
                 return None;
             }
             Err(error) if job.is_raw() => {
-                self.scrub_came(job.base, Err(&error));
+                self.scrub_came(job.base, job.extent_bytes, Err(&error));
                 return None;
             }
             Err(_) if job.is_of_many() => {
@@ -124,7 +124,7 @@ impl Wal {
         };
         let data = buffer.freeze().slice(..bytes);
         if job.is_raw() {
-            self.scrub_came(job.base, Ok(&data));
+            self.scrub_came(job.base, job.extent_bytes, Ok(&data));
             return None;
         }
         if !self.partitions.get(job.partition).is_some_and(|log| job.still_there(log)) {

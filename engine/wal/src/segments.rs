@@ -191,8 +191,7 @@ impl Segments {
         if self.next.is_none()
             && let Some(spare) = self.free.pop_front()
         {
-            let header =
-                SegmentHeader { recycled: spare.recycled, durable: self.durable, ..self.upcoming };
+            let header = SegmentHeader { recycled: spare.recycled, durable: self.durable, ..self.upcoming };
             self.upcoming.base = header.end();
             self.upcoming.segment_seq += 1;
             return Some(Job::Claim { spare, header });

@@ -37,6 +37,8 @@ impl Wal {
         let mut reached: Option<Index> = None;
         while let Some(span) = log.span(at)
             && span.first <= last
+            // It names the batch that tells of its loss, and that may be in memory: there is nothing of it there.
+            && !span.is_lost()
             && reached.is_none_or(|reached| span.first == reached.next())
         {
             match self.cache.gather(partition, span, first, last, bytes_max, &mut gather) {
@@ -185,10 +187,8 @@ impl Wal {
             let (partition, index) = (job.partition, job.first);
             let (file, why) = (self.path_of(base), "the entry is not in its segment".into());
             let through = index;
-            return self.answer(
-                &job,
-                Err(ReadError::Damaged { file, offset: 0, partition, index, through, why }),
-            );
+            return self
+                .answer(&job, Err(ReadError::Damaged { file, offset: 0, partition, index, through, why }));
         }
         self.rescan(io, job, base);
     }

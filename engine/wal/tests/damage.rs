@@ -46,7 +46,7 @@ fn wal_files(rig: &Rig) -> Vec<(String, u64)> {
 fn batches(rig: &mut Rig) -> Vec<(String, u64, u64, usize)> {
     let mut found = Vec::new();
     let mut io = boot(rig);
-    inspect::walk(&mut io, Path::new(DIR), &mut |item| {
+    inspect::walk(&mut io, Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let Item::Batch { file, offset, header, footer } = item {
             let own = footer.map_or(0, |f| f.own.iter().filter(|s| s.kind != RecordKind::HighWater).count());
             found.push((file.display().to_string(), offset, u64::from(header.total_len), own));
@@ -75,7 +75,7 @@ enum Outcome {
 /// Damage done, what comes of it? And does `verify` say the same?
 fn outcome(rig: &mut Rig, what: &str) -> Outcome {
     let before = rig.world.files(NODE);
-    let verify = |rig: &mut Rig| inspect::verify(&mut boot(rig), Path::new(DIR));
+    let verify = |rig: &mut Rig| inspect::verify(&mut boot(rig), Path::new(DIR), inspect::Eyes::default());
     let report = verify(rig);
     let result = rig.open(); // compares with the model if it opens
     match &result {
@@ -217,7 +217,7 @@ fn lost_and_misdirected_batches_are_noticed() {
             rig.world.write_raw(NODE, file, *offset, &image);
             let result = {
                 let mut io = boot(&mut rig);
-                inspect::verify(&mut io, Path::new(DIR)).unwrap()
+                inspect::verify(&mut io, Path::new(DIR), inspect::Eyes::default()).unwrap()
             };
             let verdicts: Vec<_> = result.findings.iter().map(|f| f.verdict).collect();
             if *records > 0 {
@@ -465,7 +465,9 @@ fn a_suspect_tail_of_a_quorum_member_is_kept_as_lost() {
     rig.entry(0, &[4; 10]).unwrap();
     rig.drain();
     rig.close();
-    assert!(!inspect::verify(&mut boot(&mut rig), Path::new(DIR)).unwrap().is_damaged());
+    assert!(
+        !inspect::verify(&mut boot(&mut rig), Path::new(DIR), inspect::Eyes::default()).unwrap().is_damaged()
+    );
     rig.open().unwrap();
     assert!(rig.lost.is_empty());
     rig.check_all();
@@ -572,7 +574,7 @@ fn a_walk_shows_what_is_there() {
     let mut rig = closed_log(14);
     let (mut segments, mut records, mut ends) = (0, Vec::new(), Vec::new());
     let mut io = boot(&mut rig);
-    let report = inspect::walk(&mut io, Path::new(DIR), &mut |item| match item {
+    let report = inspect::walk(&mut io, Path::new(DIR), inspect::Eyes::default(), &mut |item| match item {
         Item::Segment { .. } => segments += 1,
         Item::Batch { header, footer, .. } => {
             ends.push(header.end());

@@ -47,7 +47,8 @@ fn the_only_written_segment_of_an_epoch_does_not_vanish_in_silence() {
     for options in [tiny(), whole()] {
         for lives in 1..=5 {
             let (mut rig, files) = lived(&options, lives, 8);
-            let newest = files.iter().rev().nth(1).expect("the newest written one, and a prepared one").clone();
+            let newest =
+                files.iter().rev().nth(1).expect("the newest written one, and a prepared one").clone();
             remove(&mut rig, &newest);
             match rig.open() {
                 Err(OpenError::Missing { .. } | OpenError::Checkpoint { .. } | OpenError::Gone { .. }) => {}
@@ -68,7 +69,9 @@ fn no_written_segment_vanishes_in_silence() {
                 let (mut rig, _) = lived(&options, lives, entries);
                 remove(&mut rig, file);
                 match rig.open() {
-                    Err(OpenError::Missing { .. } | OpenError::Checkpoint { .. } | OpenError::Lost { .. }) => missed += 1,
+                    Err(
+                        OpenError::Missing { .. } | OpenError::Checkpoint { .. } | OpenError::Lost { .. },
+                    ) => missed += 1,
                     // Nothing live was in it.
                     Ok(_) => assert!(rig.check_all(), "{lives} lives, {file} is gone"),
                     other => panic!("{lives} lives, {file} is gone: {other:?}"),

@@ -66,7 +66,7 @@ fn batches(rig: &mut Rig) -> Vec<Batch> {
     rig.io = None;
     let mut io = rig.world.node(NODE);
     let mut batches = Vec::new();
-    inspect::walk(&mut io, Path::new(DIR), &mut |item| {
+    inspect::walk(&mut io, Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let Item::Batch { file, offset, header, footer } = item {
             batches.push(Batch {
                 file: file.display().to_string(),
@@ -107,7 +107,8 @@ fn whole_again(rig: &mut Rig, what: &str) {
     assert_eq!((after.lost, after.moved), (before.lost, before.moved), "{what}: found twice");
     rig.close();
     rig.io = None;
-    let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
+    let report =
+        inspect::verify(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default()).unwrap();
     assert!(!report.is_damaged(), "{what}: {} {:?}", report.lost, report.findings);
     rig.open().unwrap_or_else(|e| panic!("{what}: {e}"));
     assert!(rig.lost.is_empty(), "{what}: {:?}", rig.lost);
@@ -304,7 +305,7 @@ fn a_copy_of_a_header_that_could_not_be_written() {
 fn summaries(rig: &mut Rig) -> BTreeMap<u64, Vec<(String, u64)>> {
     let mut found: BTreeMap<u64, Vec<(String, u64)>> = BTreeMap::new();
     rig.io = None;
-    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let Item::Record { file, offset, header, .. } = item
             && header.kind == RecordKind::Summary
         {
@@ -511,7 +512,7 @@ fn a_promise_in_a_bad_batch_is_written_again() {
     rig.close();
     rig.io = None;
     let mut promises = Vec::new();
-    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let Item::Record { header, .. } = item
             && header.kind == RecordKind::Promise
             && header.partition.0 == 1

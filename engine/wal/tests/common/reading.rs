@@ -11,7 +11,7 @@ use tidelog_wal::{ReadError, ReadId, Run, inspect};
 pub fn batches(rig: &mut Rig) -> Vec<(String, u64, BatchHeader)> {
     rig.io = None;
     let mut found = Vec::new();
-    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let inspect::Item::Batch { file, offset, header, .. } = item {
             found.push((file.display().to_string(), offset, *header));
         }
