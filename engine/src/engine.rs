@@ -314,7 +314,7 @@ impl Partition {
         let from = match range.start_bound() {
             Bound::Included(i) => *i,
             Bound::Excluded(i) => i.next(),
-            Bound::Unbounded => self.marks().low_water,
+            Bound::Unbounded => self.marks().first_readable,
         };
         let to = match range.end_bound() {
             Bound::Included(i) => Some(*i),
@@ -359,7 +359,8 @@ impl Partition {
         }
         let pin = self.marks.pins.take(first, purpose)?;
         // What an earlier process had given up.
-        match self.marks().low_water {
+        let marks = self.marks();
+        match marks.first_readable.min(marks.applied.next()).max(marks.low_water) {
             low if first < low => Err(RequestError::Truncated { first: low }),
             _ => Ok(pin),
         }

@@ -9,8 +9,10 @@ use tidelog_types::{Generation, Index, NodeId};
 /// `low_water - 1 <= applied <= min(high_water, durable)`, always.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Marks {
-    /// First index still kept.
+    /// First index that this node keeps, for itself and its peers. Readers may begin later: see `first_readable`.
     pub low_water: Index,
+    /// First index that can be read: what is kept, from the log start on that all replicas agreed on.
+    pub first_readable: Index,
     /// Highest index applied here.
     pub applied: Index,
     /// Highest index durable here.
@@ -36,6 +38,7 @@ pub struct Leadership {
 #[derive(Debug, Default)]
 pub(crate) struct SharedMarks {
     low_water: AtomicU64,
+    first_readable: AtomicU64,
     applied: AtomicU64,
     durable: AtomicU64,
     high_water: AtomicU64,
@@ -67,11 +70,13 @@ impl SharedMarks {
         self.durable.store(marks.durable.0, Ordering::Release);
         self.applied.store(marks.applied.0, Ordering::Release);
         self.low_water.store(marks.low_water.0, Ordering::Release);
+        self.first_readable.store(marks.first_readable.0, Ordering::Release);
     }
 
     pub(crate) fn load(&self) -> Marks {
         Marks {
             low_water: Index(self.low_water.load(Ordering::Acquire)),
+            first_readable: Index(self.first_readable.load(Ordering::Acquire)),
             applied: Index(self.applied.load(Ordering::Acquire)),
             durable: Index(self.durable.load(Ordering::Acquire)),
             high_water: Index(self.high_water.load(Ordering::Acquire)),

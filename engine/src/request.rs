@@ -112,8 +112,8 @@ pub struct Records {
     pub next: Index,
     /// The answering node's high-water mark (at a linearizable read: the mark that the read is valid for, or higher).
     pub high_water: Index,
-    /// First index still kept.
-    pub low_water: Index,
+    /// First index that can be read from that node.
+    pub first_readable: Index,
     /// The records' bytes, whole records only.
     pub records: Vec<Bytes>,
 }
@@ -202,8 +202,11 @@ pub struct PartitionStatus {
     pub generation: u64,
     /// Highest index known committed, inclusive.
     pub high_water: u64,
-    /// First index still kept.
+    /// First index that this node keeps, for itself and its peers.
     pub low_water: u64,
+    /// First index that can be read from this node: what is kept, from the log start on.
+    #[serde(default)]
+    pub first_readable: u64,
     /// First index that readers may see, by what all replicas agreed on.
     #[serde(default)]
     pub log_start: u64,

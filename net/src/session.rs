@@ -166,7 +166,7 @@ impl Session {
                     let why = format!("an answer of {bytes} bytes is over the limit of {APPEND_BYTES_MAX}");
                     self.small(number, &Err(RequestError::Unavailable(why)))
                 } else {
-                    let fields = [number, r.next.0, r.high_water.0, r.low_water.0, 0];
+                    let fields = [number, r.next.0, r.high_water.0, r.first_readable.0, 0];
                     self.large.push_back(Large::Records { fields, records: r.records, bytes });
                     self.read_bytes += HEADER_BYTES + bytes;
                     HEADER_BYTES + bytes
@@ -363,7 +363,7 @@ mod tests {
                 Ok(Reply::Records(Records {
                     next: Index(2),
                     high_water: Index(3),
-                    low_water: Index(1),
+                    first_readable: Index(1),
                     records,
                 })),
             );

@@ -67,6 +67,10 @@ impl<T> Table<T> {
         Some(value)
     }
 
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.places.iter_mut().flatten().map(|(_, value)| value)
+    }
+
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.places.iter().flatten().map(|(_, value)| value)
     }

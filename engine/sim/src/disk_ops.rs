@@ -194,7 +194,12 @@ impl State {
             name_work => {
                 let Some(node) = self.nodes.get_mut(&id) else { return Err(DEVICE) };
                 match name_work {
-                    DiskWork::Rename { from, to } => node.disk.rename(&from, &to)?,
+                    DiskWork::Rename { from, to } => {
+                        node.disk.rename(&from, &to)?;
+                        let (from, to) = (from.display().to_string(), to.display().to_string());
+                        let open = node.life.iter_mut().flat_map(|life| life.files.values_mut());
+                        open.filter(|file| file.path == from).for_each(|file| file.path.clone_from(&to));
+                    }
                     DiskWork::Remove { path } => node.disk.remove(&path)?,
                     DiskWork::CreateDir { path } => node.disk.create_directory(&path)?,
                     DiskWork::SyncDir { path, upto } => {

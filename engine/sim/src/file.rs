@@ -455,6 +455,14 @@ impl File {
     }
 
     /// Reads of these bytes fail until they are written again.
+    /// Whole pages.
+    pub(crate) fn truncate(&mut self, bytes: u64) {
+        let bytes = bytes / PAGE * PAGE;
+        self.size = self.size.min(bytes);
+        self.durable_size = self.durable_size.min(bytes);
+        self.pages.retain(|page, _| *page < bytes / PAGE);
+    }
+
     pub(crate) fn make_unreadable(&mut self, offset: u64, len: u64) {
         self.unreadable.extend(offset / PAGE..(offset + len).div_ceil(PAGE));
     }

@@ -436,6 +436,11 @@ impl World {
         self.damage(id, path.as_ref(), |file| file.make_unreadable(offset, len))
     }
 
+    /// Cuts a file short, durably. False: no such file.
+    pub fn truncate(&self, id: u64, path: impl AsRef<Path>, bytes: u64) -> bool {
+        self.damage(id, path.as_ref(), |file| file.truncate(bytes))
+    }
+
     /// What of a file would surely survive a power loss now, with [`crate::UNCERTAIN`] in each sector that
     /// may come out either way. `None`: the name itself may be lost, or there is none.
     pub fn durable_contents(&self, id: u64, path: impl AsRef<Path>) -> Option<Vec<u8>> {

@@ -139,9 +139,10 @@ impl Partition {
             .machine
             .as_ref()
             .map_or(self.applied, |machine| machine.applied.min(m.high_water.min(m.durable)));
-        // As readers see it: a committed log start counts also where bytes below it are still held.
-        let low_water = self.first_readable().min(applied.next()).max(m.low_water);
-        Marks { low_water, applied, durable: m.durable, high_water: m.high_water }
+        // A committed log start counts for readers also where entries below it are still held.
+        let first_readable = self.first_readable().max(Index(1));
+        let low_water = m.low_water;
+        Marks { low_water, first_readable, applied, durable: m.durable, high_water: m.high_water }
     }
 
     /// Shows the marks to the handles, and checks their relation (invariants 5, 10).

@@ -64,10 +64,10 @@ impl Partition {
 
     /// A read met damage in this log.
     pub(crate) fn read_failed(&mut self, cx: &mut Context<'_>, error: &ReadError) {
-        let ReadError::Damaged { index, .. } = error else { return };
+        let ReadError::Damaged { index, through, .. } = error else { return };
         self.note_damage(&error.to_string());
         if let Some(generation) = self.replica.generation_at(*index) {
-            self.found_damaged(cx, DamagedRange { first: *index, last: *index, generation });
+            self.found_damaged(cx, DamagedRange { first: *index, last: *through, generation });
         }
     }
 

@@ -94,12 +94,7 @@ impl Partition {
         } else if from > high_water.next() {
             Err(RequestError::Ahead { asked: from, high_water })
         } else if from > last {
-            Ok(Reply::Records(Records {
-                next: from,
-                high_water,
-                low_water: marks.low_water,
-                records: vec![],
-            }))
+            Ok(Reply::Records(Records { next: from, high_water, first_readable: first, records: vec![] }))
         } else if let Some(last) = self.readable(from, last) {
             let bytes_max = wanted.bytes_max.clamp(1, APPEND_BYTES_MAX);
             if let Some(run) = cx.wal.cached(self.id, from, last, bytes_max) {
@@ -127,7 +122,7 @@ impl Partition {
         let records = Records {
             next: run.last.next(),
             high_water: marks.high_water,
-            low_water: marks.low_water,
+            first_readable: marks.first_readable,
             records: run.pieces,
         };
         cx.respond(wanted.origin, Ok(Reply::Records(records)));

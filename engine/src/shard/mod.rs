@@ -89,6 +89,7 @@ pub struct Shard {
     failures: VecDeque<Monotonic>,
     /// Across openings of the log.
     disk: DiskWatch,
+    pauses: u64,
     stopping: Option<Monotonic>,
     /// The growing batch waits until then for writers that are about to come back.
     sealing: Option<Monotonic>,
@@ -141,6 +142,7 @@ impl Shard {
             room: space::Room::default(),
             failures: VecDeque::new(),
             disk,
+            pauses: 0,
             stopping: None,
             sealing: None,
             reading_on: false,
@@ -179,6 +181,11 @@ impl Shard {
     /// Whether the cluster is formed and the log open.
     pub fn is_formed(&self) -> bool {
         self.life.is_some()
+    }
+
+    /// How often this process was found to have been paused.
+    pub fn pauses(&self) -> u64 {
+        self.pauses
     }
 
     /// How often its log has failed within the time in which failures are counted.
@@ -286,7 +293,8 @@ impl Shard {
             self.close(io);
             return Ok(Turn::Stopped);
         }
-        self.wanted = self.deadline();
+        // What is due already is due now: a turn is not late for something that was wanted before the last one ended.
+        self.wanted = self.deadline().max(self.clock.now);
         Ok(Turn::Until(self.wanted))
     }
 
@@ -296,6 +304,7 @@ impl Shard {
     fn notice_pause(&mut self) {
         let late = self.clock.now.since(self.wanted);
         if late > self.options.election_timeout / 2 {
+            self.pauses += 1;
             tracing::warn!(
                 late_ms = late.as_millis() as u64,
                 "this process was paused; one round of failure detection is skipped"

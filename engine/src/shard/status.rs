@@ -25,6 +25,7 @@ impl Shard {
                         generation: replica.generation().get(),
                         high_water: marks.high_water.get(),
                         low_water: replica.marks().low_water.get(),
+                        first_readable: marks.first_readable.get(),
                         log_start: replica.log_start().get(),
                         snapshot: replica.snapshot().index.get(),
                         low_water_held_by: held_by.to_string(),

@@ -58,6 +58,8 @@ pub enum RecordKind {
     Pad = 73,
     /// The log goes on with entries whose bytes are lost, up to `index`, all of `generation`.
     Lost = 74,
+    /// The newest copies of entries that the log has are lost, and so are the older ones.
+    LostCopies = 75,
 }
 
 impl RecordKind {
@@ -80,6 +82,7 @@ impl RecordKind {
             72 => K::Summary,
             73 => K::Pad,
             74 => K::Lost,
+            75 => K::LostCopies,
             _ => return None,
         })
     }

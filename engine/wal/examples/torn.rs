@@ -61,7 +61,7 @@ impl Batch {
         let world = rig.world;
         let mut io = world.node(NODE);
         let mut last = None;
-        inspect::walk(&mut io, Path::new(DIR), &mut |item| {
+        inspect::walk(&mut io, Path::new(DIR), inspect::Eyes::default(), &mut |item| {
             if let inspect::Item::Batch { file, offset, header, .. } = item {
                 last = Some((file.display().to_string(), offset, header.total_len as usize));
             }
@@ -101,7 +101,8 @@ impl Batch {
             torn[range.clone()].copy_from_slice(&self.bytes[range]);
         }
         assert!(self.world.write_raw(NODE, &self.file, self.offset, &torn));
-        let report = inspect::verify(&mut self.io, Path::new(DIR)).expect("it can be read");
+        let report =
+            inspect::verify(&mut self.io, Path::new(DIR), inspect::Eyes::default()).expect("it can be read");
         assert!(report.findings.len() <= 1 && !report.is_damaged(), "{report:?}");
         report.findings.first().map(|finding| {
             assert_eq!(finding.offset, self.offset);

@@ -18,6 +18,8 @@ pub(crate) struct EpochPart {
     pub(crate) end: Option<Lsn>,
     /// What its segments say of the epoch before it.
     pub(crate) prev_epoch_end: Lsn,
+    /// Its segments say that it was durable up to there; 0: none says so.
+    pub(crate) durable: Lsn,
 }
 
 /// The log and what is left over.
@@ -61,6 +63,7 @@ pub(crate) fn chain(headers: &[SegmentHeader], newest: u64, from: From) -> Resul
                 *used = true;
             }
         }
+        witnesses(headers, &part, from)?;
         let prev = part.prev_epoch_end;
         let oldest = part.segments.first().copied().unwrap_or_default();
         epoch = 0;
@@ -91,10 +94,28 @@ pub(crate) fn chain(headers: &[SegmentHeader], newest: u64, from: From) -> Resul
     Ok(Chain { parts, left_over })
 }
 
+/// What a segment's header says was durable lay in a segment of its epoch, which is there: nothing that was in use goes before what
+/// lies behind it, but for what a checkpoint stands for.
+fn witnesses(headers: &[SegmentHeader], part: &EpochPart, from: From) -> Result<(), ChainError> {
+    let begins = match from {
+        From::Beginning => Lsn(0),
+        From::Checkpoint(at) => at,
+        From::Kept => headers.first().map_or(Lsn(0), |h| h.base),
+    };
+    let own = || part.segments.iter().filter_map(|&at| headers.get(at));
+    for header in own().filter(|h| h.durable > Lsn(0)) {
+        let last = Lsn(header.durable.0 - 1);
+        if last >= begins && !own().any(|h| h.base <= last && last < h.end()) {
+            return Err(ChainError::Missing(last));
+        }
+    }
+    Ok(())
+}
+
 fn part(headers: &[SegmentHeader], epoch: u64, end: Option<Lsn>) -> Result<EpochPart, ChainError> {
     let mut segments = Vec::new();
     let mut found: Option<EpochPart> = None;
-    let mut reached = Lsn(0);
+    let (mut reached, mut durable) = (Lsn(0), Lsn(0));
     for (at, header) in headers.iter().enumerate() {
         if header.epoch != epoch || end.is_some_and(|end| header.base >= end) {
             continue;
@@ -107,6 +128,7 @@ fn part(headers: &[SegmentHeader], epoch: u64, end: Option<Lsn>) -> Result<Epoch
                     start: header.start(),
                     end,
                     prev_epoch_end: header.prev_epoch_end,
+                    durable: Lsn(0),
                 });
             }
             Some(first) if first.prev_epoch_end != header.prev_epoch_end => {
@@ -118,6 +140,7 @@ fn part(headers: &[SegmentHeader], epoch: u64, end: Option<Lsn>) -> Result<Epoch
         }
         reached = header.end();
         segments.push(at);
+        durable = durable.max(header.durable);
     }
     let part = found.ok_or(ChainError::Missing(end.unwrap_or_default()))?;
     if let Some(end) = end
@@ -125,7 +148,7 @@ fn part(headers: &[SegmentHeader], epoch: u64, end: Option<Lsn>) -> Result<Epoch
     {
         return Err(ChainError::Missing(Lsn(end.0.saturating_sub(1))));
     }
-    Ok(EpochPart { segments, ..part })
+    Ok(EpochPart { segments, durable, ..part })
 }
 
 #[cfg(test)]
@@ -151,6 +174,8 @@ mod tests {
             epoch,
             prev_epoch_end: Lsn(prev_epoch_end),
             recycled: false,
+            durable: Lsn(0),
+            footers_apart: true,
         }
     }
 
@@ -209,6 +234,33 @@ mod tests {
         assert_eq!((within.parts.len(), within.parts[0].start), (1, Lsn(4 * MIB + 8192)));
         let cut_off = super::chain(&headers, 2, From::Checkpoint(Lsn(end1 + 4096)));
         assert_eq!(cut_off, Err(ChainError::Missing(Lsn(end1 + 4096))));
+    }
+
+    /// The second segment of an epoch is prepared when the first is in use. With the first one gone it looked like what an
+    /// opening that did not end leaves behind.
+    #[test]
+    fn a_prepared_segment_tells_of_the_written_one_before_it() {
+        let end1 = MIB + 12288;
+        let prepared = |durable| SegmentHeader { durable: Lsn(durable), ..header(5, 2, end1) };
+        let written = 4 * MIB + 16384;
+        let all = [header(0, 1, 0), header(1, 1, 0), header(4, 2, end1), prepared(written)];
+        assert_eq!(chain(&all, 2).unwrap().parts[1].durable, Lsn(written));
+        let without = [header(0, 1, 0), header(1, 1, 0), prepared(written)];
+        assert_eq!(chain(&without, 2), Err(ChainError::Missing(Lsn(written - 1))));
+        let before = super::chain(&without, 2, From::Checkpoint(Lsn(8192)));
+        assert_eq!(
+            before,
+            Err(ChainError::Missing(Lsn(written - 1))),
+            "a checkpoint stands for what lies before it"
+        );
+        let behind = super::chain(&without[2..], 2, From::Checkpoint(Lsn(5 * MIB + 8192)));
+        assert_eq!(behind.unwrap().parts.len(), 1);
+        let begun = [header(0, 1, 0), header(1, 1, 0), prepared(0)];
+        assert_eq!(
+            chain(&begun, 2).unwrap().parts[1].segments,
+            [2],
+            "an opening that did not end says nothing"
+        );
     }
 
     #[test]

@@ -273,6 +273,8 @@ mod tests {
                 epoch: 2,
                 prev_epoch_end: Lsn(0),
                 recycled: false,
+                durable: Lsn(0),
+                footers_apart: true,
             };
             files.insert(&header, "a.wal".into(), None);
         }

@@ -69,8 +69,10 @@ pub enum ReadError {
         offset: u64,
         /// The partition.
         partition: PartitionId,
-        /// The entry.
+        /// The first entry that was asked for and is not to be had.
         index: Index,
+        /// The last one that is not to be had for the same reason: what lies behind a bad header cannot be come by.
+        through: Index,
         /// In which way.
         why: String,
     },
@@ -142,6 +144,12 @@ pub enum BadWhy {
     /// It runs past the end of its segment.
     #[error("it runs past the end of its segment")]
     Length,
+    /// The file ends there.
+    #[error("the file is cut short: its segment has {expected} bytes")]
+    Short {
+        /// Length of the segment.
+        expected: u64,
+    },
 }
 
 /// A batch that is not good: where, what it held, what was made of it.

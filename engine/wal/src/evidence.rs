@@ -8,7 +8,7 @@ use crate::error::{BadWhy, OpenError, Verdict};
 use crate::format::{BatchHeader, Footer, Span};
 use crate::frozen::Link;
 use crate::scan::{Bad, Scanner, footer_of};
-use tidelog_types::limits::PAGE_BYTES;
+use tidelog_types::limits::{BATCH_BYTES_MAX, PAGE_BYTES};
 use tidelog_types::{Lsn, RecordKind};
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -26,7 +26,8 @@ pub(crate) struct Evidence {
     pub(crate) end: Option<(Lsn, Link)>,
     /// Where what says its spans ends: itself, or the batch that echoes it.
     pub(crate) known_by: Lsn,
-    /// A page in which a batch may begin, there or at the start of a later segment, could not be read; or one of its own.
+    /// A page could not be read, there or at the start of a later segment, that may be what is left of a whole batch; or one of its
+    /// footer.
     pub(crate) unreadable: bool,
     /// Bytes that are not zero from there on: (segment of the part, first offset, end offset).
     pub(crate) leavings: Vec<(usize, u64, u64)>,
@@ -58,8 +59,9 @@ pub(crate) fn verdict(evidence: &Evidence) -> Verdict {
 impl Scanner<'_> {
     /// Gathers what can be known about a bad batch: all the rest of the epoch is looked at, until it is proven.
     pub(crate) fn evidence(&mut self, disk: &mut Disk<'_>, bad: &Bad) -> Result<Evidence, OpenError> {
-        let mut evidence = Evidence { proven: self.part.end.is_some(), ..Evidence::default() };
-        evidence.unreadable = bad.why == BadWhy::Unreadable;
+        let proven = self.part.end.is_some() || self.part.durable > bad.lsn;
+        let mut evidence = Evidence { proven, ..Evidence::default() };
+        evidence.unreadable = bad.why == BadWhy::Unreadable && self.may_hide_a_batch(disk, self.at, bad)?;
         self.search(disk, bad, &mut evidence)?;
         if let Some((footer, end, link)) = self.own_footer(disk, bad, &mut evidence)? {
             evidence.spans = Some(footer.own);
@@ -115,7 +117,10 @@ impl Scanner<'_> {
                         }
                         // Any other page was left unreadable by the file's earlier use, or lies in a batch whose first page
                         // could be read and that has its footer still.
-                        Err(BadWhy::Unreadable) if lsn == source.header.start() => evidence.unreadable = true,
+                        Err(why @ BadWhy::Unreadable) if lsn == source.header.start() => {
+                            let there = Bad { lsn, why, header: None };
+                            evidence.unreadable |= self.may_hide_a_batch(disk, at, &there)?;
+                        }
                         Err(_) => {}
                     }
                 }
@@ -124,6 +129,26 @@ impl Scanner<'_> {
             evidence.leavings.extend(leavings.map(|(from, to)| (at, from, to)));
         }
         Ok(())
+    }
+
+    /// Whether an unreadable page may be all that is left of a batch that was whole once. A batch keeps its footer until it has an echo:
+    /// where no footer lies, and none can be hidden, the write never came to its end.
+    fn may_hide_a_batch(&mut self, disk: &mut Disk<'_>, at: usize, bad: &Bad) -> Result<bool, OpenError> {
+        let Some(source) = self.source(at) else { return Ok(true) };
+        let offset = source.offset(bad.lsn);
+        if let Some(header) = &bad.header {
+            let from = offset + u64::from(header.footer_offset);
+            let len = header.total_len - header.footer_offset;
+            let window = self.window(disk, at)?;
+            window.view(disk, from, len as usize)?;
+            return Ok(window.unreadable(from, u64::from(len)));
+        }
+        if !source.header.footers_apart || self.footer_at(disk, at, bad.lsn, u64::MAX)?.is_some() {
+            return Ok(true);
+        }
+        let behind = offset + PAGE;
+        let len = source.header.bytes.saturating_sub(behind).min(BATCH_BYTES_MAX as u64 - PAGE);
+        Ok(self.window(disk, at)?.unreadable(behind, len))
     }
 
     /// Spans from the bad batch's own footer.

@@ -6,8 +6,7 @@
 //! beside it (`spans`).
 
 use crate::format::{
-    BATCH_HEADER_BYTES, BatchHeader, FLAG_DONE, FLAG_OPEN, FLAG_SEAL, FOOTER_OFFSET_MIN, Footer, SPAN_BYTES,
-    footer_bytes,
+    BATCH_HEADER_BYTES, BatchHeader, FLAG_DONE, FLAG_OPEN, FLAG_SEAL, Footer, SPAN_BYTES, footer_bytes,
 };
 use crate::frozen::{Frozen, Identity, Link};
 use crate::lookup::PartitionLog;
@@ -84,7 +83,7 @@ impl Growing {
             tickets: Vec::new(),
             ticket_lists: Vec::new(),
             footer: Vec::new(),
-            predicted: PAGE_BYTES,
+            predicted: 2 * PAGE_BYTES,
             held: 0,
         }
     }
@@ -162,7 +161,7 @@ impl Growing {
 
     /// Whether the batch, which is empty, has room for its footer.
     pub(crate) fn takes_seal(&self) -> bool {
-        self.fits(FOOTER_OFFSET_MIN, 0, Class::Control)
+        self.fits(PAGE_BYTES, 0, Class::Control)
     }
 
     /// Makes the plan's chunk. Every record of the plan is to be put next.
@@ -306,12 +305,13 @@ impl Growing {
     /// Finishes the batch and begins the next one behind it (without a place yet: see [`Self::place_at`]).
     pub(crate) fn freeze(&mut self, identity: &Identity, prev: Link, flags: u32) -> Frozen {
         if self.at == 0 {
-            let need = FOOTER_OFFSET_MIN + self.spans.footer_bytes(0);
+            let need = PAGE_BYTES + self.spans.footer_bytes(0);
             self.begin(Plan { chunk: Some(need) });
         }
         let records_end = self.at;
         let footer_len = self.spans.footer_bytes(0);
-        let mut footer_offset = records_end.max(FOOTER_OFFSET_MIN);
+        // Never in the first page: a page that the device does not give must not be all that says that there was a batch.
+        let mut footer_offset = records_end.max(PAGE_BYTES);
         let chunk_end = self.chunks.last().map_or(0, Chunk::end);
         if footer_offset + footer_len > chunk_end {
             footer_offset = records_end.next_multiple_of(PAGE_BYTES);

@@ -1,24 +1,29 @@
 //! Looking at a WAL directory without changing it: for tools, over the files of a stopped or a running node.
 //!
-//! [`walk`] visits segments, batches and records in LSN order, as opening would read them, and judges what is not
-//! good as opening would; but it goes on behind damage. On a running node the end moves: a batch that is being
-//! written looks torn or suspect, and one that looked bad is looked at again before it is called damaged.
+//! [`walk`] visits segments, batches and records in LSN order, those before the newest checkpoint as well, and goes on behind whatever
+//! is bad. What it says of the log is what an opening comes to: the same code reads it from the checkpoint on
+//! ([`Opening::read`]), and of what lies before that the lookup says what counts (`aged`). On a running node the end moves: a batch
+//! that is being written looks torn or suspect, and one that looked bad is looked at again before it is called damaged.
 
+use crate::aged::{self, Aged};
+use crate::chain::{From, chain};
 use crate::disk::Disk;
-use crate::error::{Finding, OpenError, Verdict};
+use crate::error::{BadWhy, Finding, OpenError, Verdict};
+use crate::evidence::verdict;
 use crate::format::{BatchHeader, Footer, SegmentHeader, Span};
 use crate::frozen::Link;
-
-use crate::chain::From;
-use crate::restart::{self, Loaded};
-use crate::salvage::{self, Piece, What, lost_of};
-use crate::scan::{Found, Scanner, footer_of, records_of};
-use crate::survey::{chain_of, finding, newest_in_use, sources, survey};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::options::Options;
+use crate::recovery::{Judged, Opening, RecoveryReport};
+use crate::replay::{Replay, State};
+use crate::salvage::Lost;
+use crate::scan::{Found, Scanner, Source, footer_of, records_of};
+use crate::survey::{finding, newest_in_use, sources_as_they_are, survey};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tidelog_io::{Io, IoErrorKind};
 use tidelog_types::{
-    Generation, Incarnation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind,
+    EntryMeta, Generation, Incarnation, Index, Lsn, NodeId, PartitionId, Position, RecordHeader, RecordKind,
+    ShardId,
 };
 
 /// What a walk comes by.
@@ -62,7 +67,7 @@ pub enum Item<'a> {
 /// What a partition's log is at the end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PartitionEnd {
-    /// First entry's index; 0: no entry.
+    /// First entry that is kept; 0: there is none.
     pub first: Index,
     /// Last entry.
     pub last: Position,
@@ -97,7 +102,9 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Entries of the log whose bytes are lost and were not written again.
     pub lost: u64,
-    /// Why the walk ended early, if it did.
+    /// The same of the end that nothing proves: they may never have been whole.
+    pub suspect: u64,
+    /// Why the log would not be opened, if it would not. What `partitions` says is then as far as an opening would have come.
     pub stopped: Option<OpenError>,
     /// The newest good checkpoint: an opening would begin there.
     pub checkpoint: Option<Lsn>,
@@ -110,6 +117,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether the log ends with a write that may have been incomplete or is damaged.
+    pub fn suspect_tail(&self) -> bool {
+        self.findings.iter().any(|f| f.verdict == Verdict::Suspect)
+    }
+
     /// Whether anything that may have been acknowledged is not whole.
     pub fn is_damaged(&self) -> bool {
         self.stopped.is_some()
@@ -118,126 +130,192 @@ impl Report {
     }
 }
 
+/// As whom a log is looked at: what an opening does depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Eyes {
+    /// Its partitions have no other voter ([`Options::single_voter`]).
+    pub single_voter: bool,
+    /// The cluster's tag; none: that of the first record.
+    pub cluster_tag: Option<u32>,
+}
+
 /// Walks over the log without a visitor.
 ///
 /// # Errors
 /// If the files cannot be read, or a segment's header is not valid.
-pub fn verify(io: &mut dyn Io, dir: &Path) -> Result<Report, OpenError> {
+pub fn verify(io: &mut dyn Io, dir: &Path, eyes: Eyes) -> Result<Report, OpenError> {
     for _ in 1..VERIFY_TRIES {
-        match walk(io, dir, &mut |_| {}) {
+        match walk(io, dir, eyes, &mut |_| {}) {
             // A running node gave a segment back meanwhile.
             Err(OpenError::Io(error)) if error.kind == IoErrorKind::NotFound => {}
             result => return result,
         }
     }
-    walk(io, dir, &mut |_| {})
+    walk(io, dir, eyes, &mut |_| {})
 }
 
 /// Walks over the files of a running node before one of them that is gone is called an error.
 const VERIFY_TRIES: usize = 3;
 
-/// Visits everything in the log of a directory.
+/// Visits everything in the log of a directory, and says what an opening would make of it.
 ///
 /// # Errors
 /// If the files cannot be read, or a segment's header is not valid.
-pub fn walk(io: &mut dyn Io, dir: &Path, visit: &mut dyn FnMut(Item<'_>)) -> Result<Report, OpenError> {
+pub fn walk(
+    io: &mut dyn Io,
+    dir: &Path,
+    eyes: Eyes,
+    visit: &mut dyn FnMut(Item<'_>),
+) -> Result<Report, OpenError> {
     let mut disk = Disk::new(io);
-    let mut walk = Walk {
-        visit,
-        report: Report::default(),
-        cuts: Vec::new(),
-        promises: Vec::new(),
-        copies: Vec::new(),
-        lost: Vec::new(),
-        cluster: None,
-        partial: false,
-        known: BTreeMap::new(),
-        moved: 0,
-    };
-    let result = walk.run(&mut disk, dir);
-    let mut report = walk.finish(dir);
+    let mut walk = Walk { visit, report: Report::default(), cluster: eyes.cluster_tag };
+    let result = walk.run(&mut disk, dir, eyes);
     // A tool has its own ring: nobody else's completions are on it.
     drop(disk.finish());
-    match result {
-        Ok(()) => Ok(report),
-        Err(e @ (OpenError::Lost { .. } | OpenError::Inconsistent { .. } | OpenError::Newer { .. })) => {
-            report.stopped = Some(e);
-            Ok(report)
+    result.map(|()| walk.report)
+}
+
+/// Entries without their bytes, as a replica is told of them while its log is opened.
+#[derive(Default)]
+struct Losses {
+    /// First, last, and whether it is only suspected.
+    runs: BTreeMap<PartitionId, Vec<(Index, Index, bool)>>,
+}
+
+impl Losses {
+    /// They are whole, or not wanted.
+    fn without(&mut self, partition: PartitionId, first: Index, last: Index) {
+        let Some(runs) = self.runs.get_mut(&partition) else { return };
+        for (from, to, suspect) in std::mem::take(runs) {
+            if from < first {
+                runs.push((from, to.min(first.prev()), suspect));
+            }
+            if to > last {
+                runs.push((from.max(last.next()), to, suspect));
+            }
         }
-        Err(e) => Err(e),
+    }
+
+    fn count(&self, wanted: bool) -> u64 {
+        let all = self.runs.values().flatten().filter(|run| run.2 == wanted);
+        all.map(|(first, last, _)| last.0 - first.0 + 1).sum()
+    }
+
+    fn is_in(&self, span: &Span) -> bool {
+        span.kind == RecordKind::Data
+            && self.runs.get(&span.partition).is_some_and(|runs| {
+                runs.iter().any(|(first, last, _)| span.a <= *last && *first <= span.last())
+            })
+    }
+}
+
+impl Replay for Losses {
+    fn entry(&mut self, _: PartitionId, _: &EntryMeta, _: &[u8]) {}
+    fn cut(&mut self, partition: PartitionId, keep: Position) {
+        self.without(partition, keep.index.next(), Index(u64::MAX));
+    }
+    fn promise(&mut self, _: PartitionId, _: Generation, _: Option<NodeId>) {}
+    fn damaged(&mut self, partition: PartitionId, lost: Lost) {
+        self.without(partition, lost.first, lost.last);
+        self.runs.entry(partition).or_default().push((lost.first, lost.last, lost.suspect));
+    }
+    fn moved(&mut self, partition: PartitionId, meta: &EntryMeta, _: &[u8]) {
+        self.without(partition, meta.position.index, meta.position.index);
+    }
+    fn checkpoint(&mut self, _: PartitionId, _: &[u8]) {}
+    fn high_water(&mut self, _: PartitionId, _: Index) {}
+    fn low_water(&mut self, partition: PartitionId, first: Index) {
+        self.without(partition, Index::ZERO, first.prev());
     }
 }
 
 struct Walk<'v> {
     visit: &'v mut dyn FnMut(Item<'_>),
     report: Report,
-    /// (position, partition, kept) of every cut behind damage.
-    cuts: Vec<(Lsn, PartitionId, Index)>,
-    /// (position, partition) of every promise behind damage.
-    promises: Vec<(Lsn, PartitionId)>,
-    /// (position, partition, index) of every copy behind damage.
-    copies: Vec<(Lsn, PartitionId, Index)>,
-    lost: Vec<LostRun>,
-    /// The log's beginning may have been given back.
-    partial: bool,
-    /// What a checkpoint says of partitions, and of which position.
-    known: BTreeMap<PartitionId, (Lsn, PartitionEnd)>,
-    /// Records that are left of a move.
-    moved: u64,
-    /// The tag of the cluster, as the first record says it.
+    /// The tag of the cluster, as the first record says it if nobody else does.
     cluster: Option<u32>,
 }
 
-/// Entries whose bytes are lost: in the batch of a finding, or said to be so by a record.
-struct LostRun {
-    at: Lsn,
-    partition: PartitionId,
-    first: Index,
-    last: Index,
-    finding: Option<usize>,
-}
-
 impl Walk<'_> {
-    fn run(&mut self, disk: &mut Disk<'_>, dir: &Path) -> Result<(), OpenError> {
+    fn run(&mut self, disk: &mut Disk<'_>, dir: &Path, eyes: Eyes) -> Result<(), OpenError> {
         let directory = survey(disk, dir)?;
-        let sources = sources(disk, &directory.names)?;
-        let sources = &sources;
-        let newest = newest_in_use(disk, sources)?;
-        let store = sources.last().map_or(Incarnation(0), |s| s.header.store);
-        let search = restart::search(disk, &directory.names, store)?;
-        // Whatever is kept is looked at, also what lies before a checkpoint.
-        let from = if search.loaded.is_some() { From::Kept } else { From::Beginning };
-        let chain = chain_of(dir, sources, newest, from).map_err(|e| search.blame(dir, e))?;
-        self.report.checkpoint = search.loaded.as_ref().map(|l| l.kept.at);
-        self.report.bad_checkpoints = search.bad;
-        self.partial = search.loaded.is_some();
-        if let Some(Loaded { kept, content }) = search.loaded {
-            for (id, log, _) in content.partitions {
-                let end = PartitionEnd {
-                    last: log.last,
-                    generation: log.generation,
-                    vote: log.vote,
-                    high_water: log.high_water,
-                    low_water: log.low_water,
-                    snapshot: log.snapshot,
-                    ..PartitionEnd::default()
-                };
-                self.known.insert(id, (kept.at, end));
+        let (sources, headers_bad) = sources_as_they_are(disk, &directory.names)?;
+        self.report.spares = directory.spares.len();
+        let mut seen = headers_bad;
+        seen.extend(self.visit_all(disk, &sources)?);
+        let options = options(dir, &sources, self.cluster.unwrap_or_default(), eyes);
+        let report = RecoveryReport::default();
+        let mut losses = Losses::default();
+        let mut opening = Opening { options: &options, replay: &mut losses, report, looks_only: true };
+        let mut judged = Judged::default();
+        let read = opening.read(disk, &mut judged);
+        let RecoveryReport { checkpoint, bad_checkpoints, findings, .. } = opening.report;
+        (self.report.checkpoint, self.report.bad_checkpoints) = (checkpoint, bad_checkpoints);
+        let state = &judged.state;
+        let began = checkpoint.unwrap_or(Lsn(0));
+        let old: Vec<_> = seen.into_iter().filter(|finding| finding.lsn < began).collect();
+        match read {
+            Ok(read) => {
+                self.report.epoch = read.newest;
+                let left_over = read.chain.left_over.iter().filter_map(|&at| read.sources.get(at));
+                self.report.left_over = left_over.map(|source| source.path.clone()).collect();
+                let aged = aged::judge(disk, &options, &directory.names, state, old, findings)?;
+                self.conclude(state, aged, &losses);
+            }
+            Err(error @ (OpenError::Io(_) | OpenError::SegmentHeader { .. } | OpenError::Foreign { .. })) => {
+                return Err(error);
+            }
+            Err(error) => {
+                self.report.findings = old;
+                self.report.findings.extend(findings);
+                if let OpenError::Damaged(finding) = &error {
+                    self.report.findings.push((**finding).clone());
+                }
+                self.report.stopped = Some(error);
             }
         }
+        self.report.partitions = ends(state);
+        Ok(())
+    }
+
+    /// Visits what is there, whatever an opening would make of it. Returns what is bad.
+    fn visit_all(&mut self, disk: &mut Disk<'_>, sources: &[Source]) -> Result<Vec<Finding>, OpenError> {
+        let newest = newest_in_use(disk, sources)?;
         self.report.epoch = newest;
-        self.report.spares = directory.spares.len();
-        self.report.left_over =
-            chain.left_over.iter().filter_map(|&at| sources.get(at)).map(|s| s.path.clone()).collect();
+        let headers: Vec<_> = sources.iter().map(|s| s.header).collect();
+        // Whatever is kept is looked at, also what lies before a checkpoint.
+        let Ok(chain) = chain(&headers, newest, From::Kept) else { return Ok(Vec::new()) };
+        let mut seen = Vec::new();
         // What lies before the first segment that is kept is not known.
-        let mut link = (!self.partial).then(Link::default);
+        let mut link: Option<Link> = None;
         for part in &chain.parts {
             let mut scanner = Scanner::new(sources, part, link);
-            let mut segment = None;
+            let (mut segment, mut again) = (None, None);
             loop {
-                let found = scanner.next(disk)?;
-                let here = scanner.here();
-                if let Some(source) = here
+                let found = match scanner.next(disk) {
+                    Ok(found) => found,
+                    Err(OpenError::Lost { file, offset }) => {
+                        // Behind batches that are lost the next one is a first one.
+                        scanner.link = None;
+                        let lsn = scanner.lsn;
+                        seen.push(Finding {
+                            verdict: Verdict::Unknown,
+                            file,
+                            offset,
+                            lsn,
+                            epoch: part.epoch,
+                            bytes: 0,
+                            why: BadWhy::Length,
+                            spans: Vec::new(),
+                            quarantined: None,
+                        });
+                        continue;
+                    }
+                    // An opening says so, if it comes there.
+                    Err(OpenError::Newer { .. }) => break,
+                    Err(error) => return Err(error),
+                };
+                if let Some(source) = scanner.here()
                     && segment != Some(source.header.base)
                     && !matches!(found, Found::End)
                 {
@@ -250,34 +328,20 @@ impl Walk<'_> {
                     Found::Good(header) => self.good(disk, &mut scanner, &header)?,
                     Found::Bad(bad) => {
                         let evidence = scanner.evidence(disk, &bad)?;
+                        let damaged = matches!(verdict(&evidence), Verdict::Damaged | Verdict::Unknown);
+                        if damaged && again.replace(bad.lsn).is_none_or(|at| at != bad.lsn) {
+                            scanner.finish(disk)?;
+                            continue;
+                        }
                         let Some(finding) = finding(&scanner, &bad, &evidence, part.epoch) else { break };
                         if finding.verdict == Verdict::Torn && evidence.leavings.is_empty() {
                             break;
                         }
-                        if matches!(finding.verdict, Verdict::Damaged | Verdict::Unknown) {
-                            // It was durable before this look at it: what is bad now was not just being written.
-                            scanner.finish(disk)?;
-                            if let Found::Good(header) = scanner.next(disk)? {
-                                self.good(disk, &mut scanner, &header)?;
-                                continue;
-                            }
-                        }
                         (self.visit)(Item::Bad(&finding));
                         let ends = matches!(finding.verdict, Verdict::Torn | Verdict::Suspect);
-                        if let (Verdict::Damaged, Some((end, link))) = (finding.verdict, evidence.end) {
-                            let bytes = scanner.bad_bytes(disk, &bad, end)?;
-                            let pieces = salvage::salvaged(bytes, &finding.spans, self.cluster);
-                            self.pieces(&finding, &pieces)?;
-                            self.report.findings.push(finding);
-                            scanner.step_over(end, link, evidence.next);
-                            continue;
-                        }
-                        let harmless = finding.verdict == Verdict::Superseded;
-                        self.report.findings.push(finding);
-                        if ends {
-                            break;
-                        }
-                        match evidence.end.filter(|_| harmless) {
+                        seen.push(finding);
+                        match evidence.end {
+                            _ if ends => break,
                             Some((end, link)) => scanner.step_over(end, link, evidence.next),
                             None => scanner.skip(evidence.next),
                         }
@@ -288,7 +352,7 @@ impl Walk<'_> {
             self.report.bytes += scanner.bytes_read();
             link = scanner.link;
         }
-        Ok(())
+        Ok(seen)
     }
 
     fn good(
@@ -303,179 +367,64 @@ impl Walk<'_> {
         let footer = footer_of(bytes.get(header.footer_offset as usize..).unwrap_or_default(), header);
         self.report.batches += 1;
         (self.visit)(Item::Batch { file, offset, header, footer: footer.as_ref() });
-        self.moved = 0;
         for (at, record, payload, _) in records_of(bytes, header) {
             self.report.records += 1;
-            self.cluster.get_or_insert(record.cluster);
+            if record.kind != RecordKind::Pad {
+                self.cluster.get_or_insert(record.cluster);
+            }
             let (lsn, offset) = (header.lsn.plus(at as u64), offset + at as u64);
             (self.visit)(Item::Record { file, offset, lsn, header: &record, payload });
-            self.record(file, offset, lsn, &record)?;
         }
         Ok(())
     }
 
-    /// What a damaged batch is known to hold.
-    fn pieces(&mut self, finding: &Finding, pieces: &[Piece]) -> Result<(), OpenError> {
-        for piece in pieces {
-            match &piece.what {
-                What::Entry { moved: true, offset, record } => {
-                    self.copies.push((finding.lsn.plus(*offset as u64), piece.partition, record.index));
-                }
-                What::Entry { record, .. } => {
-                    self.record(&finding.file, finding.offset, finding.lsn, record)?;
-                }
-                // The promise is in the finding's spans; whether it was written again is seen at the end.
-                What::Control(record) if matches!(record.kind, RecordKind::Promise | RecordKind::Moved) => {}
-                What::Control(record) => self.record(&finding.file, finding.offset, finding.lsn, record)?,
-                What::Lost { first, last, generation, moved } => {
-                    let (first, last, partition) = (*first, *last, piece.partition);
-                    let finding_at = Some(self.report.findings.len());
-                    self.lost.push(LostRun { at: finding.lsn, partition, first, last, finding: finding_at });
-                    if !moved {
-                        let end = self.report.partitions.entry(partition).or_default();
-                        if end.first == Index::ZERO {
-                            end.first = first;
-                        }
-                        end.last = Position::new(last, *generation);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn record(&mut self, file: &Path, offset: u64, lsn: Lsn, record: &RecordHeader) -> Result<(), OpenError> {
-        if record.kind == RecordKind::Pad {
-            return Ok(());
-        }
-        let behind_damage = !self.report.findings.is_empty() || !self.lost.is_empty();
-        match record.kind {
-            RecordKind::CheckpointChunk | RecordKind::CheckpointEnd | RecordKind::Summary => return Ok(()),
-            RecordKind::Moved => {
-                self.moved = record.index.0;
-                return Ok(());
-            }
-            _ => {}
-        }
-        let seen = self.report.partitions.contains_key(&record.partition);
-        let end = self.report.partitions.entry(record.partition).or_default();
-        match record.kind {
-            kind if kind.is_entry() && self.moved > 0 => {
-                self.moved -= 1;
-                if behind_damage {
-                    self.copies.push((lsn, record.partition, record.index));
-                }
-                if end.first == Index::ZERO || record.index < end.first {
-                    end.first = record.index;
-                }
-                if end.last == Position::ZERO {
-                    end.last = record.position();
-                }
-            }
-            kind if kind.is_entry() => {
-                // The first of a partition may follow what was given back.
-                let begins = self.partial && (!seen || end.last == Position::ZERO);
-                let follows = begins
-                    || record.index == end.last.index.next() && record.prev_generation == end.last.generation;
-                if !follows && !behind_damage {
-                    return Err(OpenError::Inconsistent {
-                        file: file.to_path_buf(),
-                        offset,
-                        partition: record.partition,
-                        index: record.index,
-                        what: "an entry does not follow the one before it: entries are lost",
-                    });
-                }
-                if end.first == Index::ZERO {
-                    end.first = record.index;
-                }
-                end.last = record.position();
-            }
-            RecordKind::Cut => {
-                end.last = record.position();
-                if end.first > end.last.index {
-                    end.first = Index::ZERO;
-                }
-                if behind_damage {
-                    self.cuts.push((lsn, record.partition, record.index));
-                }
-            }
-            RecordKind::Promise => {
-                end.generation = record.generation;
-                end.vote = (record.index.0 != 0).then_some(NodeId(record.index.0));
-                if behind_damage {
-                    self.promises.push((lsn, record.partition));
-                }
-            }
-            RecordKind::Lost => {
-                let (first, last) = lost_of(record).unwrap_or((record.index, record.index));
-                end.last = Position::new(last, record.generation);
-                if end.first == Index::ZERO {
-                    end.first = first;
-                }
-                let partition = record.partition;
-                self.lost.push(LostRun { at: lsn, partition, first, last, finding: None });
-            }
-            RecordKind::HighWater => end.high_water = end.high_water.max(record.index),
-            RecordKind::LowWater => end.low_water = end.low_water.max(record.index),
-            RecordKind::SnapshotMark => end.snapshot = end.snapshot.max(record.position()),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Damage to what a later record made worthless is not damage any more: lost entries that were cut, written again,
-    /// or are not wanted; a promise that another one followed. Cuts and marks are known from the spans, and that is enough.
-    fn finish(mut self, dir: &Path) -> Report {
-        // What only records say that were given back.
-        for (id, (_, known)) in std::mem::take(&mut self.known) {
-            let end = self.report.partitions.entry(id).or_default();
-            if end.generation < known.generation {
-                (end.generation, end.vote) = (known.generation, known.vote);
-            }
-            if end.last == Position::ZERO {
-                end.last = known.last;
-            }
-            end.high_water = end.high_water.max(known.high_water);
-            end.low_water = end.low_water.max(known.low_water);
-            end.snapshot = end.snapshot.max(known.snapshot);
-        }
-        if self.partial && self.report.findings.is_empty() {
-            for (&partition, end) in &self.report.partitions {
-                let index = end.low_water.max(Index(1));
-                if index <= end.last.index && (end.first == Index::ZERO || end.first > index) {
-                    let what = "the entry is in no segment: a segment is lost";
-                    let (file, offset) = (dir.to_path_buf(), 0);
-                    self.report.stopped =
-                        Some(OpenError::Inconsistent { file, offset, partition, index, what });
-                    break;
-                }
-            }
-        }
-        let mut open = vec![0; self.report.findings.len()];
-        for run in &self.lost {
-            let low_water =
-                self.report.partitions.get(&run.partition).map_or(Index::ZERO, |end| end.low_water);
-            let cut = self.cuts.iter().filter(|c| c.0 > run.at && c.1 == run.partition).map(|c| c.2.0).min();
-            let last = cut.map_or(run.last.0, |keep| keep.min(run.last.0));
-            let copies = self.copies.iter().filter(|c| c.0 > run.at && c.1 == run.partition);
-            let copies: BTreeSet<u64> = copies.map(|c| c.2.0).collect();
-            let first = run.first.max(low_water).0;
-            let lost = (first..=last).filter(|index| !copies.contains(index)).count() as u64;
-            self.report.lost += lost;
-            if let Some(open) = run.finding.and_then(|at| open.get_mut(at)) {
-                *open += lost;
-            }
-        }
-        for (finding, open) in self.report.findings.iter_mut().zip(open) {
-            let promised = |span: &Span| {
-                span.kind != RecordKind::Promise
-                    || self.promises.iter().any(|p| p.0 > finding.lsn && p.1 == span.partition)
-            };
-            if finding.verdict == Verdict::Damaged && open == 0 && finding.spans.iter().all(promised) {
+    /// What an opening that succeeds comes to.
+    fn conclude(&mut self, state: &State, aged: Aged, losses: &Losses) {
+        let Aged { mut findings, lost } = aged;
+        // What records tell of as lost was suspect when they were written: it is no more than a fact now.
+        let tail: u64 = match findings.iter().any(|finding| finding.verdict == Verdict::Suspect) {
+            true => losses.count(true),
+            false => 0,
+        };
+        self.report.suspect = tail;
+        self.report.lost = lost + losses.count(false) + losses.count(true) - tail;
+        // Damage to what a later record made worthless is not damage any more: lost entries that were cut, written again, or are not
+        // wanted; a promise that another one followed. Cuts and marks are known from the spans, and that is enough.
+        for finding in &mut findings {
+            let promised =
+                |span: &Span| span.kind == RecordKind::Promise && state.adopted.contains(&span.partition);
+            let open = finding.spans.iter().any(|span| promised(span) || losses.is_in(span));
+            let aged =
+                matches!(finding.why, BadWhy::Short { .. }) || self.report.checkpoint > Some(finding.lsn);
+            if finding.verdict == Verdict::Damaged && !aged && !open {
                 finding.verdict = Verdict::Superseded;
             }
         }
-        self.report
+        self.report.findings = findings;
     }
+}
+
+/// The options of an opening, as far as the files say them.
+fn options(dir: &Path, sources: &[Source], cluster_tag: u32, eyes: Eyes) -> Options {
+    let header = sources.last().map(|source| source.header);
+    let (node, shard, store) =
+        header.map_or((NodeId(1), ShardId(0), Incarnation(0)), |h| (h.node, h.shard, h.store));
+    Options { cluster_tag, single_voter: eyes.single_voter, ..Options::new(dir, node, shard, store) }
+}
+
+/// What the partitions' logs are.
+fn ends(state: &State) -> BTreeMap<PartitionId, PartitionEnd> {
+    let end = |log: &crate::lookup::PartitionLog| {
+        let first = log.low_water.max(Index(1));
+        PartitionEnd {
+            first: if first <= log.last.index { first } else { Index::ZERO },
+            last: log.last,
+            generation: log.generation,
+            vote: log.vote,
+            high_water: log.high_water,
+            low_water: log.low_water,
+            snapshot: log.snapshot,
+        }
+    };
+    state.partitions.iter_from(PartitionId(0)).map(|(id, log)| (id, end(log))).collect()
 }

@@ -333,6 +333,14 @@ impl Wal {
                 if !moving.failed {
                     tracing::warn!(%partition, %error, "an entry cannot be moved; its segment stays");
                 }
+                // Its replica fetches it; when it is written again, nothing holds the segment any more.
+                if let ReadError::Damaged { index: first, through: last, .. } = error
+                    && let Some(generation) =
+                        self.partitions.get(partition).and_then(|log| log.generation_at(first))
+                {
+                    self.events.push(WalEvent::Damaged { partition, first, last, generation, error });
+                }
+                let moving = &mut self.background.moving;
                 // Each attempt may read all of the segment.
                 let again = if moving.unsummed { ASK_SELDOM } else { ASK_AGAIN };
                 moving.failed = true;

@@ -240,8 +240,10 @@ impl ReadJob {
             let mut expected = span.first;
             while expected <= span.last() && expected <= self.last {
                 let lsn = Lsn(self.extent.0 + at as u64);
-                // What lies behind a header that is bad cannot be come by.
-                let flaw = |why: String| Flaw { lsn, index: expected, through: span.last(), why };
+                // What lies behind a header that is bad cannot be come by. What lies before the first entry asked for may be whole by
+                // now, elsewhere: nothing is said of it.
+                let index = expected.max(next);
+                let flaw = |why: String| Flaw { lsn, index, through: span.last(), why };
                 if at >= end {
                     return Err(flaw("the record is not there".into()));
                 }
@@ -291,6 +293,7 @@ impl ReadJob {
 #[derive(Debug)]
 pub(crate) struct Flaw {
     pub(crate) lsn: Lsn,
+    /// The first entry asked for that is not to be had.
     pub(crate) index: Index,
     /// The last entry that is not to be had because of it.
     pub(crate) through: Index,

@@ -13,7 +13,8 @@
 
 use crate::chain::{Chain, From};
 use crate::disk::Disk;
-use crate::error::{Finding, OpenError, Verdict};
+use crate::error::{BadWhy, Finding, OpenError, Verdict};
+use crate::evidence::verdict;
 use crate::format::{BatchHeader, Span};
 use crate::frozen::Link;
 use crate::options::Options;
@@ -23,12 +24,12 @@ use crate::restart::{self, Loaded, Search};
 use crate::salvage::{self, Piece as Part};
 use crate::scan::{Found, Scanner, Source};
 use crate::segments::RESERVED_SEGMENTS;
-use crate::survey::{Named, chain_of, finding, foreign, newest_in_use, sources, survey};
+use crate::survey::{Directory, Named, chain_of, finding, foreign, newest_in_use, sources, survey};
 use crate::wal::Wal;
 use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
-use tidelog_io::{Completion, Io, IoErrorKind, Op};
+use tidelog_io::{Completion, Io, IoErrorKind, Op, OpenMode};
 use tidelog_types::{Lsn, PartitionId, RecordKind};
 
 /// What an opening found and did.
@@ -123,6 +124,22 @@ pub(crate) struct Opening<'o, 'r> {
     pub(crate) options: &'o Options,
     pub(crate) replay: &'r mut dyn Replay,
     pub(crate) report: RecoveryReport,
+    /// Only to say what an opening would come to, of files that may be in use: nothing is changed, and what looks damaged is looked at
+    /// again.
+    pub(crate) looks_only: bool,
+}
+
+/// A directory as an opening has read it, before it changes anything.
+pub(crate) struct Read {
+    pub(crate) directory: Directory,
+    pub(crate) sources: Vec<Source>,
+    pub(crate) chain: Chain,
+    /// The newest epoch in use; 0: none.
+    pub(crate) newest: u64,
+    /// Checkpoints that are named and not good, by their last batch.
+    bad: BTreeSet<Lsn>,
+    /// Old files that are no part of the log.
+    unknown: Vec<PathBuf>,
 }
 
 /// Opens the log of `options.dir`; see [`Wal::open`].
@@ -134,7 +151,8 @@ pub(crate) fn open(
 ) -> Result<(Wal, RecoveryReport), OpenError> {
     options.check()?;
     let mut disk = Disk::new(io);
-    let mut opening = Opening { options: &options, replay, report: RecoveryReport::default() };
+    let report = RecoveryReport::default();
+    let mut opening = Opening { options: &options, replay, report, looks_only: false };
     let began = disk.clock().now;
     let result = opening.run(&mut disk);
     opening.report.duration = disk.clock().now.since(began);
@@ -160,15 +178,10 @@ pub(crate) fn open(
 }
 
 impl Opening<'_, '_> {
-    fn run(&mut self, disk: &mut Disk<'_>) -> Result<Wal, OpenError> {
+    /// Reads the log and judges it, and changes nothing but for copies in quarantine. What it comes to is in `judged`, as far as it came.
+    pub(crate) fn read(&mut self, disk: &mut Disk<'_>, judged: &mut Judged) -> Result<Read, OpenError> {
         let dir = self.options.dir.clone();
         let gone = || OpenError::Gone { dir: dir.clone() };
-        if !self.options.must_exist {
-            disk.run(Op::CreateDir { path: dir.clone() })?;
-            if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
-                disk.run(Op::SyncDir { path: parent.to_path_buf() })?;
-            }
-        }
         let directory = survey(disk, &dir).map_err(|e| match e {
             OpenError::Io(error) if error.kind == IoErrorKind::NotFound && self.options.must_exist => gone(),
             other => other,
@@ -196,18 +209,31 @@ impl Opening<'_, '_> {
             return Err(gone());
         }
         let bad: BTreeSet<Lsn> = search.bad.iter().map(|b| b.0).collect();
-        let mut judged = Judged::default();
-        let unknown = self.begin(&mut judged, old, &sources, &chain, search.loaded);
+        let unknown = self.begin(judged, old, &sources, &chain, search.loaded);
         let search = Search { loaded: None, bad: search.bad };
         // A life that could not have all its spares: its disk is full. Otherwise the first epoch stays where it is.
         judged.fold = directory.spares.len() < RESERVED_SEGMENTS;
         let began = disk.clock().now;
-        self.judge(disk, &sources, &chain, &mut judged).map_err(|e| search.blame(&dir, e))?;
+        self.judge(disk, &sources, &chain, judged).map_err(|e| search.blame(&dir, e))?;
         self.report.reading = disk.clock().now.since(began);
         judged.state.demote(judged.end);
         let read_from = sources.first().map_or(Lsn(0), |s| s.header.base);
         self.absent(old, read_from, &mut judged.state)?;
+        self.cut_short(disk, old, &mut judged.state)?;
         self.report.segments = judged.state.files.len();
+        Ok(Read { directory, sources, chain, newest, bad, unknown })
+    }
+
+    fn run(&mut self, disk: &mut Disk<'_>) -> Result<Wal, OpenError> {
+        let dir = self.options.dir.clone();
+        if !self.options.must_exist {
+            disk.run(Op::CreateDir { path: dir.clone() })?;
+            if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+                disk.run(Op::SyncDir { path: parent.to_path_buf() })?;
+            }
+        }
+        let mut judged = Judged::default();
+        let Read { directory, sources, chain, newest, bad, unknown } = self.read(disk, &mut judged)?;
         // From here on files change. Leftovers go first: they may be what fills the disk.
         for path in &directory.unfinished {
             self.remove(disk, path)?;
@@ -278,6 +304,9 @@ impl Opening<'_, '_> {
         if let (Some(loaded), Some(like)) = (loaded, sources.first()) {
             for known in &loaded.content.segments {
                 if known.base < like.header.base {
+                    if !old.iter().any(|name| name.base == known.base) {
+                        judged.state.gone.insert(known.base);
+                    }
                     let header = restart::known_header(known, &like.header);
                     let path = self.options.dir.join(crate::names::segment(known.base));
                     judged.state.files.insert(&header, path, None);
@@ -312,6 +341,37 @@ impl Opening<'_, '_> {
                 return Err(OpenError::Missing { dir: self.options.dir.clone(), lsn: base });
             }
             state.files.remove(base);
+        }
+        Ok(())
+    }
+
+    /// Old segments whose files end before they do: what lies behind is damaged, like bytes that the device does not give. It is found
+    /// by who reads it, but said at once.
+    fn cut_short(&mut self, disk: &mut Disk<'_>, old: &[Named], state: &mut State) -> Result<(), OpenError> {
+        for name in old {
+            let Some(known) = state.files.peek(name.base).filter(|file| file.holds > 0) else { continue };
+            let (expected, epoch) = (known.end.0 - name.base.0, known.epoch);
+            let (file, bytes) = disk.open(&name.path, OpenMode::Read)?;
+            disk.close(file)?;
+            if bytes >= expected {
+                continue;
+            }
+            if let Some(known) = state.files.get(name.base) {
+                known.unfit = true;
+            }
+            let finding = Finding {
+                verdict: Verdict::Damaged,
+                file: name.path.clone(),
+                offset: bytes,
+                lsn: name.base.plus(bytes),
+                epoch,
+                bytes: expected - bytes,
+                why: BadWhy::Short { expected },
+                spans: Vec::new(),
+                quarantined: None,
+            };
+            tracing::error!(%finding, "the log goes on: what lay there is read from the peers when it is needed");
+            self.report.findings.push(finding);
         }
         Ok(())
     }
@@ -361,6 +421,7 @@ impl Opening<'_, '_> {
             let worth = part.prev_epoch_end > Lsn(0) || judged.fold;
             let mut foldable = worth && part.end.is_none() && part.start > checkpoint;
             let mut bytes_of_part = 0;
+            let mut again = None;
             loop {
                 match scanner.next(disk)? {
                     Found::Good(header) => {
@@ -388,6 +449,15 @@ impl Opening<'_, '_> {
                     }
                     Found::Bad(bad) => {
                         let evidence = scanner.evidence(disk, &bad)?;
+                        let damaged = matches!(verdict(&evidence), Verdict::Damaged | Verdict::Unknown);
+                        if self.looks_only
+                            && damaged
+                            && !again.replace(bad.lsn).is_some_and(|at| at == bad.lsn)
+                        {
+                            // It was durable before this look at it: what is bad now was not just being written.
+                            scanner.finish(disk)?;
+                            continue;
+                        }
                         let Some(mut finding) = finding(&scanner, &bad, &evidence, part.epoch) else { break };
                         // With other voters, what cannot be told from a torn write counts as damage: present, and absent.
                         let goes_on = match finding.verdict {
@@ -398,11 +468,13 @@ impl Opening<'_, '_> {
                         if let (true, Some((end, link))) = (goes_on, evidence.end) {
                             foldable = false;
                             let suspect = finding.verdict == Verdict::Suspect;
-                            if suspect {
+                            if suspect && !self.looks_only {
                                 finding.quarantined =
                                     quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
                             }
-                            tracing::error!(%finding, "the log goes on behind it");
+                            if !self.looks_only {
+                                tracing::error!(%finding, "the log goes on behind it");
+                            }
                             let bytes = scanner.bad_bytes(disk, &bad, end)?.to_vec();
                             let parts =
                                 salvage::salvaged(&bytes, &finding.spans, Some(self.options.cluster_tag));
@@ -432,9 +504,11 @@ impl Opening<'_, '_> {
                             Verdict::Torn if evidence.leavings.is_empty() => {}
                             Verdict::Torn => self.report.findings.push(finding),
                             Verdict::Suspect => {
-                                let kept = quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
-                                finding.quarantined = kept;
-                                tracing::warn!(%finding, "cut, and there is no other voter to ask");
+                                if !self.looks_only {
+                                    finding.quarantined =
+                                        quarantine::keep(disk, self.options, &scanner, &bad, &evidence)?;
+                                    tracing::warn!(%finding, "cut, and there is no other voter to ask");
+                                }
                                 judged
                                     .promises
                                     .extend(finding.spans.iter().filter(|s| s.kind == RecordKind::Promise));

@@ -9,6 +9,7 @@ use crate::files::{Files, Piece};
 use crate::format::{BatchHeader, CheckpointEnd, SummaryHead, visit_summary};
 use crate::logs::Logs;
 use crate::lookup::Holds;
+use crate::places::Place;
 use crate::recovery::RecoveryReport;
 use crate::salvage::{Lost, Piece as Part, What, lost_of};
 use crate::saving::Kept;
@@ -74,6 +75,8 @@ pub(crate) struct State {
     ends: BTreeMap<Lsn, Kept>,
     /// Partitions whose promise or marks are known from the spans of a bad batch only.
     pub(crate) adopted: BTreeSet<PartitionId>,
+    /// Segments that a checkpoint knows and of which there is no file: given back, or lost.
+    pub(crate) gone: BTreeSet<Lsn>,
     /// Pieces of summaries that were come by, by the segment that they sum up.
     pieces: BTreeMap<Lsn, BTreeMap<u32, (Piece, SummaryHead)>>,
 }
@@ -266,6 +269,22 @@ impl State {
                 log.note_lost(first, Position::new(last, generation), batch, &mut self.files);
                 replay.damaged(partition, Lost { first, last, generation, suspect: true });
             }
+            RecordKind::LostCopies => {
+                let (partition, generation) = (record.partition, record.generation);
+                let Some((first, last)) = lost_of(record) else {
+                    return Err(Some("lost copies of no entries"));
+                };
+                for index in first.0..=last.0 {
+                    let index = Index(index);
+                    if log.generation_at(index) != Some(generation) {
+                        return Err(Some("a lost copy of an entry that is not in the log: entries are lost"));
+                    }
+                    if index >= log.low_water {
+                        log.lose(Position::new(index, generation), batch, &mut self.files);
+                    }
+                }
+                replay.damaged(partition, Lost { first, last, generation, suspect: false });
+            }
             RecordKind::Moved => {}
             _ => return Err(None),
         }
@@ -320,8 +339,8 @@ impl State {
                         replay.entry(partition, &record.meta(), payload);
                     }
                 }
-                // Unproven, the older copy still counts: nothing that it lies in is given back before a move is durable.
-                What::Lost { moved: true, .. } if suspect => {}
+                // The older copy counts, as long as there is one: what it lies in is not given back before the newer one is durable, and not
+                // at once then. Where it has gone, the entry is lost.
                 What::Lost { first, last, generation, moved: true } => {
                     let (first, last, generation) = (*first, *last, *generation);
                     for index in first.0..=last.0 {
@@ -329,9 +348,18 @@ impl State {
                         if index < log.low_water || log.generation_at(index) != Some(generation) {
                             return Err(wrong(0, index, "a lost copy of an entry that is not in the log"));
                         }
-                        log.lose(Position::new(index, generation), at, &mut self.files);
+                        let older = match log.find(index) {
+                            Some(Place::Span(at)) => log.span(at).map(|span| span.lsn),
+                            Some(Place::Segment { segment, .. }) => Some(segment),
+                            None => None,
+                        };
+                        let older = older.and_then(|lsn| self.files.holding(lsn)).map(|(base, _)| base);
+                        if older.is_none_or(|base| self.gone.contains(&base)) {
+                            log.lose(Position::new(index, generation), at, &mut self.files);
+                            replay
+                                .damaged(partition, Lost { first: index, last: index, generation, suspect });
+                        }
                     }
-                    replay.damaged(partition, Lost { first, last, generation, suspect });
                 }
                 What::Lost { first, last, generation, moved: false } => {
                     let (first, last, generation) = (*first, *last, *generation);

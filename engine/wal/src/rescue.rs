@@ -107,7 +107,7 @@ impl Wal {
                 return None;
             }
             Err(error) if job.is_raw() => {
-                self.scrub_came(job.base, Err(&error));
+                self.scrub_came(job.base, job.extent_bytes, Err(&error));
                 return None;
             }
             Err(_) if job.is_of_many() => {
@@ -124,7 +124,7 @@ impl Wal {
         };
         let data = buffer.freeze().slice(..bytes);
         if job.is_raw() {
-            self.scrub_came(job.base, Ok(&data));
+            self.scrub_came(job.base, job.extent_bytes, Ok(&data));
             return None;
         }
         if !self.partitions.get(job.partition).is_some_and(|log| job.still_there(log)) {
@@ -193,7 +193,8 @@ impl Wal {
         let Some(generation) = log.and_then(|log| log.generation_at(first)) else { return };
         let base = self.files.holding(lsn).map_or(lsn, |(base, _)| base);
         let file = self.files.peek(base).map(|file| file.path.clone()).unwrap_or_default();
-        let error = ReadError::Damaged { file, offset: lsn.0 - base.0, partition, index: first, why };
+        let offset = lsn.0 - base.0;
+        let error = ReadError::Damaged { file, offset, partition, index: first, through: last, why };
         self.scrub.stats.lost += last.0.saturating_sub(first.0) + 1;
         self.scrub.stats.last = error.to_string();
         self.events.push(WalEvent::Damaged { partition, first, last, generation, error });
@@ -209,9 +210,9 @@ impl Wal {
             };
         }
         match error {
-            ReadError::Damaged { index, why, offset, .. } => {
+            ReadError::Damaged { index, through, why, offset, .. } => {
                 let lsn = job.base.plus(offset);
-                self.scrub_flawed(job, Flaw { lsn, index, through: index, why });
+                self.scrub_flawed(job, Flaw { lsn, index, through, why });
             }
             // Later.
             ReadError::Busy => {

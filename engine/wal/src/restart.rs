@@ -269,6 +269,7 @@ pub(crate) fn known_header(known: &checkpoint::KnownSegment, like: &SegmentHeade
         epoch: known.epoch,
         prev_epoch_end: Lsn(0),
         recycled: false,
+        durable: Lsn(0),
         ..*like
     }
 }

@@ -5,9 +5,10 @@ use crate::error::{Finding, OpenError, Verdict};
 use crate::format::{BatchHeader, FLAG_DONE, FLAG_OPEN, SegmentHeader};
 use crate::growing::{Growing, Plan};
 use crate::names;
+use crate::places::{LookupSpan, Place};
 use crate::recovery::{Judged, Opening, Tail};
 use crate::replay::State;
-use crate::salvage::{Piece as Part, What, lost_of, lost_record};
+use crate::salvage::{Piece as Part, What, lost_copies_record, lost_of, lost_record};
 use crate::scan::{Source, records_of};
 use crate::segments::{RESERVED_SEGMENTS, Segments, Spare, Step};
 use crate::shape::{Class, Shape};
@@ -51,6 +52,8 @@ impl Opening<'_, '_> {
             epoch,
             prev_epoch_end: judged.end,
             recycled: false,
+            durable: Lsn(0),
+            footers_apart: true,
         };
         let mut free = VecDeque::new();
         let mut spare_number = 1;
@@ -276,6 +279,8 @@ impl Opening<'_, '_> {
             }
         }
         self.write(disk, wal, FLAG_OPEN | FLAG_DONE)?;
+        // From here on the epoch is in use, and each segment that is made says so.
+        wal.segments.note_durable(wal.durable);
         wal.sealed = self.report.rewritten + self.report.adopted == 0;
         Ok(())
     }
@@ -314,8 +319,23 @@ impl Opening<'_, '_> {
                 let record = lost_record(part.partition, *first, *last, *generation, cluster);
                 self.put_control(disk, wal, &record)
             }
-            // A copy at the log's very end: what it was copied from has not been given back.
-            What::Lost { .. } => Ok(()),
+            // Copies: where an older one is left, it counts; the others are lost for the next life, too.
+            What::Lost { first, last, generation, moved: true } => {
+                for index in first.0..=last.0 {
+                    let index = Index(index);
+                    let log = wal.partitions.of(part.partition);
+                    let lost = match log.find(index) {
+                        Some(Place::Span(at)) => log.span(at).is_some_and(LookupSpan::is_lost),
+                        _ => false,
+                    };
+                    if lost {
+                        let cluster = self.options.cluster_tag;
+                        let record = lost_copies_record(part.partition, index, index, *generation, cluster);
+                        self.put_control(disk, wal, &record)?;
+                    }
+                }
+                Ok(())
+            }
         }
     }
 
@@ -356,6 +376,12 @@ impl Opening<'_, '_> {
                 RecordKind::Lost => {
                     let (first, last) = lost_of(record).unwrap_or((record.index, record.index));
                     log.note_lost(first, Position::new(last, record.generation), lsn, &mut wal.files);
+                }
+                RecordKind::LostCopies => {
+                    let (first, last) = lost_of(record).unwrap_or((record.index, record.index));
+                    for index in first.max(log.low_water).0..=last.min(log.last.index).0 {
+                        log.lose(Position::new(Index(index), record.generation), lsn, &mut wal.files);
+                    }
                 }
                 _ => {}
             }

@@ -56,7 +56,7 @@ pub(crate) fn salvaged(bytes: &[u8], spans: &[Span], cluster: Option<u32>) -> Ve
             let control = RecordHeader {
                 index: span.a,
                 generation: span.generation,
-                timestamp: ReplicatedMs(if span.kind == RecordKind::Lost {
+                timestamp: ReplicatedMs(if matches!(span.kind, RecordKind::Lost | RecordKind::LostCopies) {
                     u64::from(span.count)
                 } else {
                     0
@@ -136,6 +136,18 @@ fn good_entries(
         }
     }
     found
+}
+
+/// Entries of which no copy is left, for the log of a next epoch.
+pub(crate) fn lost_copies_record(
+    partition: PartitionId,
+    first: Index,
+    last: Index,
+    generation: Generation,
+    cluster: u32,
+) -> RecordHeader {
+    let record = lost_record(partition, first, last, generation, cluster);
+    RecordHeader { kind: RecordKind::LostCopies, ..record }
 }
 
 /// The record of a lost run, for the log of a next epoch: as many entries from `index` on as its time says.

@@ -530,6 +530,8 @@ mod tests {
             epoch: 1,
             prev_epoch_end: Lsn(0),
             recycled: false,
+            durable: Lsn(0),
+            footers_apart: true,
         };
         assert_eq!(belongs(&header, &segment, Lsn(8192)), Ok(()));
         let others = [

@@ -261,8 +261,8 @@ impl Wal {
         self.scrub.stats.bytes += bytes as u64;
     }
 
-    /// Bytes of a segment came back, or did not.
-    pub(crate) fn scrub_came(&mut self, base: Lsn, result: Result<&[u8], &IoError>) {
+    /// The `asked` bytes of a segment came back, or did not; fewer of them where the file ends before the segment does.
+    pub(crate) fn scrub_came(&mut self, base: Lsn, asked: usize, result: Result<&[u8], &IoError>) {
         self.scrub.reading = false;
         if self.fenced {
             return;
@@ -272,8 +272,20 @@ impl Wal {
             (Phase::Next, result) => self.scrubbed_next(base, result),
             (Phase::Batches, Ok(bytes)) => {
                 self.scrub.by_page = self.scrub.by_page.saturating_sub(1);
+                let there = bytes.len() / PAGE_BYTES * PAGE_BYTES;
                 if let Some(walk) = self.scrub.walk.as_mut().filter(|walk| walk.base() == base) {
-                    walk.take(bytes, false);
+                    if there > 0 {
+                        walk.take(bytes.get(..there).unwrap_or_default(), false);
+                    }
+                    // The file was cut short: what is missing is as bad as what cannot be read, and the pass goes on.
+                    for _ in (there..asked).step_by(PAGE_BYTES) {
+                        walk.take(&[0; PAGE_BYTES], true);
+                    }
+                }
+                if there < asked
+                    && let Some(file) = self.files.get(base)
+                {
+                    file.unfit = true;
                 }
             }
             (Phase::Batches, Err(error)) if error.kind == IoErrorKind::Device => {

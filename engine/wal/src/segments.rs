@@ -169,6 +169,8 @@ pub(crate) struct Segments {
     pool: BufferPool,
     /// Header of the next segment to be made.
     upcoming: SegmentHeader,
+    /// Everything of the epoch before this position is durable; 0: it is not in use yet.
+    durable: Lsn,
     spares: usize,
     pub(crate) next: Option<Segment>,
     pub(crate) free: VecDeque<Spare>,
@@ -208,6 +210,7 @@ impl Segments {
             dir,
             pool,
             upcoming,
+            durable: Lsn(0),
             spares: spares.max(RESERVED_SEGMENTS),
             next: None,
             free,
@@ -226,6 +229,11 @@ impl Segments {
             backoff: BACKOFF_MIN,
             zeros: None,
         }
+    }
+
+    /// The epoch is in use, and durable up to there: the next header says so.
+    pub(crate) fn note_durable(&mut self, durable: Lsn) {
+        self.durable = durable;
     }
 
     /// Segments that are there without any more space: the next one and the spares.
@@ -317,7 +325,7 @@ impl Segments {
         if self.next.is_none()
             && let Some(spare) = self.free.pop_front()
         {
-            let header = SegmentHeader { recycled: spare.recycled, ..self.upcoming };
+            let header = SegmentHeader { recycled: spare.recycled, durable: self.durable, ..self.upcoming };
             self.upcoming.base = header.end();
             self.upcoming.segment_seq += 1;
             return Some(Job::Claim { spare, header });

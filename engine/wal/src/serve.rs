@@ -37,6 +37,8 @@ impl Wal {
         let mut reached: Option<Index> = None;
         while let Some(span) = log.span(at)
             && span.first <= last
+            // It names the batch that tells of its loss, and that may be in memory: there is nothing of it there.
+            && !span.is_lost()
             && reached.is_none_or(|reached| span.first == reached.next())
         {
             match self.cache.gather(partition, span, first, last, bytes_max, &mut gather) {
@@ -114,8 +116,8 @@ impl Wal {
         match log.find(job.first) {
             None => self.answer(&job, not_here),
             Some(Place::Span(at)) if log.span(at).is_some_and(LookupSpan::is_lost) => {
-                let lsn = log.span(at).map_or(Lsn(0), |span| span.lsn);
-                self.lost(&job, lsn);
+                let (lsn, last) = log.span(at).map_or((Lsn(0), job.first), |span| (span.lsn, span.last()));
+                self.lost(&job, lsn, last);
             }
             Some(Place::Span(at)) => {
                 // What is not durable is not on the disk, but in the cache once its batch is submitted. Those behind the first one may be such;
@@ -175,7 +177,7 @@ impl Wal {
             .map(|s| s.clipped(s.first, last))
             .collect();
         if let Some(span) = clipped.first().filter(|s| s.first <= job.first && s.is_lost()) {
-            return self.lost(&job, span.lsn);
+            return self.lost(&job, span.lsn, span.last());
         }
         let there = clipped.first().is_some_and(|s| s.first <= job.first);
         if there && job.plan(clipped.iter(), (base, end)) {
@@ -184,19 +186,22 @@ impl Wal {
         if matches!(self.blocks.get(base), Some(Block::Rescanned(_))) {
             let (partition, index) = (job.partition, job.first);
             let (file, why) = (self.path_of(base), "the entry is not in its segment".into());
-            return self.answer(&job, Err(ReadError::Damaged { file, offset: 0, partition, index, why }));
+            let through = index;
+            return self
+                .answer(&job, Err(ReadError::Damaged { file, offset: 0, partition, index, through, why }));
         }
         self.rescan(io, job, base);
     }
 
-    /// The first entry asked for was lost when the log was opened; the batch at `lsn` held it.
-    fn lost(&mut self, job: &ReadJob, lsn: Lsn) {
+    /// The first entry asked for was lost when the log was opened, as were those behind it up to `last`; the batch at `lsn` held them.
+    fn lost(&mut self, job: &ReadJob, lsn: Lsn, last: Index) {
         let base = self.files.holding(lsn).map_or(lsn, |(base, _)| base);
         let error = ReadError::Damaged {
             file: self.path_of(base),
             offset: lsn.0 - base.0,
             partition: job.partition,
             index: job.first,
+            through: last.min(job.last).max(job.first),
             why: "its bytes were lost when the log was opened".into(),
         };
         self.answer(job, Err(error));
@@ -340,6 +345,7 @@ impl Wal {
                     offset: job.extent.0 - job.base.0,
                     partition: job.partition,
                     index: job.first,
+                    through: job.reaches().max(job.first),
                     why: e.to_string(),
                 };
                 return self.end_read(job, Err(error));
@@ -374,6 +380,7 @@ impl Wal {
             offset: flaw.lsn.0 - job.base.0,
             partition: job.partition,
             index: flaw.index,
+            through: flaw.through.min(job.last).max(flaw.index),
             why: flaw.why,
         });
         self.end_read(job, result);

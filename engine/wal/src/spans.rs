@@ -25,7 +25,9 @@ pub(crate) struct EntrySpan {
 /// Entries that a control record's span counts: one that tells of lost ones has their number for its time.
 fn lost_count(header: &RecordHeader) -> u32 {
     match header.kind {
-        RecordKind::Lost => u32::try_from(header.timestamp.0).unwrap_or(u32::MAX).max(1),
+        RecordKind::Lost | RecordKind::LostCopies => {
+            u32::try_from(header.timestamp.0).unwrap_or(u32::MAX).max(1)
+        }
         _ => 1,
     }
 }

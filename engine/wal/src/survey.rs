@@ -4,7 +4,7 @@
 
 use crate::chain::{Chain, ChainError, From, chain};
 use crate::disk::Disk;
-use crate::error::{Finding, OpenError};
+use crate::error::{BadWhy, Finding, OpenError, Verdict};
 use crate::evidence::{Evidence, verdict};
 use crate::format::{FLAG_DONE, FLAG_OPEN, SegmentHeader};
 use crate::names::{self, Name};
@@ -54,8 +54,48 @@ pub(crate) fn sources(disk: &mut Disk<'_>, names: &[Named]) -> Result<Vec<Source
         .collect()
 }
 
+/// The same for a look at whatever is there: a file that was cut short is one of them, and those behind the last header that is bad. An
+/// opening may need neither, and says so if it does.
+pub(crate) fn sources_as_they_are(
+    disk: &mut Disk<'_>,
+    names: &[Named],
+) -> Result<(Vec<Source>, Vec<Finding>), OpenError> {
+    let (mut sources, mut bad) = (Vec::new(), Vec::new());
+    for name in names {
+        match read_header_of(disk, name) {
+            Ok((header, _)) => sources.push(Source { path: name.path.clone(), header }),
+            Err(OpenError::SegmentHeader { file, error }) => {
+                sources.clear();
+                bad.push(Finding {
+                    verdict: Verdict::Superseded,
+                    file,
+                    offset: 0,
+                    lsn: name.base,
+                    epoch: 0,
+                    bytes: 2 * PAGE_BYTES as u64,
+                    why: BadWhy::Header(error),
+                    spans: Vec::new(),
+                    quarantined: None,
+                });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((sources, bad))
+}
+
 /// Reads a segment's header.
 pub(crate) fn read_header(disk: &mut Disk<'_>, name: &Named) -> Result<SegmentHeader, OpenError> {
+    match read_header_of(disk, name)? {
+        (header, bytes) if header.bytes > bytes => {
+            Err(OpenError::Missing { dir: name.path.clone(), lsn: header.base.plus(bytes) })
+        }
+        (header, _) => Ok(header),
+    }
+}
+
+/// The header and the length of the file.
+fn read_header_of(disk: &mut Disk<'_>, name: &Named) -> Result<(SegmentHeader, u64), OpenError> {
     let path = name.path.as_path();
     let (file, bytes) = disk.open(path, OpenMode::Read)?;
     let mut window = Window::new(file, bytes.min(2 * PAGE_BYTES as u64));
@@ -64,11 +104,8 @@ pub(crate) fn read_header(disk: &mut Disk<'_>, name: &Named) -> Result<SegmentHe
     disk.close(file)?;
     let file = path.to_path_buf();
     match decoded {
-        Ok(header) if header.bytes > bytes => {
-            Err(OpenError::Missing { dir: file, lsn: header.base.plus(bytes) })
-        }
         Ok(header) if header.base != name.base => Err(foreign(path, "base LSN", header.base.0, name.base.0)),
-        Ok(header) => Ok(header),
+        Ok(header) => Ok((header, bytes)),
         Err(error) if error.is_newer() => {
             Err(OpenError::Newer { file, offset: 0, what: format!("segment header: {error}") })
         }
@@ -95,6 +132,10 @@ pub(crate) fn newest_in_use(disk: &mut Disk<'_>, sources: &[Source]) -> Result<u
     epochs.dedup();
     for epoch in epochs.into_iter().rev() {
         let only: Vec<_> = headers.iter().filter(|h| h.epoch == epoch).copied().collect();
+        // Prepared when the epoch was in use: whatever has become of what lies before it.
+        if only.iter().any(|h| h.durable > Lsn(0)) {
+            return Ok(epoch);
+        }
         // Only this epoch's own segments matter here, whatever lies before them.
         let alone: Vec<_> = only.iter().map(|h| SegmentHeader { prev_epoch_end: Lsn(0), ..*h }).collect();
         let own: Vec<_> = sources.iter().filter(|s| s.header.epoch == epoch).cloned().collect();

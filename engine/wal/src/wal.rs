@@ -29,6 +29,8 @@ use tidelog_types::{Clock, Generation, Index, Lsn, Monotonic, PartitionId, Posit
 pub(crate) const HINTS_EVERY: Duration = Duration::from_millis(100);
 /// When a seal found no place: time to the next attempt.
 const SEAL_RETRY: Duration = Duration::from_millis(100);
+/// How long a log that is closed waits for reads that nobody wants any more.
+const READS_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Wake-ups without a completion that [`Wal::close`] puts up with.
 const SPURIOUS_MAX: u32 = 10_000;
 
@@ -48,6 +50,13 @@ pub(crate) enum Pending {
     OpenHead,
     WriteHead,
     Closing,
+}
+
+impl Pending {
+    /// Whether it changes nothing on the disk.
+    const fn is_read(&self) -> bool {
+        matches!(self, Pending::Read(_) | Pending::OpenForRead(_) | Pending::Verify)
+    }
 }
 
 #[derive(Debug)]
@@ -158,6 +167,8 @@ impl Wal {
             events: Vec::new(),
             stats: Stats::default(),
         };
+        // The first pass is due at once, not since the machine was started.
+        wal.scrub.next_at = clock.now;
         let first = wal.active.clone();
         wal.activate(first);
         wal
@@ -351,24 +362,51 @@ impl Wal {
                     break; // no place for it: the last batch stays unproven, which is only less comfortable
                 }
             }
-            let busy = if self.fenced {
-                !self.ops.is_empty()
-            } else {
-                !self.in_flight.is_empty() || !self.growing.is_empty()
-            };
+            let busy = !self.fenced && (!self.in_flight.is_empty() || !self.growing.is_empty());
             if !busy || !self.wait(io, &mut closed) {
                 break;
             }
         }
         self.fenced = true; // whatever comes now is too late
-        while !self.ops.is_empty() && self.wait(io, &mut closed) {}
+        // A read may take as long as a disk pleases, and nobody wants it any more. Its buffer belongs to the ring until it ends, and its token
+        // to no later life; a write is waited for.
+        let until = io.clock().now.after(READS_WAIT_MAX);
+        while !self.ops.is_empty() {
+            let reads_only = self.ops.values().all(Pending::is_read);
+            let more = match reads_only {
+                true => self.wait_until(io, &mut closed, until),
+                false => self.wait(io, &mut closed),
+            };
+            if !more {
+                break;
+            }
+        }
+        if self.ops.values().any(Pending::is_read) {
+            tracing::warn!(reads = self.ops.len(), "reads that do not end are left to the disk");
+            self.ops.retain(|_, pending| !pending.is_read());
+        }
         let files: Vec<_> = self.files.close_all().into_iter().chain(self.segments.files()).collect();
         for file in files {
             let token = self.op(Pending::Closing);
             io.submit(token, Op::CloseFile { file });
         }
-        while !self.ops.is_empty() && self.wait(io, &mut closed) {}
+        // A file that is still read is closed when that ends.
+        let until = io.clock().now.after(READS_WAIT_MAX);
+        while !self.ops.is_empty() && self.wait_until(io, &mut closed, until) {}
+        self.ops.clear();
         closed
+    }
+
+    /// Waits for a completion; false: none came until then.
+    fn wait_until(&mut self, io: &mut dyn Io, closed: &mut Closed, until: Monotonic) -> bool {
+        let mut got = Vec::new();
+        while io.poll(Wait::Until(until), &mut got) == 0 {
+            if io.clock().now >= until {
+                return false;
+            }
+        }
+        self.take_in(io, closed, got);
+        true
     }
 
     fn wait(&mut self, io: &mut dyn Io, closed: &mut Closed) -> bool {
@@ -380,6 +418,11 @@ impl Wal {
                 return false;
             }
         }
+        self.take_in(io, closed, got);
+        true
+    }
+
+    fn take_in(&mut self, io: &mut dyn Io, closed: &mut Closed, got: Vec<Completion>) {
         for completion in got {
             if self.ops.contains_key(&completion.token.value)
                 && completion.token.class == tidelog_io::TokenClass::Wal
@@ -389,7 +432,6 @@ impl Wal {
                 closed.others.push(completion);
             }
         }
-        true
     }
 
     /// Nothing waits for the disk.
@@ -559,6 +601,7 @@ impl Wal {
             );
             self.growing.recycle(batch.tickets);
         }
+        self.segments.note_durable(self.durable);
         self.settle_background();
         if self.is_idle() {
             self.seal_at = self.clock.now.after(self.options.seal_after);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tidelog_io::{Foreground, Op};
 use tidelog_sim::Random;
 use tidelog_types::{Incarnation, Index, Lsn, NodeId, PartitionId, RecordKind, ShardId};
+use tidelog_wal::format::SegmentHeader;
 use tidelog_wal::inspect::{self, Item};
 use tidelog_wal::{OpenError, Options, ReadError, Verdict};
 
@@ -45,7 +46,7 @@ fn wal_files(rig: &Rig) -> Vec<(String, u64)> {
 fn batches(rig: &mut Rig) -> Vec<(String, u64, u64, usize)> {
     let mut found = Vec::new();
     let mut io = boot(rig);
-    inspect::walk(&mut io, Path::new(DIR), &mut |item| {
+    inspect::walk(&mut io, Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let Item::Batch { file, offset, header, footer } = item {
             let own = footer.map_or(0, |f| f.own.iter().filter(|s| s.kind != RecordKind::HighWater).count());
             found.push((file.display().to_string(), offset, u64::from(header.total_len), own));
@@ -74,7 +75,7 @@ enum Outcome {
 /// Damage done, what comes of it? And does `verify` say the same?
 fn outcome(rig: &mut Rig, what: &str) -> Outcome {
     let before = rig.world.files(NODE);
-    let verify = |rig: &mut Rig| inspect::verify(&mut boot(rig), Path::new(DIR));
+    let verify = |rig: &mut Rig| inspect::verify(&mut boot(rig), Path::new(DIR), inspect::Eyes::default());
     let report = verify(rig);
     let result = rig.open(); // compares with the model if it opens
     match &result {
@@ -216,7 +217,7 @@ fn lost_and_misdirected_batches_are_noticed() {
             rig.world.write_raw(NODE, file, *offset, &image);
             let result = {
                 let mut io = boot(&mut rig);
-                inspect::verify(&mut io, Path::new(DIR)).unwrap()
+                inspect::verify(&mut io, Path::new(DIR), inspect::Eyes::default()).unwrap()
             };
             let verdicts: Vec<_> = result.findings.iter().map(|f| f.verdict).collect();
             if *records > 0 {
@@ -253,9 +254,59 @@ fn unreadable_pages_are_damage_and_never_an_end() {
             other => panic!("batch {at}: {other:?}"),
         }
     }
-    // The tail: an unreadable page right behind the last batch may have held another one.
+    // The tail: two unreadable pages right behind the last batch may have held another one.
     let (file, offset, len, _) = list.last().unwrap();
-    rig.world.make_unreadable(NODE, file, offset + len, 4096);
+    rig.world.make_unreadable(NODE, file, offset + len, 8192);
+    match rig.open() {
+        Err(OpenError::Damaged(f)) => assert_eq!(f.verdict, Verdict::Unknown),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A page right behind the last batch that the device does not give was left by the file's earlier use: of a batch that was whole, its
+/// footer would lie behind it. It was taken for what is left of one, and the log was not opened.
+#[test]
+fn one_unreadable_page_at_the_logs_end_is_not_all_that_is_left_of_a_batch() {
+    let mut rig = closed_log(6);
+    let (file, offset, len, _) = batches(&mut rig).last().unwrap().clone();
+    rig.world.make_unreadable(NODE, &file, offset + len, 4096);
+    assert_eq!(outcome(&mut rig, "behind the last batch"), Outcome::Whole);
+    // The smallest batch there is, acknowledged, and nothing behind it says so.
+    for page in 0..2 {
+        let mut rig = closed_log(6);
+        rig.open().unwrap();
+        rig.rest(std::time::Duration::from_millis(30));
+        rig.promise(1, 9, 2).unwrap();
+        rig.drain();
+        let told = rig.part(1).promise;
+        rig.world.kill(NODE);
+        rig.wal = None;
+        let (file, offset, len, _) = batches(&mut rig).last().unwrap().clone();
+        assert_eq!(len, 8192, "the footer has a page of its own");
+        rig.world.make_unreadable(NODE, &file, offset + page * 4096, 4096);
+        if page == 0 {
+            rig.open().unwrap();
+            assert_eq!(rig.part(1).promise, told, "its footer tells of it");
+        } else {
+            let opened = rig.open();
+            assert!(opened.is_ok(), "the records are whole: {opened:?}");
+            assert_eq!(rig.part(1).promise, told);
+        }
+    }
+}
+
+/// A segment of the version before may have batches of a single page.
+#[test]
+fn one_unreadable_page_may_be_all_that_is_left_in_a_segment_of_an_earlier_version() {
+    let mut rig = closed_log(6);
+    let (file, offset, len, _) = batches(&mut rig).last().unwrap().clone();
+    let raw = rig.world.read_raw(NODE, &file).unwrap();
+    let header = SegmentHeader::decode(&raw).unwrap();
+    let mut page = [0; 4096];
+    SegmentHeader { footers_apart: false, durable: Lsn(0), ..header }.encode(&mut page);
+    rig.world.write_raw(NODE, &file, 0, &page);
+    rig.world.write_raw(NODE, &file, 4096, &page);
+    rig.world.make_unreadable(NODE, &file, offset + len, 4096);
     match rig.open() {
         Err(OpenError::Damaged(f)) => assert_eq!(f.verdict, Verdict::Unknown),
         other => panic!("{other:?}"),
@@ -274,11 +325,13 @@ fn a_page_that_no_batch_begins_in_is_no_reason_not_to_open() {
         assert!(rig.world.make_unreadable(NODE, &behind, 8192 + page * 4096, 4096));
         assert_eq!(outcome(&mut rig, &format!("page {page}")), Outcome::Whole);
     }
-    // The first batch of the next segment may have lain there, and be all that there was behind this.
-    let mut rig = closed_log(6);
-    let (behind, _) = next(&rig).expect("a segment that is ready");
-    assert!(rig.world.make_unreadable(NODE, &behind, 8192, 4096));
-    assert_eq!(outcome(&mut rig, "the first page"), Outcome::Refused);
+    // The first batch of the next segment may have lain there, and be all that there was behind this; but not in one page.
+    for (pages, expected) in [(1, Outcome::Whole), (2, Outcome::Refused)] {
+        let mut rig = closed_log(6);
+        let (behind, _) = next(&rig).expect("a segment that is ready");
+        assert!(rig.world.make_unreadable(NODE, &behind, 8192, pages * 4096));
+        assert_eq!(outcome(&mut rig, "the first pages"), expected, "{pages}");
+    }
 }
 
 /// Only the batch behind it says that the log had gone on to another segment.
@@ -412,7 +465,9 @@ fn a_suspect_tail_of_a_quorum_member_is_kept_as_lost() {
     rig.entry(0, &[4; 10]).unwrap();
     rig.drain();
     rig.close();
-    assert!(!inspect::verify(&mut boot(&mut rig), Path::new(DIR)).unwrap().is_damaged());
+    assert!(
+        !inspect::verify(&mut boot(&mut rig), Path::new(DIR), inspect::Eyes::default()).unwrap().is_damaged()
+    );
     rig.open().unwrap();
     assert!(rig.lost.is_empty());
     rig.check_all();
@@ -519,7 +574,7 @@ fn a_walk_shows_what_is_there() {
     let mut rig = closed_log(14);
     let (mut segments, mut records, mut ends) = (0, Vec::new(), Vec::new());
     let mut io = boot(&mut rig);
-    let report = inspect::walk(&mut io, Path::new(DIR), &mut |item| match item {
+    let report = inspect::walk(&mut io, Path::new(DIR), inspect::Eyes::default(), &mut |item| match item {
         Item::Segment { .. } => segments += 1,
         Item::Batch { header, footer, .. } => {
             ends.push(header.end());

@@ -4,7 +4,7 @@ mod common;
 
 use common::{DIR, NODE, Rig, tiny, whole};
 use std::time::Duration;
-use tidelog_io::Io;
+use tidelog_io::{Io, Wait};
 use tidelog_sim::{DiskFault, Random};
 use tidelog_wal::{BusyWhy, OpenError, Options};
 
@@ -404,4 +404,38 @@ fn an_idle_log_is_sealed_and_then_quiet() {
     let report = rig.open().unwrap();
     assert_eq!(rig.marks.get(&0), Some(&1));
     assert_eq!(report.rewritten, 1, "only the hint was not proven");
+}
+
+/// A read of a disk that does not answer, and a failed write: the log is opened again without waiting for the read, however late it ends.
+#[test]
+fn a_fenced_log_does_not_wait_for_a_read_that_hangs() {
+    let mut rig = Rig::new(7, Options { cache_bytes_max: 0, ..tiny() });
+    rig.open().unwrap();
+    for i in 0..30u8 {
+        rig.entry(0, &[i; 3000]).unwrap();
+        rig.drain();
+    }
+    rig.rest(Duration::from_millis(20));
+    rig.world.slow_disk(NODE, 10_000_000);
+    rig.start_read(0, 1, 1, 1 << 20);
+    rig.world.slow_disk(NODE, 1);
+    rig.world.fail_next(NODE, DiskFault::WriteError);
+    rig.entry(0, &[9; 100]).unwrap();
+    rig.flush();
+    let before = rig.io.as_ref().unwrap().clock().now;
+    while rig.fenced.is_none() {
+        rig.poll(Wait::Forever);
+    }
+    rig.close();
+    let took = rig.io.as_ref().unwrap().clock().now.since(before);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    rig.open().unwrap();
+    assert!(rig.check_all());
+    // The read ends when a later life has the ring.
+    rig.rest(Duration::from_secs(3_000));
+    rig.entry(0, &[10; 100]).unwrap();
+    rig.drain();
+    assert!(rig.check_all());
+    rig.close();
+    rig.open().unwrap();
 }

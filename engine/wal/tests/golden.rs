@@ -145,12 +145,14 @@ fn segment() {
         shard: ShardId(0),
         store: Incarnation(0x1122_3344_5566_7788),
         node: NodeId(1),
-        segment_seq: 2,
-        base: Lsn(0x40_0000),
+        segment_seq: 3,
+        base: Lsn(0x80_0000),
         bytes: 0x40_0000,
         epoch: 2,
         prev_epoch_end: Lsn(0x3000),
         recycled: false,
+        durable: Lsn(0x40_4000),
+        footers_apart: true,
     };
     let mut page = [0; 4096];
     header.encode(&mut page);
@@ -159,10 +161,10 @@ fn segment() {
     let b = example(SEGMENT, 0);
     assert_eq!(&b[0..4], b"TLsg");
     assert_eq!(number(&b, 4, 4), u64::from(crc(&b[8..4096])));
-    let fields: Vec<_> = [16, 24, 32, 40, 48, 56, 64].iter().map(|at| number(&b, *at, 8)).collect();
-    assert_eq!((number(&b, 8, 4), number(&b, 12, 4)), (1, 0), "version, shard");
-    assert_eq!(fields, [0x1122_3344_5566_7788, 1, 2, 0x40_0000, 0x40_0000, 2, 0x3000]);
-    assert!(b[72..].iter().all(|b| *b == 0));
+    let fields: Vec<_> = [16, 24, 32, 40, 48, 56, 64, 80].iter().map(|at| number(&b, *at, 8)).collect();
+    assert_eq!((number(&b, 8, 4), number(&b, 12, 4)), (2, 0), "version, shard");
+    assert_eq!(fields, [0x1122_3344_5566_7788, 1, 3, 0x80_0000, 0x40_0000, 2, 0x3000, 0x40_4000]);
+    assert!(b[72..80].iter().chain(&b[88..]).all(|b| *b == 0));
 }
 
 #[test]
@@ -215,15 +217,15 @@ fn summary() {
 #[test]
 fn batch() {
     let b = example(BATCH, 0);
-    assert_eq!(b.len(), 4096);
+    assert_eq!(b.len(), 8192);
     assert_eq!(&b[0..4], b"TLba");
     assert_eq!(number(&b, 4, 4), u64::from(crc(&b[8..128])));
     assert_eq!((number(&b, 8, 2), number(&b, 10, 2), number(&b, 12, 4)), (1, 128, 0));
     let long: Vec<_> = (16..80).step_by(8).map(|at| number(&b, at, 8)).collect();
-    assert_eq!(long, [0x1122_3344_5566_7788, 2, 2, 0x40_3000, 6, 0x40_2000, 0x40_3000, 0]);
+    assert_eq!(long, [0x1122_3344_5566_7788, 2, 2, 0x40_4000, 6, 0x40_2000, 0x40_3000, 0]);
     let short: Vec<_> = (80..104).step_by(4).map(|at| number(&b, at, 4)).collect();
     let (total, footer, count, records_crc) = (short[0], short[1] as usize, short[2], short[3]);
-    assert_eq!((total, footer, count, short[5]), (4096, 512, 2, 0));
+    assert_eq!((total, footer, count, short[5]), (8192, 4096, 2, 0));
     assert_eq!(number(&b, 104, 8), 1_790_000_000_123);
 
     let (mut at, mut headers, mut records) = (128, Vec::new(), Vec::new());
@@ -243,7 +245,7 @@ fn batch() {
     assert_eq!(number(&b, footer + 8, 8), 0x1122_3344_5566_7788);
     assert_eq!(
         (number(&b, footer + 16, 8), number(&b, footer + 24, 8), number(&b, footer + 32, 8)),
-        (2, 0x40_3000, 6)
+        (2, 0x40_4000, 6)
     );
     assert_eq!(number(&b, footer + 48, 8), 5, "echo_batch_seq");
     assert_eq!(number(&b, footer + 56, 4), number(&b, 4, 4), "header_crc");
@@ -261,6 +263,6 @@ fn batch() {
     // The crate reads the same.
     let header = BatchHeader::decode(&b).unwrap();
     let footer = Footer::decode(&b[header.footer_offset as usize..]).unwrap();
-    assert_eq!((header.lsn, footer.lsn, footer.own.len()), (Lsn(0x40_3000), header.lsn, 2));
+    assert_eq!((header.lsn, footer.lsn, footer.own.len()), (Lsn(0x40_4000), header.lsn, 2));
     assert_eq!(encode(&promise(), &[]), b[128..192]);
 }

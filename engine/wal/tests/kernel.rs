@@ -105,7 +105,7 @@ fn write_and_read_back(kind: BackEnd) {
     assert!(run.last > Index(10));
     wal.close(io);
 
-    let report = inspect::verify(io, &options(dir.path()).dir).unwrap();
+    let report = inspect::verify(io, &options(dir.path()).dir, inspect::Eyes::default()).unwrap();
     assert!(!report.is_damaged() && report.findings.is_empty(), "{report:?}");
     let mut entries = Entries::default();
     let (mut wal, report, _) = Wal::open(io, options(dir.path()), &mut entries).unwrap();

@@ -40,7 +40,8 @@ fn a_log_that_is_let_go_stays_short() {
     assert!(rig.check_all());
     rig.close();
     rig.io = None;
-    let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
+    let report =
+        inspect::verify(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default()).unwrap();
     assert!(!report.is_damaged(), "{report:?}");
 }
 
@@ -78,7 +79,7 @@ fn a_bad_summary_is_done_without() {
     rig.close();
     let mut places = Vec::new();
     rig.io = None;
-    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let inspect::Item::Record { file, offset, header, .. } = item
             && header.kind == tidelog_types::RecordKind::Summary
         {
@@ -105,14 +106,18 @@ fn a_bad_checkpoint_is_replaced_by_the_one_before_it() {
         let mut ends = Vec::new();
         let mut named = (0, 0);
         rig.io = None;
-        inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| match item {
-            inspect::Item::Record { file, offset, header, .. }
-                if header.kind == tidelog_types::RecordKind::CheckpointChunk =>
-            {
-                ends.push((header.generation.0, file.display().to_string(), offset));
+        inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default(), &mut |item| {
+            match item {
+                inspect::Item::Record { file, offset, header, .. }
+                    if header.kind == tidelog_types::RecordKind::CheckpointChunk =>
+                {
+                    ends.push((header.generation.0, file.display().to_string(), offset));
+                }
+                inspect::Item::Batch { header, .. } => {
+                    named = (header.checkpoint.0, header.older_checkpoint.0)
+                }
+                _ => {}
             }
-            inspect::Item::Batch { header, .. } => named = (header.checkpoint.0, header.older_checkpoint.0),
-            _ => {}
         })
         .unwrap();
         assert!(named.0 > named.1 && named.1 > 0);
@@ -142,19 +147,24 @@ fn checkpoints(rig: &mut Rig) -> (Vec<(u64, String, u64)>, Option<u64>) {
     let (mut chunks, mut ends, mut named) = (Vec::new(), Vec::new(), 0);
     rig.io = None;
     let mut at = 0;
-    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| match item {
-        inspect::Item::Record { file, offset, header, .. } => match header.kind {
-            RecordKind::CheckpointChunk => {
-                chunks.push((header.generation.0, file.display().to_string(), offset));
+    inspect::walk(
+        &mut rig.world.node(NODE),
+        Path::new(DIR),
+        inspect::Eyes::default(),
+        &mut |item| match item {
+            inspect::Item::Record { file, offset, header, .. } => match header.kind {
+                RecordKind::CheckpointChunk => {
+                    chunks.push((header.generation.0, file.display().to_string(), offset));
+                }
+                RecordKind::CheckpointEnd => ends.push((at, header.generation.0)),
+                _ => {}
+            },
+            inspect::Item::Batch { header, .. } => {
+                (at, named) = (header.lsn.0, header.checkpoint.0);
             }
-            RecordKind::CheckpointEnd => ends.push((at, header.generation.0)),
             _ => {}
         },
-        inspect::Item::Batch { header, .. } => {
-            (at, named) = (header.lsn.0, header.checkpoint.0);
-        }
-        _ => {}
-    })
+    )
     .unwrap();
     (chunks, ends.iter().find(|end| end.0 == named).map(|end| end.1))
 }
@@ -230,7 +240,8 @@ fn quiet_partitions_pin_no_segments() {
     assert!(rig.check_all());
     rig.io = None;
     rig.wal = None;
-    let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
+    let report =
+        inspect::verify(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default()).unwrap();
     assert!(!report.is_damaged(), "{report:?}");
 }
 
@@ -491,7 +502,7 @@ fn what_comes_back_is_not_lost_any_more() {
 fn summed_up(rig: &mut Rig, segment: &str) -> bool {
     rig.io = None;
     let mut found = false;
-    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let inspect::Item::Record { header, .. } = item {
             let of =
                 header.kind == RecordKind::Summary && segment.contains(&format!("{:016x}", header.index.0));

@@ -66,7 +66,7 @@ fn batches(rig: &mut Rig) -> Vec<Batch> {
     rig.io = None;
     let mut io = rig.world.node(NODE);
     let mut batches = Vec::new();
-    inspect::walk(&mut io, Path::new(DIR), &mut |item| {
+    inspect::walk(&mut io, Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let Item::Batch { file, offset, header, footer } = item {
             batches.push(Batch {
                 file: file.display().to_string(),
@@ -107,7 +107,8 @@ fn whole_again(rig: &mut Rig, what: &str) {
     assert_eq!((after.lost, after.moved), (before.lost, before.moved), "{what}: found twice");
     rig.close();
     rig.io = None;
-    let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
+    let report =
+        inspect::verify(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default()).unwrap();
     assert!(!report.is_damaged(), "{what}: {} {:?}", report.lost, report.findings);
     rig.open().unwrap_or_else(|e| panic!("{what}: {e}"));
     assert!(rig.lost.is_empty(), "{what}: {:?}", rig.lost);
@@ -256,8 +257,14 @@ fn a_copy_of_a_header_that_could_not_be_written() {
         let mut rig = long_log(&options);
         rig.world.flip(NODE, &file, 4096 + 33);
         rig.world.crash_at(NODE, rig.world.disk_ops(NODE) + step, moment);
-        while rig.alive() && stats(&mut rig).superseded == 0 {
+        while rig.alive() && stats(&mut rig).rewritten == 0 {
             rig.rest(EVERY / 10);
+        }
+        for _ in 0..6 {
+            if rig.alive() {
+                rig.entry(0, &[8; 100]).unwrap();
+                rig.drain();
+            }
         }
         crashed += u64::from(!rig.alive());
         if rig.alive() {
@@ -298,7 +305,7 @@ fn a_copy_of_a_header_that_could_not_be_written() {
 fn summaries(rig: &mut Rig) -> BTreeMap<u64, Vec<(String, u64)>> {
     let mut found: BTreeMap<u64, Vec<(String, u64)>> = BTreeMap::new();
     rig.io = None;
-    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let Item::Record { file, offset, header, .. } = item
             && header.kind == RecordKind::Summary
         {
@@ -385,7 +392,9 @@ fn a_bad_summary_of_a_segment_with_a_bad_page() {
             rig.rest(Duration::from_millis(200));
             pass(&mut rig);
             tried += 1;
-            assert_eq!(stats(&mut rig).rewritten, 1, "{what}: {:?}", stats(&mut rig));
+            // The batch may hold the summary of another segment.
+            let rewritten = 1 + u64::from(batch.kinds.contains(&RecordKind::Summary));
+            assert_eq!(stats(&mut rig).rewritten, rewritten, "{what}: {:?}", stats(&mut rig));
             lost += rig.lost.len();
             rig.check_all();
             rig.heal();
@@ -409,8 +418,11 @@ fn a_segment_without_a_summary_and_with_a_bad_page_is_emptied() {
     let live = |rig: &mut Rig| rig.wal().stats().reclaimed;
     let mut rig = Rig::new(12, Options { scrub_rate: 0, steady: false, ..tiny() });
     rig.open().unwrap();
-    for partition in 10..40 {
-        rig.entry(partition, &[partition as u8; 500]).unwrap();
+    for partition in 10..30 {
+        while rig.entry(partition, &[partition as u8; 500]).is_err() {
+            rig.drain();
+            rig.rest(Duration::from_millis(5));
+        }
         rig.mark(partition, 1);
         rig.drain();
     }
@@ -428,7 +440,7 @@ fn a_segment_without_a_summary_and_with_a_bad_page_is_emptied() {
     assert_eq!(live(&mut rig), 0, "what is lost is still wanted");
     assert!(rig.wal().stats().moved_records > 15, "{:?}", rig.wal().stats());
     assert_eq!(stats(&mut rig).rewritten, 1, "the summary");
-    for partition in 10..40 {
+    for partition in 10..30 {
         if rig.read(partition, 1, 1, 1 << 20).is_err() {
             rig.lost.insert((partition, 1), false);
         }
@@ -500,7 +512,7 @@ fn a_promise_in_a_bad_batch_is_written_again() {
     rig.close();
     rig.io = None;
     let mut promises = Vec::new();
-    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let Item::Record { header, .. } = item
             && header.kind == RecordKind::Promise
             && header.partition.0 == 1

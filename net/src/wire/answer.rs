@@ -164,12 +164,12 @@ pub fn answers(meta: &[u8]) -> impl Iterator<Item = Result<Answer, WireError>> +
 /// # Errors
 /// If it is not valid.
 pub fn decode_records(header: &FrameHeader, payload: Bytes) -> Result<Answer, WireError> {
-    let [number, next, high_water, low_water, 0] = header.fields else {
+    let [number, next, high_water, first_readable, 0] = header.fields else {
         return Err(WireError::Field("unused fields of records"));
     };
     let records = if payload.is_empty() { Vec::new() } else { vec![payload] };
-    let (next, high_water, low_water) = (Index(next), Index(high_water), Index(low_water));
-    Ok(Answer { number, response: Ok(Reply::Records(Records { next, high_water, low_water, records })) })
+    let (next, high_water, first_readable) = (Index(next), Index(high_water), Index(first_readable));
+    Ok(Answer { number, response: Ok(Reply::Records(Records { next, high_water, first_readable, records })) })
 }
 
 /// A status as the metadata of a *StatusAnswer*; none if it is over the frame's limit.

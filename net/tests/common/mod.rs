@@ -384,7 +384,7 @@ impl Node {
             Request::Read { from, bytes_max, .. } => Ok(Reply::Records(Records {
                 next: from.next(),
                 high_water: Index(self.log.len() as u64),
-                low_water: Index(1),
+                first_readable: Index(1),
                 records: vec![Bytes::from(vec![1u8; *bytes_max as usize])],
             })),
             _ => match &self.mood {

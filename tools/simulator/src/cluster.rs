@@ -1,6 +1,7 @@
 //! The nodes: production shards over production transports in a simulated world, started, driven and ended.
 
 use crate::checkers::GivenUp;
+use crate::foretold::Foretold;
 use crate::machine::{Journal, Step};
 use crate::platter;
 use crate::profile::Profile;
@@ -127,7 +128,15 @@ impl Cluster {
         }
         let (machines, journal) = (self.profile.machines, node.journal.clone());
         let factory = Box::new(move |partition| machines.then(|| journal.machine(partition)));
+        // What the tools say of the log, before it is opened. A device that fails now and then may tell two readers different things.
+        let errors = |world: &World| world.fault_counts().get("read error").copied().unwrap_or(0);
+        let before = errors(&self.world);
+        let said = Foretold::of(&mut io, &options);
         let opened = Shard::open(&mut io, options, Box::new(transport), Commands::none(), factory);
+        let disagreement = if errors(&self.world) == before { said.disagrees(&opened) } else { None };
+        if let Some(what) = disagreement.filter(|_| io.is_alive()) {
+            return Some(End::Failed(what));
+        }
         match opened {
             Ok(shard) => {
                 let deadline = io_now(&io);

@@ -19,6 +19,7 @@ mod campaign;
 mod checkers;
 mod cluster;
 mod faults;
+mod foretold;
 mod machine;
 mod panics;
 mod payload;

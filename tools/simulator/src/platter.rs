@@ -28,12 +28,14 @@ pub(crate) mod kind {
     pub(crate) const PADDING: u8 = 73;
     /// `count` entries from `index` on are in the log, and their bytes are lost.
     pub(crate) const LOST: u8 = 74;
+    /// Of `count` entries from `index` on no copy is left.
+    pub(crate) const LOST_COPIES: u8 = 75;
     /// Entries are below.
     pub(crate) const ENTRIES: u8 = 64;
 
-    /// Whether it repeats what other records say: a move's marker, a checkpoint, a summary.
+    /// Whether it repeats what other records say, or changes nothing of them: a move's marker, a checkpoint, a summary, copies that are lost.
     pub(crate) const fn is_derived(kind: u8) -> bool {
-        matches!(kind, CHECKPOINT_CHUNK | CHECKPOINT_END | MOVED | SUMMARY)
+        matches!(kind, CHECKPOINT_CHUNK | CHECKPOINT_END | MOVED | SUMMARY | LOST_COPIES)
     }
 }
 

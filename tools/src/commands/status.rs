@@ -124,17 +124,18 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
     }
     if !s.partitions.is_empty() {
         out.line(
-            "  partition  role       leader  generation  low-water  held by                       snapshot   applied    durable    high-water  last",
+            "  partition  role       leader  generation  readable   low-water  held by                       snapshot   applied    durable    high-water  last",
         )?;
     }
     for p in &s.partitions {
         let leader = p.leader.map_or("-".to_owned(), |n| n.to_string());
         out.line(format!(
-            "  {:<9}  {:<9}  {:<6}  {:<10}  {:<9}  {:<28}  {:<9}  {:<9}  {:<9}  {:<10}  {}",
+            "  {:<9}  {:<9}  {:<6}  {:<10}  {:<9}  {:<9}  {:<28}  {:<9}  {:<9}  {:<9}  {:<10}  {}",
             p.partition,
             p.role,
             leader,
             p.generation,
+            p.first_readable,
             p.low_water,
             p.low_water_held_by,
             p.snapshot,

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use tidelog::identity::{Flaw, Found, Identity};
 use tidelog_io::{BackEnd, Foreground, Io, IoOptions, Op, Output, open_back_end};
 use tidelog_types::RecordKind;
+use tidelog_wal::OpenError;
+use tidelog_wal::inspect::Eyes;
 
 pub(crate) const EXAMPLES: &str = "Examples:
   tidelog wal verify data/n1
@@ -151,7 +153,28 @@ fn logs(io: &mut dyn Io, dirs: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     Ok(logs)
 }
 
+/// As whom a log is looked at whose directory has this identity.
+fn eyes(found: Option<&Found>) -> Eyes {
+    let identity = found.map(|found| &found.identity);
+    Eyes {
+        single_voter: identity.is_some_and(|identity| identity.replication == 1),
+        cluster_tag: identity
+            .and_then(|identity| identity.formed.as_ref())
+            .map(|formed| formed.cluster.tag()),
+    }
+}
+
+/// Nothing can be said about a log whose files cannot be read.
+fn cannot_read(error: &OpenError) -> Failure {
+    Failure::failed(format!("the log cannot be read, and nothing is known about it: {error}"))
+        .advise("run this as the user whose node it is, or as root")
+}
+
 fn list(io: &mut dyn Io, dir: &Path) -> Result<Vec<String>, Failure> {
+    if dir.as_os_str().is_empty() {
+        return Err(Failure::usage("the name of the data directory is empty")
+            .advise("name a node's data directory, [node] data_dir in its configuration"));
+    }
     match Foreground::new(io).run(Op::List { path: dir.to_owned() }) {
         Ok(Output::Names(names)) => Ok(names),
         Ok(other) => Err(Failure::failed(format!("list {}: answered with {other:?}", dir.display()))),
@@ -191,5 +214,6 @@ fn kind_name(kind: RecordKind) -> &'static str {
         RecordKind::Summary => "summary",
         RecordKind::Pad => "pad",
         RecordKind::Lost => "lost",
+        RecordKind::LostCopies => "lost_copies",
     }
 }

@@ -35,6 +35,10 @@ impl BlockingIo {
                 // SAFETY: both paths are C strings that outlive the call.
                 check(unsafe { libc::rename(c_from.as_ptr(), c_to.as_ptr()) })
                     .map_err(|errno| file_error(errno, "rename", &from))?;
+                // What is said of an open file is said by the name that it has now.
+                for file in self.files.values_mut().filter(|file| file.path == from) {
+                    file.path.clone_from(&to);
+                }
             }
             Op::Remove { path } => {
                 let raw = c_path("remove", &path)?;

@@ -55,7 +55,7 @@ impl UringIo {
             }
             Op::Rename { from, to } => {
                 let (c_from, c_to) = (c_path("rename", &from)?, c_path("rename", &to)?);
-                Work::Rename { from, c_from, c_to }
+                Work::Rename { from, to, c_from, c_to }
             }
             Op::Remove { path } => {
                 let c_path = c_path("remove", &path)?;
@@ -278,7 +278,16 @@ impl UringIo {
                     self.opened(path, unsafe { OwnedFd::from_raw_fd(result) })
                 }
             }
-            Work::Rename { from, .. } => done("rename", from),
+            Work::Rename { from, to, .. } => {
+                let renamed = done("rename", from);
+                if renamed.is_ok() {
+                    // What is said of an open file is said by the name that it has now.
+                    for file in self.files.values_mut().filter(|file| file.path == *from) {
+                        file.path.clone_from(to);
+                    }
+                }
+                renamed
+            }
             Work::Remove { path, .. } => done("remove", path),
             Work::SyncDir { path, .. } => done("sync directory", path),
             Work::Write { failed, .. } => failed.clone().map_or(Ok(Output::Done), Err),

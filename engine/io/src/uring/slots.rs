@@ -46,6 +46,7 @@ pub(super) enum Work {
     },
     Rename {
         from: PathBuf,
+        to: PathBuf,
         c_from: CString,
         c_to: CString,
     },

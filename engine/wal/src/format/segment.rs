@@ -7,7 +7,9 @@ use tidelog_types::{Incarnation, Lsn, NodeId, ShardId};
 /// First four bytes of a segment.
 pub const SEGMENT_MAGIC: [u8; 4] = *b"TLsg";
 /// The segment format written now.
-pub const SEGMENT_VERSION: u32 = 1;
+pub const SEGMENT_VERSION: u32 = 2;
+/// The one before it: nothing is said of the epoch, and a batch may end in its first page.
+const PLAIN_VERSION: u32 = 1;
 /// Offset of a segment's first batch.
 pub const BATCHES_START: u64 = 2 * PAGE_BYTES as u64;
 
@@ -33,6 +35,11 @@ pub struct SegmentHeader {
     pub prev_epoch_end: Lsn,
     /// The file was a segment before: what lies behind the last batch is of an earlier use, not zeros.
     pub recycled: bool,
+    /// The epoch was in use when this was written, and everything of it before this position was durable. 0: it may not have been in
+    /// use yet.
+    pub durable: Lsn,
+    /// No footer lies in the first page of its batch: no single page is all that says of a batch that it was there.
+    pub footers_apart: bool,
 }
 
 impl SegmentHeader {
@@ -40,7 +47,8 @@ impl SegmentHeader {
     pub fn encode(&self, page: &mut [u8; PAGE_BYTES]) {
         page.fill(0);
         let mut out = Vec::with_capacity(72);
-        out.extend_from_slice(&SEGMENT_VERSION.to_le_bytes());
+        let version = if self.footers_apart { SEGMENT_VERSION } else { PLAIN_VERSION };
+        out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&self.shard.0.to_le_bytes());
         for field in [
             self.store.0,
@@ -54,6 +62,10 @@ impl SegmentHeader {
             out.extend_from_slice(&field.to_le_bytes());
         }
         out.extend_from_slice(&u32::from(self.recycled).to_le_bytes());
+        if self.footers_apart {
+            out.extend_from_slice(&[0; 4]);
+            out.extend_from_slice(&self.durable.0.to_le_bytes());
+        }
         page[8..8 + out.len()].copy_from_slice(&out);
         let crc = crc32c::crc32c(&page[8..]);
         page[..4].copy_from_slice(&SEGMENT_MAGIC);
@@ -70,7 +82,7 @@ impl SegmentHeader {
         check(page, SEGMENT_MAGIC, covered)?;
         let mut fields = Fields::new(covered);
         let version = fields.u32()?;
-        if version != SEGMENT_VERSION {
+        if !(PLAIN_VERSION..=SEGMENT_VERSION).contains(&version) {
             return Err(FormatError::Version(version));
         }
         let mut header = SegmentHeader {
@@ -83,12 +95,18 @@ impl SegmentHeader {
             epoch: fields.u64()?,
             prev_epoch_end: Lsn(fields.u64()?),
             recycled: false,
+            durable: Lsn(0),
+            footers_apart: version > PLAIN_VERSION,
         };
         header.recycled = match fields.u32()? {
             0 => false,
             1 => true,
             _ => return Err(FormatError::Field("flags")),
         };
+        if header.footers_apart {
+            fields.zero::<4>()?;
+            header.durable = Lsn(fields.u64()?);
+        }
         fields.zero::<60>()?;
         let page = PAGE_BYTES as u64;
         if !header.bytes.is_multiple_of(page) || header.bytes <= BATCHES_START {
@@ -102,6 +120,9 @@ impl SegmentHeader {
         }
         if header.prev_epoch_end > header.base || !header.prev_epoch_end.0.is_multiple_of(page) {
             return Err(FormatError::Field("prev_epoch_end_lsn"));
+        }
+        if header.durable > header.base || !header.durable.0.is_multiple_of(page) {
+            return Err(FormatError::Field("epoch_durable_lsn"));
         }
         Ok(header)
     }
@@ -148,6 +169,8 @@ mod tests {
             epoch: 3,
             prev_epoch_end: Lsn(12288),
             recycled: true,
+            durable: Lsn(3 << 20),
+            footers_apart: true,
         }
     }
 
@@ -171,10 +194,19 @@ mod tests {
     fn a_newer_version_is_told_from_damage() {
         let mut page = [0; PAGE_BYTES];
         sample().encode(&mut page);
-        page[8] = 2;
+        page[8] = 3;
         let crc = crc32c::crc32c(&page[8..]);
         page[4..8].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(SegmentHeader::decode(&page), Err(FormatError::Version(2)));
+        assert_eq!(SegmentHeader::decode(&page), Err(FormatError::Version(3)));
+    }
+
+    #[test]
+    fn a_header_of_the_version_before_says_nothing_of_its_epoch() {
+        let plain = SegmentHeader { durable: Lsn(0), footers_apart: false, ..sample() };
+        let mut page = [0; PAGE_BYTES];
+        plain.encode(&mut page);
+        assert_eq!(page[8], 1, "it is written again as it was");
+        assert_eq!(SegmentHeader::decode(&page), Ok(plain));
     }
 
     proptest! {

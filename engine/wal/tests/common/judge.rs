@@ -16,7 +16,8 @@ pub fn judge(mut rig: Rig, what: &str) {
     rig.close();
     rig.io = None;
     rig.wal = None;
-    let report = inspect::verify(&mut rig.world.node(NODE), Path::new(DIR)).unwrap();
+    let report =
+        inspect::verify(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default()).unwrap();
     // What the crash left undecided is in the log as lost, and `verify` counts it; there is nothing else.
     let lost = rig.lost.len() as u64;
     assert_eq!(report.lost, lost, "{what}: {report:?}");

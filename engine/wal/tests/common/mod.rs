@@ -11,7 +11,7 @@ mod told;
 
 pub use judge::judge;
 pub use model::{Act, Part, State, brief, kept};
-pub use reading::batches;
+pub use reading::{batches, segments};
 pub use told::Told;
 
 use model::apply;
@@ -23,6 +23,7 @@ use tidelog_types::{
     Generation, Incarnation, Index, NodeId, PartitionId, RecordHeader, RecordKind, ReplicatedMs, ShardId,
     Ticket,
 };
+use tidelog_wal::inspect::{self, Eyes};
 use tidelog_wal::{Busy, OpenError, Options, RecoveryReport, Run, Wal, WalError, WalEvent};
 
 pub const NODE: u64 = 1;
@@ -64,6 +65,66 @@ impl Drop for Naming {
     }
 }
 
+/// Invariant 23: what the tools say about a directory agrees with what an opening does with it.
+fn foretold(
+    said: Result<inspect::Report, OpenError>,
+    opened: &Result<(Wal, RecoveryReport, Vec<Completion>), OpenError>,
+    told: &Told,
+) {
+    match (opened, said) {
+        // It was the disk, or the power.
+        (Err(OpenError::Io(_) | OpenError::NoSpace { .. }), _) => {}
+        (Err(error), Ok(said)) => assert!(
+            said.stopped.is_some() && said.is_damaged()
+                || matches!(error, OpenError::Gone { .. } | OpenError::Foreign { .. }),
+            "invariant 23: {error}; the tools say nothing of it: {said:?}"
+        ),
+        (Err(_), Err(_)) => {}
+        (Ok((_, report, _)), Err(error)) => {
+            assert!(
+                report.fresh && matches!(error, OpenError::Io(_)),
+                "invariant 23: it opens; the tools say {error}"
+            );
+        }
+        (Ok((_, report, _)), Ok(said)) => {
+            assert!(said.stopped.is_none(), "invariant 23: it opens; the tools say {:?}", said.stopped);
+            assert_eq!(said.epoch + 1, report.epoch.min(said.epoch + 1), "invariant 23: epochs");
+            let mut lost = BTreeMap::<u64, u64>::new();
+            told.lost.keys().for_each(|at| *lost.entry(at.0).or_default() += 1);
+            let ours = told.lost.iter().filter(|(at, _)| at.1 >= told.state[&at.0].low).count() as u64;
+            assert!(
+                said.lost + said.suspect >= ours,
+                "invariant 23: {ours} entries are lost; the tools say {} and {}: {said:?}",
+                said.lost,
+                said.suspect
+            );
+            let older = said.lost + said.suspect - ours;
+            assert!(
+                older == 0 || said.checkpoint.is_some(),
+                "invariant 23: {ours} entries are lost; the tools say {} and {}: {said:?}",
+                said.lost,
+                said.suspect
+            );
+            for (partition, end) in &said.partitions {
+                let part = told.state.get(&partition.0).cloned().unwrap_or_default();
+                assert_eq!(end.last, part.last(), "invariant 23: the end of partition {partition}");
+                let promise = (end.generation.0, end.vote.map_or(0, |v| v.0));
+                // A single voter's suspect promises are adopted behind the end.
+                assert!(promise <= part.promise, "invariant 23: promise of partition {partition}");
+                assert!(
+                    promise == part.promise || said.suspect_tail(),
+                    "invariant 23: promise of partition {partition}"
+                );
+            }
+            let unsaid = told
+                .state
+                .iter()
+                .find(|(id, p)| !said.partitions.contains_key(&PartitionId(**id)) && (p.last().index.0 > 0));
+            assert!(unsaid.is_none(), "invariant 23: the tools do not know of partition {unsaid:?}");
+        }
+    }
+}
+
 /// The log and the model.
 pub struct Rig {
     pub world: World,
@@ -92,6 +153,8 @@ pub struct Rig {
     pub lost: BTreeMap<(u64, u64), bool>,
     /// Partitions that snapshots were asked of.
     pub wanted: Vec<u64>,
+    /// Before each opening the tools say what it will come to (invariant 23). Not where the disk may answer two looks differently.
+    pub foretold: bool,
 }
 
 impl Rig {
@@ -117,6 +180,7 @@ impl Rig {
             durable_events: 0,
             lost: BTreeMap::new(),
             wanted: Vec::new(),
+            foretold: true,
         }
     }
 
@@ -129,7 +193,14 @@ impl Rig {
         }
         let io = self.io.as_mut().unwrap();
         let mut told = Told::default();
-        let (wal, report, others) = Wal::open(io, self.options.clone(), &mut told)?;
+        let eyes =
+            Eyes { single_voter: self.options.single_voter, cluster_tag: Some(self.options.cluster_tag) };
+        let said = self.foretold.then(|| inspect::verify(io, &self.options.dir, eyes));
+        let opened = Wal::open(io, self.options.clone(), &mut told);
+        if let Some(said) = said {
+            foretold(said, &opened, &told);
+        }
+        let (wal, report, others) = opened?;
         assert!(others.is_empty());
         self.wal = Some(wal);
         self.settle(told);

@@ -11,13 +11,21 @@ use tidelog_wal::{ReadError, ReadId, Run, inspect};
 pub fn batches(rig: &mut Rig) -> Vec<(String, u64, BatchHeader)> {
     rig.io = None;
     let mut found = Vec::new();
-    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), &mut |item| {
+    inspect::walk(&mut rig.world.node(NODE), Path::new(DIR), inspect::Eyes::default(), &mut |item| {
         if let inspect::Item::Batch { file, offset, header, .. } = item {
             found.push((file.display().to_string(), offset, *header));
         }
     })
     .unwrap();
     found
+}
+
+/// The names of a log's segments, in order.
+pub fn segments(rig: &Rig) -> Vec<String> {
+    let ours = |f: &str| f.starts_with(DIR) && f.ends_with(".wal") && !f.contains("free-");
+    let mut files: Vec<_> = rig.world.files(NODE).into_iter().map(|f| f.0).filter(|f| ours(f)).collect();
+    files.sort_unstable();
+    files
 }
 
 impl Rig {

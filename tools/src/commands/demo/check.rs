@@ -83,7 +83,7 @@ pub(super) fn from_files<T>(
     let mut io = open_back_end(BackEnd::Blocking, &IoOptions::small()).map_err(Failure::failed)?;
     let dir = tidelog::wal_dir(&cluster.data_dir(node), ShardId(0));
     let mut logs: BTreeMap<u64, BTreeMap<u64, T>> = BTreeMap::new();
-    let report = inspect::walk(&mut *io, &dir, &mut |item| {
+    let report = inspect::walk(&mut *io, &dir, inspect::Eyes::default(), &mut |item| {
         let Item::Record { header, payload, .. } = item else { return };
         let log = logs.entry(header.partition.get()).or_default();
         match header.kind {

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tidelog_io::Io;
 use tidelog_types::Index;
-use tidelog_wal::inspect::{Item, walk};
+use tidelog_wal::inspect::{Eyes, Item, walk};
 
 pub(super) fn run(args: &DiffArgs) -> Result<Exit, Failure> {
     let mut io = open_io()?;
@@ -114,7 +114,7 @@ fn one(io: &mut dyn Io, dir: &Path) -> (Logs, Option<String>) {
     let mut found = Logs::new();
     for _ in 0..LOOKS {
         found.clear();
-        let walked = walk(io, dir, &mut |item| {
+        let walked = walk(io, dir, Eyes::default(), &mut |item| {
             if let Item::Record { header, .. } = item {
                 take(&mut found, header);
             }
@@ -122,8 +122,8 @@ fn one(io: &mut dyn Io, dir: &Path) -> (Logs, Option<String>) {
         if walked.is_ok_and(|report| !report.is_damaged()) {
             return (found, None);
         }
-        let looked = look(io, dir);
-        if looked.is_damaged() {
+        let looked = look(io, dir, Eyes::default());
+        if looked.is_damaged() || looked.unread().is_some() {
             let finding = looked.report.findings.iter().find(|finding| is_damage(finding));
             let why = looked.error.or(looked.report.stopped.clone()).map(|error| error.to_string());
             return (found, why.or(finding.map(ToString::to_string)));

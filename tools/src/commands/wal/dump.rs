@@ -15,7 +15,7 @@ use std::path::Path;
 use tidelog::config::unit::size_text;
 use tidelog_types::{RecordHeader, RecordKind};
 use tidelog_wal::format::{FLAG_DONE, FLAG_OPEN, FLAG_SEAL};
-use tidelog_wal::inspect::{Item, walk};
+use tidelog_wal::inspect::{Eyes, Item, walk};
 
 /// Bytes of a payload that are shown to people.
 const PREVIEW_BYTES: usize = 48;
@@ -42,7 +42,7 @@ pub(super) fn run(args: &DumpArgs) -> Result<Exit, Failure> {
     };
     for dir in logs(io.as_mut(), &args.dirs)? {
         let mut written = Ok(());
-        let report = walk(io.as_mut(), &dir, &mut |item| {
+        let report = walk(io.as_mut(), &dir, Eyes::default(), &mut |item| {
             if written.is_ok() {
                 written = dump.show(&item);
             }

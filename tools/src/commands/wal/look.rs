@@ -7,8 +7,8 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use tidelog_io::Io;
-use tidelog_wal::inspect::{Item, Report, walk};
+use tidelog_io::{Io, IoErrorKind};
+use tidelog_wal::inspect::{Eyes, Item, Report, walk};
 use tidelog_wal::{Finding, OpenError, Verdict};
 
 /// Most looks; after them the last one is believed.
@@ -26,7 +26,19 @@ pub(super) struct Looked {
 impl Looked {
     /// Whether anything that may have been acknowledged is not whole.
     pub(super) fn is_damaged(&self) -> bool {
-        self.error.is_some() || self.report.is_damaged()
+        self.unread().is_none() && (self.error.is_some() || self.report.is_damaged())
+    }
+
+    /// Why nothing is known about the log, if the files could not be read for a reason that says nothing about them.
+    pub(super) fn unread(&self) -> Option<&OpenError> {
+        let says_nothing =
+            |error: &&OpenError| matches!(error, OpenError::Io(io) if io.kind != IoErrorKind::Device);
+        self.error.as_ref().filter(says_nothing)
+    }
+
+    /// Why the log would not be opened, other than for a batch that is among the findings.
+    pub(super) fn refusals(&self) -> impl Iterator<Item = &OpenError> {
+        self.error.iter().chain(&self.report.stopped).filter(|error| !matches!(error, OpenError::Damaged(_)))
     }
 
     /// The places of what is damaged.
@@ -47,14 +59,14 @@ pub(super) fn is_damage(finding: &Finding) -> bool {
 }
 
 /// Walks over the log of a shard, again and again until two looks agree.
-pub(super) fn look(io: &mut dyn Io, dir: &Path) -> Looked {
-    look_with(&mut || once(io, dir))
+pub(super) fn look(io: &mut dyn Io, dir: &Path, eyes: Eyes) -> Looked {
+    look_with(&mut || once(io, dir, eyes))
 }
 
 fn look_with(once: &mut dyn FnMut() -> Looked) -> Looked {
     let mut last = once();
     for _ in 1..LOOKS_MAX {
-        if !last.is_damaged() {
+        if !last.is_damaged() && last.unread().is_none() {
             break;
         }
         let before = last.places();
@@ -67,9 +79,9 @@ fn look_with(once: &mut dyn FnMut() -> Looked) -> Looked {
     last
 }
 
-fn once(io: &mut dyn Io, dir: &Path) -> Looked {
+fn once(io: &mut dyn Io, dir: &Path, eyes: Eyes) -> Looked {
     let mut footers_bad = 0;
-    let result = walk(io, dir, &mut |item| {
+    let result = walk(io, dir, eyes, &mut |item| {
         footers_bad += u64::from(matches!(item, Item::Batch { footer: None, .. }));
     });
     match result {

@@ -12,7 +12,7 @@
 use super::backup::{Backup, list};
 use super::headers::{BadCopy, bad_copies, rewrite};
 use super::look::{Looked, is_damage, look};
-use super::{RepairArgs, damaged_copy, identity, logs, open_io};
+use super::{RepairArgs, cannot_read, damaged_copy, eyes, identity, logs, open_io};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Printer};
 use serde::Serialize;
@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use tidelog::identity::{Found, Identity};
 use tidelog_io::{Foreground, Io, IoError, Op};
 use tidelog_types::{EntryMeta, Generation, Index, NodeId, PartitionId, Position};
+use tidelog_wal::inspect::Eyes;
 use tidelog_wal::{Finding, Lost, Options, RecoveryReport, Replay, Verdict, Wal};
 
 pub(super) fn run(args: &RepairArgs) -> Result<Exit, Failure> {
@@ -129,7 +130,10 @@ const IDENTITY_COPY: &str = "start the node: it starts by the other copy, and wr
 
 impl Plan {
     fn make(io: &mut dyn Io, dir: &Path, identity: Option<&Result<Found, String>>) -> Result<Plan, Failure> {
-        let looked = look(io, dir);
+        let looked = look(io, dir, eyes(identity.and_then(|found| found.as_ref().ok())));
+        if let Some(error) = looked.unread() {
+            return Err(cannot_read(error));
+        }
         let mut plan = Plan {
             dir: dir.display().to_string(),
             outcome: "sound",
@@ -165,7 +169,7 @@ impl Plan {
             };
             plan.leave(&finding.verdict.to_string(), finding.to_string(), next);
         }
-        for error in looked.error.iter().chain(&looked.report.stopped) {
+        for error in looked.refusals() {
             plan.leave("unknown", error.to_string(), if alone { ONLY_COPY } else { UNKNOWN });
         }
         // What the log is made of is only known where all of it is sound.
@@ -273,7 +277,8 @@ impl Plan {
             })?;
             tracing::debug!(epoch = report.epoch, rewritten = report.rewritten, "recovered");
         }
-        let after = look(io, dir);
+        let alone = self.recovery.is_some();
+        let after = look(io, dir, Eyes { single_voter: alone, cluster_tag: None });
         for error in after.error.iter().chain(&after.report.stopped) {
             self.leave("unknown", error.to_string(), "keep the directory and the backup");
         }

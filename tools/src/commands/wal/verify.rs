@@ -7,7 +7,7 @@
 
 use super::headers::{BadCopy, bad_copies};
 use super::look::{Looked, look};
-use super::{VerifyArgs, damaged_copy, identity, kind_name, logs, open_io};
+use super::{VerifyArgs, cannot_read, damaged_copy, eyes, identity, kind_name, logs, open_io};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Printer};
 use serde::Serialize;
@@ -21,9 +21,12 @@ pub(super) fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
     let mut printer = Printer::new();
     let mut damaged = false;
     for dir in logs(io.as_mut(), &args.dirs)? {
-        let looked = look(io.as_mut(), &dir);
-        let headers_bad = bad_copies(io.as_mut(), &dir);
         let identity = dir.parent().and_then(|data| identity(io.as_mut(), data));
+        let looked = look(io.as_mut(), &dir, eyes(identity.as_ref().and_then(|found| found.as_ref().ok())));
+        if let Some(error) = looked.unread() {
+            return Err(cannot_read(error));
+        }
+        let headers_bad = bad_copies(io.as_mut(), &dir);
         let identity = identity.and_then(|identity| match identity {
             Ok(found) => damaged_copy(&found)
                 .map(|why| format!("{why}. The node starts by the other, and writes both")),
@@ -63,7 +66,7 @@ struct Verdict {
     footers_bad: u64,
     /// Damaged copies of segment headers whose other copy is good.
     headers_bad: Vec<BadCopy>,
-    /// Why the rest was not looked at; null: all of it was.
+    /// Why the next start would refuse the log, other than for a finding; null: it would not.
     stopped: Option<String>,
     /// What is wrong with the data directory's identity file; null: nothing, or none was looked for.
     identity: Option<String>,
@@ -140,7 +143,8 @@ impl std::fmt::Display for Found {
 impl Verdict {
     fn of(dir: &Path, looked: Looked, headers_bad: Vec<BadCopy>, identity: Option<String>) -> Verdict {
         let damaged = looked.is_damaged() || identity.is_some();
-        let Looked { report, error, footers_bad } = looked;
+        let stopped = looked.refusals().next().map(ToString::to_string);
+        let Looked { report, error: _, footers_bad } = looked;
         let notes = notes(&report.findings, damaged, footers_bad > 0 || !headers_bad.is_empty());
         Verdict {
             dir: dir.display().to_string(),
@@ -168,7 +172,7 @@ impl Verdict {
             findings: report.findings.iter().map(Found::from).collect(),
             footers_bad,
             headers_bad,
-            stopped: error.or(report.stopped).map(|error| error.to_string()),
+            stopped,
             identity,
             notes,
         }
@@ -207,7 +211,7 @@ impl Verdict {
             lines.push(format!("  {} good batches have a damaged footer", self.footers_bad));
         }
         if let Some(why) = &self.stopped {
-            lines.push(format!("  stopped: {why}"));
+            lines.push(format!("  not to be opened: {why}"));
         }
         if let Some(why) = &self.identity {
             lines.push(format!("  identity: {why}"));
