@@ -514,7 +514,10 @@ mod tests {
         driver.span(&mut fake, &meter, Duration::ZERO, Duration::from_millis(20), &mut measured).unwrap();
         assert_eq!(measured.due, measured.latencies.count());
         assert!(measured.late > 1000, "{measured:?}");
-        assert_eq!(measured.acked + measured.late + measured.errors.total(), measured.due);
+        // Acknowledged in time: those, and some that were due before the measured time.
+        assert_eq!(measured.errors, Errors::default());
+        assert!(measured.acked >= measured.due - measured.late, "{measured:?}");
+        assert!(measured.acked < measured.due / 2, "{measured:?}");
     }
 
     #[test]

@@ -278,7 +278,7 @@ fn run(voters: u64, seed: u64, events: u64, damage: bool, totals: &mut Totals) {
             83..91 => {
                 let on = world.leader().filter(|_| !random.one_in(5)).unwrap_or(node);
                 let client = usize::try_from(random.below(3)).unwrap();
-                if random.one_in(12) {
+                if random.one_in(8) {
                     number += 1;
                     rival(&mut world, &clients[client], on, &mut random, number);
                 }

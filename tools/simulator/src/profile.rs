@@ -108,9 +108,10 @@ impl Profile {
         profile
     }
 
-    /// What retention lets a replica keep at most; none: everything.
-    pub(crate) const fn kept_bytes_max(&self) -> Option<u64> {
-        self.retention.bytes
+    /// What a replica keeps at most: what retention asks for, or what it holds back for others if that is more; none: everything.
+    pub(crate) fn kept_bytes_max(&self) -> Option<u64> {
+        let held_back = Some(self.keep().follower_bytes).filter(|bytes| *bytes < u64::MAX)?;
+        self.retention.bytes.map(|bytes| bytes.max(held_back))
     }
 
     /// What a node says that it needs, with room for snapshots and for what is held back for others.

@@ -1,7 +1,7 @@
 //! What logs take on their disks, beside what their replicas keep (invariant 25).
 //!
 //! Counted from the names and lengths of files, and from the entries that the model of the disk has above the low-water marks; of these no more
-//! than retention lets a replica keep. A node's own counts are not asked.
+//! than retention lets a replica keep, or than it holds back for others, which may be everything. A node's own counts are not asked.
 
 use super::disk::Disk;
 use crate::profile::Profile;
@@ -21,7 +21,7 @@ const FRAME_BYTES: u64 = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Sizes {
     segment_bytes: u64,
-    /// What retention lets a replica keep.
+    /// What a replica keeps at most.
     kept_max: Option<u64>,
     partitions: u64,
 }
