@@ -216,6 +216,7 @@ impl Elections {
             }
             Message::Free(
                 Free::Append(tidelog_consensus::Append { generation, .. })
+                | Free::Lost { generation, .. }
                 | Free::Heartbeat { generation, .. }
                 | Free::HandOver { generation },
             ) => {
