@@ -18,6 +18,8 @@ fn replica() -> Replica {
         voters: vec![NodeId(1), NodeId(2), NodeId(3)],
         election_timeout: Duration::from_millis(TIMEOUT_MS),
         heartbeat: Duration::from_millis(10),
+        stall_timeout: Duration::from_millis(200),
+        session_expiry: Duration::from_secs(3600),
         in_flight_messages_max: 4,
         in_flight_bytes_max: 1 << 20,
         uncommitted_entries_max: 16,
@@ -102,10 +104,16 @@ fn one_message_does_not_use_up_the_generations() {
     let wall = WallMs(0);
     let huge = Generation(1 << 62);
     let messages = [
-        Message::Asserting(Asserting::HeartbeatReply { generation: huge, round: 1, matched: Index(0), wall }),
+        Message::Asserting(Asserting::HeartbeatReply {
+            generation: huge,
+            round: 1,
+            matched: Index(0),
+            wall,
+            disk: Disk::default(),
+        }),
         Message::Asserting(Asserting::AppendReply { generation: huge, matched: Index(0), round: 1 }),
         Message::Asserting(Asserting::VoteReply { generation: huge, granted: false, wall }),
-        Message::Asserting(Asserting::Vote { generation: huge, last: position(9, 9) }),
+        Message::Asserting(Asserting::Vote { generation: huge, last: position(9, 9), handed_over: false }),
         Message::Free(Free::PreVoteReply { generation: huge, granted: false }),
         Message::Free(Free::Heartbeat { generation: huge, high_water: Index(0), round: 1 }),
     ];

@@ -6,7 +6,8 @@
 use core::time::Duration;
 use proptest::prelude::*;
 use tidelog_consensus::{
-    Append, Asserting, Config, Disk, Effects, Free, Health, Message, Proposal, Repair, Replica, Restored, Role,
+    Append, Asserting, Config, Disk, Effects, Free, Health, Message, Proposal, Repair, Replica, Restored,
+    Role,
 };
 use tidelog_types::{
     Clock, EntryMeta, Generation, Index, Monotonic, NodeId, PartitionId, Position, RecordKind, ReplicatedMs,

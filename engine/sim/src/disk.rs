@@ -256,7 +256,7 @@ impl Disk {
         let mut disk = Disk { next_inode: self.next_inode, keeps_births: self.keeps_births, ..Disk::new() };
         disk.nodes.retain(|inode, _| *inode == ROOT);
         disk.nodes.insert(ROOT, Node::Directory(Directory::default()));
-        disk.seq = self.seq;
+        (disk.seq, disk.capacity, disk.written) = (self.seq, self.capacity, self.written);
         disk.make_durable_directory(Path::new("/data"));
         disk
     }

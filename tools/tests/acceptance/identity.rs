@@ -136,7 +136,7 @@ fn a_directory_that_runs_twice() {
     tidelog(&["serve", "--config", &name]).refused(1, &["copied or restored"]);
     // And by every peer, should somebody insist.
     adopt(&double, &[]);
-    let second = Process::start(&config);
+    let second = Process::start(&config, std::process::Stdio::piped());
     second.wait_waiting(&["another process of node", "Stop one of them"]);
     for node in [leader, 6 - leader - victim] {
         cluster.node(node).wait_logged(&["another process of node", "live channel"]);

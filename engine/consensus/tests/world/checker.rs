@@ -277,7 +277,9 @@ impl Checker {
                 assert_eq!(packet.entries.len() as u64, append.count);
             }
             Message::Free(
-                Free::Heartbeat { generation, .. } | Free::HandOver { generation } | Free::Lost { generation, .. },
+                Free::Heartbeat { generation, .. }
+                | Free::HandOver { generation }
+                | Free::Lost { generation, .. },
             ) => {
                 speaks_as_leader(*generation);
             }
