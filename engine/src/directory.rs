@@ -1,10 +1,10 @@
 //! The data directory: `identity`, `LOCK`, `shard-0000/` with the WAL of shard 0.
 
 use crate::error::Error;
-use crate::identity::{Flaw, Found, Identity};
+use crate::identity::{Flaw, Found, Identity, Loaded};
 use crate::options::Options;
 use std::path::{Path, PathBuf};
-use tidelog_io::{Foreground, Io, IoErrorKind, LockError, Op, Output};
+use tidelog_io::{Foreground, Io, IoErrorKind, LockError, Op, Output, Place};
 use tidelog_types::{Incarnation, ShardId};
 
 /// How keys find their replicas: the version of the key hash in the low half, of the placement in the high half.
@@ -16,8 +16,8 @@ pub fn wal_dir(data_dir: &Path, shard: ShardId) -> PathBuf {
     data_dir.join(format!("shard-{:04}", shard.get()))
 }
 
-/// Reads the identity of the configured data directory and checks that it is this node's; an empty directory gets
-/// a new one. A file with one good copy has two again before this returns.
+/// Reads the identity of the configured data directory and checks that it is this node's, and where it was written; an empty
+/// directory gets a new one. A file with one good copy has two again before this returns.
 ///
 /// # Errors
 /// If the directory belongs to another node or cluster, is not empty but has no identity, or cannot be used.
@@ -25,10 +25,11 @@ pub(crate) fn open(io: &mut dyn Io, options: &Options) -> Result<Identity, Error
     let incarnation = Incarnation(io.random().max(1));
     let mut fg = Foreground::new(io);
     let identity = match Identity::load(&mut fg, &options.data_dir)? {
-        Some(Found { identity, flaw }) => {
+        Some(Loaded { found: Found { mut identity, flaw }, place }) => {
             check(&identity, options)?;
-            if let Some(flaw) = flaw {
-                mend(&mut fg, &options.data_dir, &identity, &flaw)?;
+            stands(&identity, place, options)?;
+            if flaw.is_some() || identity.place.is_none() {
+                mend(&mut fg, &options.data_dir, &mut identity, flaw.as_ref())?;
             }
             identity
         }
@@ -43,19 +44,68 @@ fn refuse<T>(options: &Options, why: String) -> Result<T, Error> {
     Err(Error::Directory { path: options.data_dir.clone(), why })
 }
 
-/// Gives the file its second copy back, by the path that every change of it takes.
-fn mend(fg: &mut Foreground<'_>, dir: &Path, identity: &Identity, flaw: &Flaw) -> Result<(), Error> {
+/// Whether a file that was written at one place and is found at another may be the same. Where one of the two does not know the time
+/// of birth, the inode decides.
+pub fn is_same_place(written: Place, found: Place) -> bool {
+    written.inode == found.inode
+        && written.born_ns.zip(found.born_ns).is_none_or(|(written, found)| written == found)
+}
+
+/// A place for people.
+pub fn describe_place(place: Place) -> String {
+    match place.born_ns {
+        Some(born) => {
+            format!("inode {}, made at {}.{:09}", place.inode, born / 1_000_000_000, born % 1_000_000_000)
+        }
+        None => format!("inode {}", place.inode),
+    }
+}
+
+/// The identity file is where it was written: a copy of it is elsewhere, and what the original has confirmed since is not in the copy.
+fn stands(identity: &Identity, place: Place, options: &Options) -> Result<(), Error> {
+    if !options.place_checked {
+        tracing::warn!(
+            directory = %options.data_dir.display(),
+            "[node] place = \"unchecked\": a copied or restored data directory is not noticed"
+        );
+        return Ok(());
+    }
+    match identity.place {
+        Some(written) if !is_same_place(written, place) => refuse(
+            options,
+            format!(
+                "it was copied or restored: its file `identity` was written at {}, and is at {} now. A copy lacks what node {} has confirmed since it was made, so it must not run: use the original. If this directory was moved and the original is gone for good, say so: tidelog node adopt {}",
+                describe_place(written),
+                describe_place(place),
+                identity.node,
+                options.data_dir.display()
+            ),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Writes the file again, with two copies and its place, by the path that every change of it takes.
+fn mend(
+    fg: &mut Foreground<'_>,
+    dir: &Path,
+    identity: &mut Identity,
+    flaw: Option<&Flaw>,
+) -> Result<(), Error> {
     let file = dir.join("identity");
     match flaw {
-        Flaw::OneCopy => tracing::info!(file = %file.display(), "{flaw}: it is written again with two"),
-        Flaw::Damaged { .. } => {
+        None => tracing::info!(file = %file.display(), "it does not name its place yet: it is written again"),
+        Some(flaw @ Flaw::OneCopy) => {
+            tracing::info!(file = %file.display(), "{flaw}: it is written again with two")
+        }
+        Some(flaw @ Flaw::Damaged { .. }) => {
             tracing::warn!(file = %file.display(), "{flaw}. The other says who this directory is, and the file is written again; check the disk");
         }
     }
     match identity.store(fg, dir) {
         // A full disk must still vote, and the good copy is in its place.
         Err(Error::Io(error)) if error.kind == IoErrorKind::NoSpace => {
-            tracing::warn!(%error, "the file keeps its one good copy; the next start tries again");
+            tracing::warn!(%error, "the file stays as it is, with a good copy; the next start tries again");
             Ok(())
         }
         stored => stored,
@@ -183,7 +233,7 @@ fn create(fg: &mut Foreground<'_>, options: &Options, incarnation: Incarnation) 
             );
         }
     }
-    let identity = Identity {
+    let mut identity = Identity {
         cluster_name: options.cluster_name.clone(),
         node: options.node,
         incarnation,
@@ -193,6 +243,8 @@ fn create(fg: &mut Foreground<'_>, options: &Options, incarnation: Incarnation) 
         key_hash: MAP_VERSION,
         formed: None,
         has_log: false,
+        place: None,
+        barred: None,
     };
     identity.store(fg, dir)?;
     tracing::info!(directory = %dir.display(), incarnation = format!("{:016x}", incarnation.get()), "data directory created");

@@ -162,6 +162,16 @@ impl Engine {
         })
     }
 
+    /// Waits until the node serves its log: the cluster is formed, its log is open, and its peers do not refuse it. `told` hears why it does
+    /// not, and each time when that changes. Ends as well when the node stops: [`Self::join`] says why.
+    pub fn wait_serving(&self, mut told: impl FnMut(&str)) {
+        let mut seen = None;
+        while let Some(Err(why)) = self.owner.shared.inbox.life_cycle().await_serving(seen.as_ref()) {
+            told(&why);
+            seen = Some(Err(why));
+        }
+    }
+
     /// Stops: new work is refused, what is in flight drains, the log is sealed. Waits for it; the directory is free then.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! Who this node is, and how a cluster comes to be.
 //!
 //! A data directory gets a random incarnation when it is created. The first formation of a cluster needs all
-//! its founders: when the founder with the lowest id is connected to every other one and none of them is formed
-//! yet, it draws the cluster's id, makes (id, every founder's node and incarnation) durable in its own directory and
+//! its founders: when the founder with the lowest id is connected to every other one, each with a hello of its present life, and none
+//! of them is formed yet, it draws the cluster's id, makes (id, every founder's node and incarnation) durable in its own directory and
 //! only then says so; a founder that is unformed and finds its own incarnation in that list makes it durable too, and
 //! only a formed node runs replicas. Hence no vote exists before identities are durable, a wiped node
 //! (another incarnation) can never pass as the founder it was, and an unformed node never campaigns against
@@ -40,7 +40,8 @@ pub struct Hello {
     pub node: NodeId,
     /// Its data directory.
     pub incarnation: Incarnation,
-    /// Random per process start: a restarted process is another one.
+    /// Random per process start, and another for each peer: a restarted process is another one, and a peer cannot pass for this
+    /// process elsewhere.
     pub process: u64,
     /// Shard that speaks.
     pub shard: u32,
@@ -58,6 +59,8 @@ pub struct Hello {
     pub feature_level: u32,
     /// Heartbeat interval in milliseconds.
     pub heartbeat_ms: u32,
+    /// Its directory lacks what it once confirmed: it takes no part.
+    pub barred: bool,
     /// Set once formed.
     pub formed: Option<Formed>,
 }
@@ -79,25 +82,35 @@ pub enum HelloRefused {
     },
     /// Another cluster by id.
     #[error(
-        "node {node} was formed into cluster {theirs:016x}, this node into {ours:016x}: its data directory belongs to another cluster"
+        "node {node} was formed into another cluster of this name than this node: its data directory belongs to another cluster"
     )]
     ClusterId {
         /// Who.
         node: NodeId,
-        /// What it says.
-        theirs: u64,
-        /// What we are.
-        ours: u64,
     },
     /// Not one of the members, or a member's name with another directory.
-    #[error("node {node} comes with data directory {theirs:016x}, which is not the one that is a member{}: a wiped or foreign directory must not vote; restore the old directory or replace the member", .ours.map(|o| format!(" ({o:016x})")).unwrap_or_default())]
+    #[error(
+        "node {node} comes with a data directory that is not the one that is a member: a wiped or foreign directory must not vote; bring the member's own directory back"
+    )]
     Incarnation {
         /// Who.
         node: NodeId,
-        /// What it brought.
-        theirs: u64,
-        /// What the member list says.
-        ours: Option<u64>,
+    },
+    /// A directory that lacks what it once confirmed.
+    #[error(
+        "node {node} takes no part: its data directory lacks an entry that it had confirmed, as an older copy of it does. Its own log and status say which"
+    )]
+    Barred {
+        /// Who.
+        node: NodeId,
+    },
+    /// It was formed with other nodes than the configuration lists.
+    #[error(
+        "node {node} belongs to a cluster of other members than this node's [cluster] nodes: correct the list"
+    )]
+    Members {
+        /// Who.
+        node: NodeId,
     },
     /// A node under our own id.
     #[error(
@@ -176,22 +189,28 @@ pub fn judge(own: &Hello, configured: &[NodeId], peer: &Hello) -> Result<Verdict
     }
     let known = |formed: &Formed, node: NodeId, incarnation: Incarnation| match formed.member(node) {
         Some(m) if m.incarnation == incarnation => Ok(()),
-        other => Err(HelloRefused::Incarnation {
-            node,
-            theirs: incarnation.get(),
-            ours: other.map(|m| m.incarnation.get()),
-        }),
+        _ => Err(HelloRefused::Incarnation { node }),
     };
     if let (Some(ours), Some(theirs)) = (&own.formed, &peer.formed)
         && ours.cluster != theirs.cluster
     {
-        return Err(HelloRefused::ClusterId { node, theirs: theirs.cluster.get(), ours: ours.cluster.get() });
+        return Err(HelloRefused::ClusterId { node });
     }
     if let Some(formed) = &own.formed {
         known(formed, node, peer.incarnation)?;
     }
     if let Some(formed) = &peer.formed {
         known(formed, own.node, own.incarnation)?;
+        // Whoever adopts this list makes it durable: it must be of these founders, and of this very peer.
+        known(formed, node, peer.incarnation)?;
+        if !formed.members.iter().map(|m| m.node).eq(configured.iter().copied()) {
+            return Err(HelloRefused::Members { node });
+        }
+    }
+    for (node, barred) in [(own.node, own.barred), (node, peer.barred)] {
+        if barred {
+            return Err(HelloRefused::Barred { node });
+        }
     }
     Ok(if own.formed.is_some() && peer.formed.is_some() { Verdict::Established } else { Verdict::Forming })
 }

@@ -5,18 +5,23 @@
 
 mod file;
 
-pub use file::{Copy, FileError, Flaw, Found};
+pub use file::{Copy, FileError, Flaw, Found, Loaded};
 
 use crate::formation::{Formed, Member};
+use tidelog_io::Place;
 use tidelog_types::limits::{PAGE_BYTES, PAYLOAD_BYTES_MAX};
-use tidelog_types::{ClusterId, Incarnation, NodeId};
+use tidelog_types::{ClusterId, Generation, Incarnation, Index, NodeId, PartitionId, Position};
 
 const MAGIC: &[u8; 8] = b"TIDELOGI";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The version before: without a place, and nothing barred.
+const VERSION_WITHOUT_PLACE: u32 = 1;
 const MEMBERS_AT: usize = 512;
 const MEMBER_BYTES: usize = 16;
 const MEMBERS_MAX: usize = (PAGE_BYTES - MEMBERS_AT) / MEMBER_BYTES;
 const NAME_AT: usize = 128;
+const PLACE_WITH_BIRTH: u32 = 1;
+const PLACE_BY_INODE: u32 = 2;
 /// Longest cluster name in bytes.
 pub const NAME_BYTES_MAX: usize = MEMBERS_AT - NAME_AT;
 
@@ -41,6 +46,29 @@ pub struct Identity {
     pub formed: Option<Formed>,
     /// Set once the log has been opened: from then on a directory without one has lost it.
     pub has_log: bool,
+    /// Where the file was written: a copy of it lies elsewhere. None in files of the version before.
+    pub place: Option<Place>,
+    /// Set when this directory turned out to lack what it once confirmed: it takes no part any more.
+    pub barred: Option<Barred>,
+}
+
+/// What a directory confirmed once and lacks now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Barred {
+    /// The partition.
+    pub partition: PartitionId,
+    /// An entry that it had confirmed.
+    pub confirmed: Position,
+}
+
+impl std::fmt::Display for Barred {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Barred { partition, confirmed: Position { index, generation } } = self;
+        write!(
+            f,
+            "this data directory lacks entry {index} of generation {generation} of partition {partition}, which it had confirmed: it is an older state of itself, or its disk lost writes that it had called durable"
+        )
+    }
 }
 
 /// Why a page is not an identity.
@@ -116,6 +144,17 @@ impl Identity {
         put(64, &(self.cluster_name.len() as u32).to_le_bytes());
         put(68, &(members.len() as u32).to_le_bytes());
         put(72, &u32::from(self.has_log).to_le_bytes());
+        if let Some(Place { inode, born_ns }) = self.place {
+            put(76, &(if born_ns.is_some() { PLACE_WITH_BIRTH } else { PLACE_BY_INODE }).to_le_bytes());
+            put(80, &inode.to_le_bytes());
+            put(88, &born_ns.unwrap_or(0).to_le_bytes());
+        }
+        if let Some(Barred { partition, confirmed }) = self.barred {
+            put(96, &1u32.to_le_bytes());
+            put(104, &partition.get().to_le_bytes());
+            put(112, &confirmed.index.get().to_le_bytes());
+            put(120, &confirmed.generation.get().to_le_bytes());
+        }
         put(NAME_AT, self.cluster_name.as_bytes());
         for (i, m) in members.iter().enumerate() {
             put(MEMBERS_AT + i * MEMBER_BYTES, &m.node.get().to_le_bytes());
@@ -139,8 +178,9 @@ impl Identity {
         if found != computed {
             return Err(IdentityError::Checksum { found, computed });
         }
-        if u32_at(page, 12) != VERSION {
-            return Err(IdentityError::Version(u32_at(page, 12)));
+        let version = u32_at(page, 12);
+        if ![VERSION, VERSION_WITHOUT_PLACE].contains(&version) {
+            return Err(IdentityError::Version(version));
         }
         if u32_at(page, 60) as usize != PAYLOAD_BYTES_MAX {
             return Err(IdentityError::Field("payload limit"));
@@ -173,6 +213,7 @@ impl Identity {
             (1, true) => true,
             _ => return Err(IdentityError::Field("log flag")),
         };
+        let (place, barred) = if version == VERSION { (place(page)?, barred(page)?) } else { (None, None) };
         let identity = Identity {
             cluster_name: name.to_owned(),
             node: NodeId(u64_at(page, 16)),
@@ -183,11 +224,34 @@ impl Identity {
             key_hash: u32_at(page, 56),
             formed,
             has_log,
+            place,
+            barred,
         };
         if identity.node.get() == 0 || identity.incarnation.get() == 0 {
             return Err(IdentityError::Field("node id or incarnation"));
         }
         Ok(identity)
+    }
+}
+
+fn place(page: &[u8; PAGE_BYTES]) -> Result<Option<Place>, IdentityError> {
+    let (inode, born) = (u64_at(page, 80), u64_at(page, 88));
+    match u32_at(page, 76) {
+        0 => Ok(None),
+        PLACE_WITH_BIRTH => Ok(Some(Place { inode, born_ns: Some(born) })),
+        PLACE_BY_INODE => Ok(Some(Place { inode, born_ns: None })),
+        _ => Err(IdentityError::Field("kind of place")),
+    }
+}
+
+fn barred(page: &[u8; PAGE_BYTES]) -> Result<Option<Barred>, IdentityError> {
+    match u32_at(page, 96) {
+        0 => Ok(None),
+        1 => Ok(Some(Barred {
+            partition: PartitionId(u64_at(page, 104)),
+            confirmed: Position::new(Index(u64_at(page, 112)), Generation(u64_at(page, 120))),
+        })),
+        _ => Err(IdentityError::Field("bar")),
     }
 }
 
@@ -211,6 +275,8 @@ pub(super) mod tests {
                     .collect(),
             }),
             has_log: true,
+            place: Some(Place { inode: 9, born_ns: Some(10) }),
+            barred: None,
         }
     }
 
@@ -219,6 +285,20 @@ pub(super) mod tests {
         let unformed = Identity { formed: None, has_log: false, ..sample() };
         assert_eq!(Identity::decode(&sample().encode()), Ok(sample()));
         assert_eq!(Identity::decode(&unformed.encode()), Ok(unformed));
+        let by_inode = Identity { place: Some(Place { inode: 9, born_ns: None }), ..sample() };
+        assert_eq!(Identity::decode(&by_inode.encode()), Ok(by_inode));
+        let confirmed = Position::new(Index(7), Generation(3));
+        let barred = Identity { barred: Some(Barred { partition: PartitionId(4), confirmed }), ..sample() };
+        assert_eq!(Identity::decode(&barred.encode()), Ok(barred));
+    }
+
+    #[test]
+    fn a_page_of_the_version_before_has_no_place() {
+        let mut page = Identity { place: None, ..sample() }.encode();
+        page[12] = 1;
+        let crc = crc32c::crc32c(&page[12..]);
+        page[8..12].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Identity::decode(&page), Ok(Identity { place: None, ..sample() }));
     }
 
     #[test]

@@ -8,11 +8,12 @@
 //! What it deliberately does not know: frames and sockets' addresses beyond the transport, what a payload means,
 //! how a record is laid out on disk (the log's matter) and who may lead (the consensus core's).
 
+pub mod adoption;
 mod answer;
 pub mod append_queue;
 mod back_end;
 pub mod config;
-mod directory;
+pub mod directory;
 pub mod engine;
 pub mod error;
 pub mod events;

@@ -39,11 +39,16 @@ pub(crate) fn assert_may_wait(call: &str) {
     );
 }
 
+/// Whether a node serves its log; if not, why.
+pub(crate) type Serving = Result<(), String>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct LifeCycle {
     stop: AtomicBool,
     outcome: Mutex<Option<Result<(), Error>>>,
+    /// None before its first turn.
+    serving: Mutex<Option<Serving>>,
     /// The node ended, or somebody leads who did not before.
     changed: Condvar,
     /// Who waits for the same without a thread of their own.
@@ -92,6 +97,28 @@ impl LifeCycle {
             }
             outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// The node serves its log, or does not for another reason than before.
+    pub(crate) fn say_serving(&self, now: Serving) {
+        *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        // Whoever has just looked under the lock waits before this wakes.
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Blocks until the node serves its log, or does not for another reason than was seen. None: it has ended.
+    pub(crate) fn await_serving(&self, seen: Option<&Serving>) -> Option<Serving> {
+        assert_may_wait("a wait for the node to serve its log");
+        let mut outcome = self.lock();
+        while outcome.is_none() {
+            let now = self.serving.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if now.is_some() && now.as_ref() != seen {
+                return now;
+            }
+            outcome = self.changed.wait(outcome).unwrap_or_else(PoisonError::into_inner);
+        }
+        None
     }
 
     /// Some partition's leadership is another one than before.

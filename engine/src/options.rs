@@ -1,6 +1,6 @@
 //! What a shard is told at its start, in the units that it works with.
 
-use crate::config::Config;
+use crate::config::{Config, PlaceCheck};
 use crate::keep::Keep;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,6 +15,8 @@ pub struct Options {
     pub node: NodeId,
     /// Its data directory.
     pub data_dir: PathBuf,
+    /// Whether a data directory that lies elsewhere than it was written is refused.
+    pub place_checked: bool,
     /// Name of the cluster.
     pub cluster_name: String,
     /// The founding nodes and where their shard 0 listens. Sorted by id, this node among them.
@@ -74,6 +76,7 @@ impl From<&Config> for Options {
         Options {
             node: config.node.id,
             data_dir: config.node.data_dir.clone(),
+            place_checked: config.node.place == PlaceCheck::Checked,
             cluster_name: config.cluster.name.clone(),
             nodes: config
                 .cluster

@@ -131,10 +131,11 @@ pub struct NodeStatus {
     pub uptime_ms: u64,
     /// Of the program.
     pub version: String,
-    /// Random id of the cluster in hex; empty before formation.
+    /// A tag of the cluster in hex, by which nodes of one cluster are known; empty before formation. Its id is told to no client.
     pub cluster: String,
-    /// Random id of the data directory in hex.
-    pub incarnation: String,
+    /// Why the node does not serve its log, or takes no part in the cluster; empty if neither.
+    #[serde(default)]
+    pub waiting: String,
     /// Peers whose channel is established.
     pub connected: Vec<u64>,
     /// Its replicas.
@@ -230,8 +231,17 @@ pub struct PartitionStatus {
     pub voters: Vec<u64>,
     /// Learners.
     pub learners: Vec<u64>,
-    /// Damaged ranges.
+    /// Damaged entries.
     pub damaged: u64,
+    /// At a leader: replicas that lack what they had confirmed to it, and are counted no more.
+    #[serde(default)]
+    pub lost: Vec<u64>,
+    /// The leader wants other entries where this replica knows its own to be committed, and is not followed.
+    #[serde(default)]
+    pub contradicted: bool,
+    /// Messages that no correct peer sends, and messages of generations that no election explains.
+    #[serde(default)]
+    pub refused_messages: u64,
 }
 
 /// Why a request was not done. [`RequestError::Unknown`] is not a failure: the record may be in the log.

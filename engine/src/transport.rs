@@ -47,15 +47,22 @@ pub struct ClientRef {
 /// What a transport reports to its shard.
 #[derive(Debug)]
 pub enum Event {
-    /// A peer said hello, or said it again with something new. `Shard` decides about formation.
+    /// A peer whose present life this is said hello, or said it again with something new. `Shard` decides about formation.
     Hello {
         /// What it said.
         hello: Hello,
     },
     /// The channel to a peer is established: identities agreed.
     Up(NodeId),
-    /// The channel to a peer is gone, or silent for its time-out.
+    /// The channel to a peer is gone, or silent for its time-out; or the connection over which an unformed one said hello.
     Down(NodeId),
+    /// A peer does not hear this node, or this node does not hear it: why, for people.
+    Refused {
+        /// The peer.
+        node: NodeId,
+        /// Why.
+        reason: String,
+    },
     /// A message of a peer.
     Peer {
         /// From whom.
@@ -86,6 +93,10 @@ pub trait Transport {
     fn start(&mut self, io: &mut dyn Io, hello: Hello) -> Result<Option<SocketAddr>, crate::Error>;
     /// The cluster is formed, or this node joined it: say the new hello on every connection.
     fn formed(&mut self, io: &mut dyn Io, formed: &Formed);
+    /// This node takes no part any more: every channel to a peer ends, and none comes up.
+    fn barred(&mut self, io: &mut dyn Io);
+    /// A peer sent a message that no correct one sends: its channel ends, and it is told why.
+    fn accuse(&mut self, io: &mut dyn Io, node: NodeId, why: &str);
     /// A completion of this transport's.
     fn complete(&mut self, io: &mut dyn Io, completion: Completion, events: &mut Vec<Event>);
     /// Time passed.
@@ -112,6 +123,8 @@ impl Transport for NoTransport {
         Ok(None)
     }
     fn formed(&mut self, _: &mut dyn Io, _: &Formed) {}
+    fn barred(&mut self, _: &mut dyn Io) {}
+    fn accuse(&mut self, _: &mut dyn Io, _: NodeId, _: &str) {}
     fn complete(&mut self, _: &mut dyn Io, _: Completion, _: &mut Vec<Event>) {}
     fn tick(&mut self, _: &mut dyn Io, _: &mut Vec<Event>) {}
     fn deadline(&self) -> Option<Monotonic> {

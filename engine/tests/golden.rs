@@ -22,6 +22,8 @@ fn identity() {
         key_hash: 0x1_0001,
         formed: None,
         has_log: false,
+        place: Some(tidelog_io::Place { inode: 0x2a, born_ns: Some(0x1234) }),
+        barred: None,
     };
     pinned(IDENTITY, 0, &identity.encode_file());
 
@@ -35,11 +37,16 @@ fn identity() {
         let short: Vec<_> = [12, 48, 52, 56, 60, 64, 68, 72].iter().map(|at| number(page, *at, 4)).collect();
         assert_eq!(
             short,
-            [1, 3, 1, 0x1_0001, 2 << 20, 4, 0, 0],
+            [2, 3, 1, 0x1_0001, 2 << 20, 4, 0, 0],
             "version, replication, shards, hash, limit, name, members, log"
         );
         assert_eq!(&page[128..132], b"demo");
-        assert!(page[76..128].iter().chain(&page[132..]).all(|b| *b == 0));
+        assert_eq!(
+            (number(page, 76, 4), number(page, 80, 8), number(page, 88, 8)),
+            (1, 0x2a, 0x1234),
+            "place"
+        );
+        assert!(page[96..128].iter().chain(&page[132..]).all(|b| *b == 0));
     }
     assert_eq!(Found::decode(&file), Ok(Found { identity, flaw: None }));
 }

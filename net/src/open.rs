@@ -48,7 +48,12 @@ pub fn open_with(config: Config, machines: MachineFactory) -> Result<Engine, Err
         config,
         Box::new(move |options| {
             let net = NetOptions::new(options.node, options.nodes.clone(), options.heartbeat);
-            Ok(Box::new(NetTransport::new(NetOptions { channel_timeout, limits, ..net })))
+            Ok(Box::new(NetTransport::new(NetOptions {
+                channel_timeout,
+                election_timeout: options.election_timeout,
+                limits,
+                ..net
+            })))
         }),
         machines,
     )

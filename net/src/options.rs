@@ -78,6 +78,8 @@ pub struct NetOptions {
     /// A channel that received nothing for this time is down. Ten heartbeats by default; the interval that the peer
     /// names in its hello counts if it is longer.
     pub channel_timeout: Duration,
+    /// A second process of a node is heard when the first one's channel was silent for this time.
+    pub election_timeout: Duration,
     /// Bounds.
     pub limits: Limits,
 }
@@ -95,6 +97,7 @@ impl NetOptions {
             nodes,
             heartbeat,
             channel_timeout: heartbeat * CHANNEL_TIMEOUT_HEARTBEATS,
+            election_timeout: heartbeat * CHANNEL_TIMEOUT_HEARTBEATS,
             limits: Limits::default(),
         }
     }

@@ -19,6 +19,8 @@ const DOUBLINGS_MAX: u32 = 6;
 #[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
+    /// This process's number for the peer.
+    pub(crate) process: u64,
     /// The connection that has said hello and stays.
     pub(crate) channel: Option<Key>,
     /// The connection dialled that has not been answered yet.
@@ -39,10 +41,13 @@ impl Peer {
         address: SocketAddr,
         heartbeat: Duration,
         now: Monotonic,
+        process: u64,
     ) -> Peer {
         let handicap = if own > node { 2 * heartbeat } else { Duration::ZERO };
         Peer {
             address,
+            // 0 stands for one that is not known yet.
+            process: process.max(1),
             channel: None,
             greeting: None,
             dials: 0,
@@ -105,6 +110,12 @@ pub(crate) struct Channel {
     pub(crate) attempt: u64,
     /// What the peer said last.
     pub(crate) hello: Option<Hello>,
+    /// This process's number for the peer; 0 while it is not known who that is.
+    pub(crate) process: u64,
+    /// This node's last hello named the peer's process.
+    pub(crate) greeted: bool,
+    /// The peer's hello named this process: it is no repetition of what was said to an earlier one.
+    pub(crate) present: bool,
     /// When this node last said its own.
     pub(crate) hello_at: Monotonic,
     /// Both formed, identities agreed: messages may flow.
@@ -118,11 +129,15 @@ impl Channel {
         self.hello.as_ref().map(|h| h.node)
     }
 
-    /// Whether this connection replaces `old`, which is to the same peer of `own`; see `docs/formats/wire.md`.
-    pub(crate) fn replaces(&self, old: &Channel, own: NodeId) -> bool {
+    /// Whether this connection replaces `old`, which is to the same peer of `own` and was heard `silent` ago; see
+    /// `docs/formats/wire.md`. Another process's does not while the older one's is alive.
+    pub(crate) fn replaces(&self, old: &Channel, own: NodeId, silent: Duration, patience: Duration) -> bool {
         let (Some(new_hello), Some(old_hello)) = (&self.hello, &old.hello) else { return true };
-        if new_hello.process != old_hello.process {
+        if silent >= patience {
             return true;
+        }
+        if new_hello.process != old_hello.process {
+            return !old.present;
         }
         match (self.expected.is_some(), old.expected.is_some()) {
             (mine, theirs) if mine == theirs => self.attempt > old.attempt,
@@ -153,6 +168,9 @@ mod tests {
     use super::*;
     use tidelog_types::Incarnation;
 
+    const ET: Duration = Duration::from_millis(500);
+    const NOW: Duration = Duration::ZERO;
+
     fn channel(dialled: bool, attempt: u64, process: u64, peer: u64) -> Channel {
         let hello = Hello {
             cluster_name: "c".into(),
@@ -167,12 +185,16 @@ mod tests {
             payload_bytes_max: 1,
             feature_level: 1,
             heartbeat_ms: 50,
+            barred: false,
             formed: None,
         };
         Channel {
             expected: dialled.then_some(NodeId(peer)),
             attempt,
             hello: Some(hello),
+            process: 1,
+            greeted: true,
+            present: true,
             hello_at: Monotonic(0),
             established: true,
             lanes: Lanes::new(1, 1),
@@ -185,16 +207,30 @@ mod tests {
         let (by_1_on_1, by_2_on_1) = (channel(true, 7, 20, 2), channel(false, 3, 20, 2));
         let (by_1_on_2, by_2_on_2) = (channel(false, 7, 10, 1), channel(true, 3, 10, 1));
         let (one, two) = (NodeId(1), NodeId(2));
-        assert!(by_1_on_1.replaces(&by_2_on_1, one) && !by_2_on_1.replaces(&by_1_on_1, one));
-        assert!(by_1_on_2.replaces(&by_2_on_2, two) && !by_2_on_2.replaces(&by_1_on_2, two));
+        assert!(
+            by_1_on_1.replaces(&by_2_on_1, one, NOW, ET) && !by_2_on_1.replaces(&by_1_on_1, one, NOW, ET)
+        );
+        assert!(
+            by_1_on_2.replaces(&by_2_on_2, two, NOW, ET) && !by_2_on_2.replaces(&by_1_on_2, two, NOW, ET)
+        );
     }
 
     #[test]
     fn newer_replaces_older() {
         let own = NodeId(1);
-        assert!(channel(true, 8, 20, 2).replaces(&channel(true, 7, 20, 2), own));
-        assert!(!channel(false, 7, 20, 2).replaces(&channel(false, 8, 20, 2), own), "delayed on the way");
-        assert!(channel(false, 1, 21, 2).replaces(&channel(true, 9, 20, 2), own), "the peer was restarted");
+        assert!(channel(true, 8, 20, 2).replaces(&channel(true, 7, 20, 2), own, NOW, ET));
+        assert!(
+            !channel(false, 7, 20, 2).replaces(&channel(false, 8, 20, 2), own, NOW, ET),
+            "delayed on the way"
+        );
+        let again = channel(false, 1, 21, 2);
+        assert!(!again.replaces(&channel(true, 9, 20, 2), own, NOW, ET), "two processes on one directory");
+        assert!(again.replaces(&channel(true, 9, 20, 2), own, ET, ET), "the peer was restarted");
+        let unproven = Channel { present: false, ..channel(false, 9, 20, 2) };
+        assert!(
+            again.replaces(&unproven, own, NOW, ET),
+            "the first one may be a repetition of an earlier life's"
+        );
     }
 
     #[test]
@@ -206,6 +242,7 @@ mod tests {
             SocketAddr::from(([127, 0, 0, 1], 1)),
             Duration::from_millis(50),
             now,
+            9,
         );
         assert!(peer.wants_dial(now));
         for i in 0..20 {

@@ -131,11 +131,69 @@ fn two_nodes_under_one_id_are_told_apart() {
         }
         net.tick(&mut io, &mut events);
         net.flush(&mut io);
+        events.retain(|event| !matches!(event, tidelog::transport::Event::Refused { .. }));
         assert!(events.is_empty(), "{events:?}");
         cluster.run(MS);
     }
     assert!(cluster.all_up());
     assert!(cluster.nodes.values().all(|n| n.downs == n.ups - 2 && n.downs <= 2));
+}
+
+/// Two processes on one directory, or on copies of it, used to take the channel from each other in turn, and both counted.
+#[test]
+fn a_second_process_on_one_directory_is_not_heard_while_the_first_one_is_alive() {
+    let mut cluster = Cluster::of_three(9);
+    assert!(cluster.run_until(2 * SECOND, Cluster::all_up));
+    let nodes: Vec<_> = (1..=3).map(|n| (NodeId(n), cluster.address(n))).collect();
+    let mut options = tidelog_net::NetOptions::new(NodeId(2), nodes, HEARTBEAT);
+    options.listen = cluster.world.address(4, PORT);
+    let mut io = cluster.world.node(4);
+    let mut net = tidelog_net::NetTransport::new(options);
+    net.start(&mut io, tidelog::formation::Hello { process: 4242, ..hello(2) }).unwrap();
+    let (ups, mut heard) = (cluster.nodes[&1].ups, 0);
+    for _ in 0..3000 {
+        let (mut completions, mut events) = (Vec::new(), Vec::new());
+        tidelog_io::Io::poll(&mut io, tidelog_io::Wait::No, &mut completions);
+        for completion in completions {
+            net.complete(&mut io, completion, &mut events);
+        }
+        net.tick(&mut io, &mut events);
+        net.flush(&mut io);
+        events.retain(|event| !matches!(event, tidelog::transport::Event::Refused { .. }));
+        heard += events.len();
+        cluster.run(MS);
+    }
+    assert!(heard == 0 && cluster.all_up(), "the second one never has a channel");
+    assert_eq!(cluster.nodes[&1].ups, ups, "the first one's does not flap");
+    // The first one ends: the second is heard now.
+    cluster.kill(2);
+    for _ in 0..5000 {
+        let (mut completions, mut events) = (Vec::new(), Vec::new());
+        tidelog_io::Io::poll(&mut io, tidelog_io::Wait::No, &mut completions);
+        for completion in completions {
+            net.complete(&mut io, completion, &mut events);
+        }
+        net.tick(&mut io, &mut events);
+        net.flush(&mut io);
+        events.retain(|event| !matches!(event, tidelog::transport::Event::Refused { .. }));
+        heard += events.len();
+        cluster.run(MS);
+    }
+    assert!(heard > 0 && cluster.nodes[&1].up.contains(&2) && cluster.nodes[&3].up.contains(&2));
+}
+
+/// A machine that lost power cannot close its connections: its next process is heard when the old channel was silent for an election
+/// time-out, and not later than a moment after.
+#[test]
+fn a_machine_that_lost_power_is_let_in_again_soon() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::of_three(seed);
+        assert!(cluster.run_until(2 * SECOND, Cluster::all_up));
+        cluster.world.crash(2);
+        cluster.nodes.remove(&2);
+        cluster.start(hello(2));
+        assert!(cluster.run_until(3 * SECOND, Cluster::all_up), "seed {seed}");
+    }
 }
 
 #[test]

@@ -177,7 +177,7 @@ fn messages_before_the_channel_is_up_reach_nobody() {
     let unformed = tidelog::formation::Hello { formed: None, process: 5, ..hello(3) };
     cluster.kill(3);
     assert!(cluster.run_until(2 * SECOND, |c| c.nodes[&1].up == [2]));
-    PeerHello { hello: unformed, attempt: 1, to_shard: 0 }.put(&mut bytes);
+    PeerHello { hello: unformed, attempt: 1, to_shard: 0, to_process: 0 }.put(&mut bytes);
     cluster.stranger_mut(STRANGER).say(1, &bytes);
     cluster.run(100 * MS);
     let slot = wire::encode_message(PartitionId(0), &heartbeat(1).message);
@@ -190,6 +190,66 @@ fn messages_before_the_channel_is_up_reach_nobody() {
     cluster.stranger_mut(STRANGER).say(1, &frame);
     assert!(cluster.run_until(SECOND, |c| c.ended(STRANGER, 1)));
     assert!(cluster.nodes[&1].heard.is_empty() && cluster.nodes[&1].up == [2]);
+}
+
+/// What was recorded of an earlier life of a peer, said again after this node was restarted, used to be a channel.
+#[test]
+fn a_handshake_of_an_earlier_life_makes_no_channel() {
+    let mut cluster = cluster_with(2, tidelog_net::Limits::default());
+    cluster.kill(3);
+    assert!(cluster.run_until(2 * SECOND, |c| c.nodes[&1].up == [2]));
+    let said = |to_process: u64| {
+        let mut bytes = Vec::new();
+        let hello = tidelog::formation::Hello { process: 5, ..hello(3) };
+        PeerHello { hello, attempt: 1, to_shard: 0, to_process }.put(&mut bytes);
+        bytes
+    };
+    let refused = |cluster: &mut Cluster, n: u64| {
+        assert!(cluster.run_until(SECOND, |c| c.ended(STRANGER, n)));
+        let said = &cluster.strangers[&STRANGER].conns[&n].1;
+        assert!(said.windows(12).any(|bytes| bytes == b"earlier proc"), "connection {n}: {said:?}");
+    };
+    // The first hello of a dialler, and then the one that named node 1's process of then.
+    cluster.stranger_mut(STRANGER).say(1, &said(0));
+    cluster.run(100 * MS);
+    assert!(!cluster.ended(STRANGER, 1));
+    assert_eq!(cluster.nodes[&1].up, [2], "nothing is up before it names this process");
+    assert!(cluster.nodes[&1].hellos.iter().all(|hello| hello.process != 5), "and nobody is told of it");
+    cluster.stranger_mut(STRANGER).say(1, &said(77));
+    refused(&mut cluster, 1);
+    cluster.stranger_mut(STRANGER).say(2, &said(77));
+    refused(&mut cluster, 2);
+    assert_eq!(cluster.nodes[&1].up, [2]);
+    // The peer itself is let in.
+    cluster.start(hello(3));
+    assert!(cluster.run_until(6 * SECOND, Cluster::all_up));
+}
+
+/// Neither a refusal nor the greeting of a client says the cluster's id or a directory's name.
+#[test]
+fn a_stranger_is_told_nothing_that_would_let_it_pass_for_a_node() {
+    let mut cluster = cluster_with(3, tidelog_net::Limits::default());
+    let other = |incarnation: u64, cluster: u64| {
+        let mut hello = hello(3);
+        hello.incarnation = tidelog_types::Incarnation(incarnation);
+        hello.formed.as_mut().unwrap().cluster = tidelog_types::ClusterId(cluster);
+        let mut bytes = Vec::new();
+        PeerHello { hello, attempt: 1, to_shard: 0, to_process: 0 }.put(&mut bytes);
+        bytes
+    };
+    cluster.stranger_mut(STRANGER).say(1, &other(999, 77));
+    cluster.stranger_mut(STRANGER).say(2, &other(103, 78));
+    cluster.stranger_mut(STRANGER).say(3, &client_hello());
+    cluster.run(SECOND);
+    for n in 1..=3 {
+        let (_, heard, _) = &cluster.strangers[&STRANGER].conns[&n];
+        assert!(!heard.is_empty());
+        for secret in [77u64, 101, 102, 103] {
+            assert!(!heard.windows(8).any(|bytes| bytes == secret.to_le_bytes()), "connection {n}");
+        }
+        let text = String::from_utf8_lossy(heard);
+        assert!(!text.contains("4d") && !text.contains("0065"), "connection {n}: {text}");
+    }
 }
 
 #[test]

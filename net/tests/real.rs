@@ -53,6 +53,7 @@ impl Server {
                 payload_bytes_max: 2 << 20,
                 feature_level: 1,
                 heartbeat_ms: 50,
+                barred: false,
                 formed: None,
             };
             let address = net.start(io.as_mut(), hello).unwrap().unwrap();
@@ -242,6 +243,7 @@ fn an_address_in_use_is_said() {
         payload_bytes_max: 2 << 20,
         feature_level: 1,
         heartbeat_ms: 50,
+        barred: false,
         formed: None,
     };
     let error = NetTransport::new(options).start(io.as_mut(), hello).unwrap_err().to_string();

@@ -172,9 +172,13 @@ fn message() -> impl Strategy<Value = Message> {
             4 => Message::Asserting(Asserting::Vote { generation, last, handed_over: granted }),
             5 => Message::Asserting(Asserting::VoteReply { generation, granted, wall: WallMs(c) }),
             6 => Message::Asserting(Asserting::AppendReply { generation, matched: Index(a), round }),
-            7 => {
-                Message::Asserting(Asserting::AppendRefused { generation, prev: Index(a), hint: last, round })
-            }
+            7 => Message::Asserting(Asserting::AppendRefused {
+                generation,
+                prev: Index(a),
+                hint: last,
+                round,
+                damaged: granted,
+            }),
             8 => Message::Repair(Repair::Fetch { generation, first: Index(a), last: Index(b) }),
             9 => Message::Repair(Repair::Fetched { generation, first: Index(a), count: b }),
             11 => Message::Free(Free::HandOver { generation }),
@@ -268,7 +272,7 @@ fn peer_hello() -> impl Strategy<Value = PeerHello> {
             cluster_name: name,
             node: NodeId(w[0].max(1)),
             incarnation: Incarnation(w[1].max(1)),
-            process: w[2],
+            process: w[2].max(1),
             shard: h[0],
             shard_count: h[1],
             partitions: w[3],
@@ -277,6 +281,7 @@ fn peer_hello() -> impl Strategy<Value = PeerHello> {
             payload_bytes_max: h[4],
             feature_level: h[5],
             heartbeat_ms: h[6],
+            barred: h[6] % 2 == 1,
             formed: formed.map(|(cluster, members)| Formed {
                 cluster: ClusterId(cluster),
                 members: members
@@ -287,6 +292,7 @@ fn peer_hello() -> impl Strategy<Value = PeerHello> {
         },
         attempt: w[3] ^ 5,
         to_shard: h[7],
+        to_process: w[3] ^ 9,
     })
 }
 
@@ -342,7 +348,7 @@ proptest! {
     ) {
         let hello = ServerHello {
             node: NodeId(words[0]),
-            cluster: (words[1] != 0).then_some(ClusterId(words[1])),
+            cluster: (words[1] != 0).then_some(words[1] as u32),
             partitions: words[2],
             shard: halves[0],
             shard_count: halves[1],

@@ -1,6 +1,6 @@
 //! The command line: names, flags and examples. What is here is relied on by scripts.
 
-use crate::commands::{append, bench, config, demo, doctor, read, serve, sim, snapshot, status, wal};
+use crate::commands::{append, bench, config, demo, doctor, node, read, serve, sim, snapshot, status, wal};
 use crate::failure::{Exit, Failure};
 use clap::{Parser, Subcommand};
 
@@ -42,6 +42,9 @@ pub(crate) enum Command {
     /// Look into a data directory, of a stopped or a running node
     #[command(subcommand, after_help = wal::EXAMPLES)]
     Wal(wal::Command),
+    /// One node's data directory, while the node is stopped: adopt
+    #[command(subcommand, after_help = node::EXAMPLES)]
+    Node(node::Command),
     /// Check, show and explain a node's configuration
     #[command(subcommand, after_help = config::EXAMPLES)]
     Config(config::Command),
@@ -74,6 +77,7 @@ impl Command {
             Command::Append(args) => append::run(args),
             Command::Read(args) => read::run(args),
             Command::Status(args) => status::run(args),
+            Command::Node(command) => node::run(command),
             Command::Wal(command) => wal::run(command),
             Command::Config(command) => config::run(command),
             Command::Bench(command) => bench::run(command),

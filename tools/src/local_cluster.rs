@@ -262,7 +262,11 @@ impl LocalCluster {
     }
 
     fn wait_ready(&mut self, node: u64, lines: &Readiness) -> Result<(), ClusterError> {
-        let why = match lines.recv_timeout(READY_MAX) {
+        let mut line = lines.recv_timeout(READY_MAX);
+        while line.as_ref().is_ok_and(|line| line.contains("\"event\":\"waiting\"")) {
+            line = lines.recv_timeout(READY_MAX);
+        }
+        let why = match line {
             Ok(line) if line.contains("\"event\":\"ready\"") => return Ok(()),
             Ok(line) => format!("it printed {line:?}"),
             Err(mpsc::RecvTimeoutError::Timeout) => format!("nothing was heard of it for {READY_MAX:?}"),

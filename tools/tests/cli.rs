@@ -158,7 +158,6 @@ fn what_does_not_exist_is_not_listed() {
         &["member", "add", "--cluster", "127.0.0.1:1", "4"][..],
         &["leader", "transfer", "--partition", "0", "--to", "2"],
         &["partition", "list"],
-        &["node", "drain"],
         &["core", "get", "key"],
         &["lease", "grant", "name"],
         &["tune"],

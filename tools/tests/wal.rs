@@ -458,6 +458,8 @@ fn with_identity(data_dir: &Path, replication: u64) {
         key_hash: tidelog::MAP_VERSION,
         formed: Some(Formed { cluster: tidelog_types::ClusterId(5), members: members.collect() }),
         has_log: true,
+        place: None,
+        barred: None,
     };
     std::fs::write(data_dir.join("identity"), identity.encode_file()).expect("a file");
 }

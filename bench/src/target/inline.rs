@@ -42,6 +42,8 @@ impl Transport for Desk {
         Ok(None)
     }
     fn formed(&mut self, _: &mut dyn Io, _: &Formed) {}
+    fn barred(&mut self, _: &mut dyn tidelog_io::Io) {}
+    fn accuse(&mut self, _: &mut dyn tidelog_io::Io, _: NodeId, _: &str) {}
     fn complete(&mut self, _: &mut dyn Io, _: Completion, _: &mut Vec<Event>) {}
     fn tick(&mut self, _: &mut dyn Io, events: &mut Vec<Event>) {
         let requests = &mut self.0.borrow_mut().requests;

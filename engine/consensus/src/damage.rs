@@ -199,11 +199,11 @@ impl Replica {
             }
             let fits = these.iter().take_while(|entry| self.heal_meta(entry)).count();
             let Some(last) = fits.checked_sub(1).and_then(|at| these.get(at)) else {
-                self.note_malformed();
+                self.note_malformed("an entry that contradicts the log around it");
                 continue;
             };
             if fits < these.len() {
-                self.note_malformed();
+                self.note_malformed("an entry that contradicts the log around it");
             }
             let (first, last) = (first.position.index, last.position.index);
             let ticket = self.order(LogOpKind::Repair { first, last }, effects);

@@ -75,6 +75,44 @@ pub enum ReadOutcome {
     NotLeader,
 }
 
+/// What people are to be told, and the shard may have to act on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// A leader wants other entries where this replica knows its own to be committed. It is not followed: some replica has
+    /// broken a promise, and going along would lose what was acknowledged.
+    Contradicted {
+        /// Who leads.
+        leader: NodeId,
+        /// The leader's generation.
+        generation: Generation,
+        /// The first entry found to differ.
+        index: Index,
+        /// This replica's mark.
+        high_water: Index,
+    },
+    /// A follower lacks what it had confirmed to this leader, and is not counted any more.
+    PeerLost {
+        /// Who.
+        node: NodeId,
+        /// The last entry that it had confirmed.
+        confirmed: Position,
+        /// Where its log agrees with the leader's at most.
+        end: Index,
+    },
+    /// This replica lacks what it had confirmed: the node is to take no part any more, and to remember that.
+    Barred {
+        /// The entry.
+        confirmed: Position,
+    },
+    /// A peer speaks of a generation that no election explains.
+    Jump {
+        /// Who.
+        from: NodeId,
+        /// The generation that it speaks of.
+        generation: Generation,
+    },
+}
+
 /// Effects of steps, gathered over a turn. The shard drains it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Effects {
@@ -93,13 +131,17 @@ pub struct Effects {
     pub role_changed: bool,
     /// Leadership was lost in this turn: the generation that it was held in.
     pub deposed: Option<Generation>,
+    /// What went wrong in a way that people should know of.
+    pub trouble: Vec<Trouble>,
 }
 
 impl Effects {
     /// Whether everything asked for has been taken out.
     pub fn is_empty(&self) -> bool {
-        let Effects { send_now, append, send_when_durable, committed, reads, role_changed, deposed } = self;
-        send_now.is_empty()
+        let Effects { send_now, append, send_when_durable, committed, reads, role_changed, deposed, trouble } =
+            self;
+        trouble.is_empty()
+            && send_now.is_empty()
             && append.is_empty()
             && send_when_durable.is_empty()
             && committed.is_none()

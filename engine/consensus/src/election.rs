@@ -41,7 +41,7 @@ impl Replica {
         if self.generation.0 >= NUMBER_MAX {
             return self.await_leader(clock);
         }
-        if !self.may_stand() {
+        if !self.may_stand() || self.barred {
             return self.await_leader(clock);
         }
         if self.disk.health == Health::Stalled && !self.is_alone() {
@@ -95,6 +95,7 @@ impl Replica {
     fn abstains(&self, clock: Clock) -> bool {
         let timeout = self.config.election_timeout;
         !self.voting
+            || self.barred
             || self.is_leader()
             || clock.now < self.silent_until
             || self.heard.is_some_and(|heard| clock.now.since(heard) < timeout)

@@ -6,7 +6,7 @@
 //! say durable. Promises that nothing at or below the high-water mark is cut. It does not know the entries'
 //! bytes; they came verified.
 
-use crate::effects::{Effects, LogOpKind};
+use crate::effects::{Effects, LogOpKind, Trouble};
 use crate::message::{Append, Asserting};
 use crate::replica::{NUMBER_MAX, Replica, State};
 use tidelog_types::{Clock, EntryMeta, Generation, Index, NodeId, Position, RecordKind, Ticket};
@@ -22,7 +22,10 @@ impl Replica {
     ) {
         let Append { generation, prev, round, .. } = *append;
         if !is_well_formed(append, entries) {
-            self.note_malformed();
+            self.note_malformed("an append whose entries do not fit together");
+            return;
+        }
+        if self.barred {
             return;
         }
         if generation < self.generation {
@@ -32,24 +35,32 @@ impl Replica {
                 prev: prev.index,
                 hint: Position::ZERO,
                 round: 0,
+                damaged: false,
             };
             return self.assert_to(from, Ticket(0), message, effects);
         }
+        let base = self.log.base();
+        let fits = behind_base(prev, entries, base);
+        let at = match &fits {
+            Some((prev, entries)) => self.contradiction(*prev, entries),
+            // What it says of the base is something else than what was committed here and is gone already.
+            None => Some(base.index),
+        };
+        if let Some(index) = at {
+            return self.contradict(from, generation, index, effects);
+        }
+        let Some((prev, entries)) = fits else { return };
         if !self.heed(clock, from, generation, effects) {
             return;
         }
-        let base = self.log.base();
-        let Some((prev, entries)) = behind_base(prev, entries, base) else {
-            self.note_malformed(); // it contradicts what is committed here and gone already
-            return;
-        };
         if self.log.generation_at(prev.index) != Some(prev.generation) {
             let hint = self.log.last_within(prev).unwrap_or(base);
-            let message = Asserting::AppendRefused { generation, prev: prev.index, hint, round };
+            let message =
+                Asserting::AppendRefused { generation, prev: prev.index, hint, round, damaged: false };
             return self.assert_to(from, Ticket(0), message, effects);
         }
         if !self.take(entries, effects) {
-            self.note_malformed();
+            self.note_malformed("an append that this leader's own earlier ones or its sessions contradict");
             return;
         }
         let end = append.prev.index.plus(append.count).max(base.index);
@@ -61,7 +72,7 @@ impl Replica {
             // Damage lies before this append, and what is not committed cannot be confirmed across it: the leader is
             // to begin again there. Its bytes heal what is damaged.
             let hint = self.log.last_within(Position::new(matched, generation)).unwrap_or(base);
-            Asserting::AppendRefused { generation, prev: prev.index, hint, round }
+            Asserting::AppendRefused { generation, prev: prev.index, hint, round, damaged: true }
         } else {
             Asserting::AppendReply { generation, matched, round }
         };
@@ -77,6 +88,9 @@ impl Replica {
         round: u64,
         effects: &mut Effects,
     ) {
+        if self.barred {
+            return;
+        }
         let message = if generation < self.generation {
             let (generation, wall) = (self.generation, clock.wall);
             Asserting::HeartbeatReply { generation, round: 0, matched: Index::ZERO, wall, disk: self.disk }
@@ -98,7 +112,7 @@ impl Replica {
             self.promise(clock, generation, None, effects);
         }
         if self.leader.is_some_and(|leader| leader != from) {
-            self.note_malformed();
+            self.note_malformed("a second leader of one generation");
             return false;
         }
         if !matches!(self.state, State::Follower) {
@@ -147,9 +161,33 @@ impl Replica {
         true
     }
 
+    /// The first entry of an append that differs from what is committed here, if one does: the entry before the append, or
+    /// one of its own.
+    fn contradiction(&self, prev: Position, entries: &[EntryMeta]) -> Option<Index> {
+        let all = core::iter::once(prev).chain(entries.iter().map(|entry| entry.position));
+        let committed = all.take_while(|at| at.index <= self.high_water);
+        let differs = |at: &Position| {
+            self.log.generation_at(at.index).is_some_and(|generation| generation != at.generation)
+        };
+        committed.into_iter().find(differs).map(|at| at.index)
+    }
+
+    /// A leader lacks what was committed: some replica has broken a promise (invariant 8). It is not followed in this; what is here stays.
+    fn contradict(&mut self, leader: NodeId, generation: Generation, index: Index, effects: &mut Effects) {
+        if self.contradicted != Some(generation) {
+            self.contradicted = Some(generation);
+            let high_water = self.high_water;
+            effects.trouble.push(Trouble::Contradicted { leader, generation, index, high_water });
+        }
+    }
+
+    /// Whether the leader of this generation contradicts what is committed here.
+    pub fn is_contradicted(&self) -> bool {
+        self.contradicted.is_some_and(|generation| generation >= self.generation)
+    }
+
     pub(crate) fn cut(&mut self, keep: Index, effects: &mut Effects) {
-        // Invariant 8. If a leader lacks what was committed, some replica broke a promise; going on would lose
-        // acknowledged entries for good.
+        // Invariant 8. What a leader sends was compared with what is committed before.
         assert!(
             keep >= self.high_water,
             "partition {}: in generation {} the log is to be cut at {}, at or below the high-water mark {}",

@@ -7,7 +7,7 @@
 //! which of them the shard can serve to a peer at the moment: the shard says so when it asks for messages.
 
 use crate::admit::Refused;
-use crate::effects::{Effects, LogOpKind, Outgoing};
+use crate::effects::{Effects, LogOpKind};
 use crate::election::Votes;
 use crate::message::{Append, Asserting, Free};
 use crate::progress::{Bounds, Progress, Turn};
@@ -90,8 +90,12 @@ impl Replica {
     pub(crate) fn lead(&mut self, clock: Clock, votes: &Votes, effects: &mut Effects) {
         assert!(self.damage.is_empty() && !self.sessions.has_holes(), "a damaged replica does not lead");
         let last = self.log.last().index;
-        let progress =
-            self.peers.iter().map(|peer| Progress::new(last, clock.now, votes.witness(*peer))).collect();
+        let progress = self.peers.iter().zip(&self.confirmed).map(|(peer, confirmed)| {
+            let mut progress = Progress::new(last, clock.now, votes.witness(*peer));
+            progress.floor = *confirmed;
+            progress
+        });
+        let progress = progress.collect();
         self.state = State::Leader(Box::new(Leader {
             since: clock.now,
             first: last.next(),
@@ -275,10 +279,9 @@ impl Replica {
             }
             leader.samples.push_back((leader.round, clock.now));
         }
-        let message =
-            Free::Heartbeat { generation: self.generation, high_water: self.high_water, round: leader.round };
-        let all = self.peers.iter().map(|to| Outgoing { to: *to, message: message.clone() });
-        effects.send_now.extend(all);
+        let generation = self.generation;
+        let beat = Free::Heartbeat { generation, high_water: self.high_water, round: leader.round };
+        Replica::beat_or_tell(generation, leader, &self.peers, &beat, effects);
     }
 
     /// Time passed for a leader.
@@ -329,7 +332,16 @@ impl Replica {
             return; // a refusal to an earlier leadership of this node: no evidence for this one
         }
         if round > leader.round || matched > last {
-            return self.note_malformed();
+            return self
+                .note_malformed("an answer to a round that was not begun, or of entries that were not sent");
+        }
+        if let Some(lost) = progress.lost {
+            let has_it = !matches!(reply, Asserting::AppendRefused { .. }) && matched >= lost.index;
+            if !has_it {
+                return;
+            }
+            // Its own directory was brought back.
+            progress.lost = None;
         }
         if round > progress.round {
             progress.round = round;
@@ -339,8 +351,14 @@ impl Replica {
             }
         }
         let news = match reply {
-            Asserting::AppendRefused { prev, hint, .. } => {
+            Asserting::AppendRefused { prev, hint, damaged, .. } => {
                 let agree = self.log.last_within(hint).map(|at| at.index);
+                let most = agree.unwrap_or(hint.index);
+                if !damaged && self.is_amnesia(from, round, most) {
+                    return self.lose_peer(from, most, effects);
+                }
+                let State::Leader(leader) = &mut self.state else { return };
+                let Some(progress) = at.and_then(|at| leader.progress.get_mut(at)) else { return };
                 progress.refuse(prev, agree, self.log.base().index, clock.now);
                 false
             }
@@ -352,6 +370,11 @@ impl Replica {
             _ => progress.confirm(matched, clock.now),
         };
         if news {
+            let State::Leader(leader) = &mut self.state else { return };
+            let newest = leader.round;
+            if let Some(progress) = at.and_then(|at| leader.progress.get_mut(at)) {
+                progress.confirmed_in = newest;
+            }
             self.advance(effects);
         }
         self.serve_reads(clock, effects);
@@ -361,7 +384,7 @@ impl Replica {
     pub(crate) fn advance(&mut self, effects: &mut Effects) {
         let own = self.counted();
         let State::Leader(leader) = &mut self.state else { return };
-        let agreed = agreed_of(leader.progress.iter().map(Progress::matched).chain([own]));
+        let agreed = agreed_of(leader.progress.iter().map(Progress::counted).chain([own]));
         // An entry of an earlier generation may be on a quorum and still be replaced by a later leader; one of
         // the own generation cannot, and commits all before it (Raft 5.4.2, figure 8).
         if agreed < leader.first || agreed <= self.high_water {
@@ -420,14 +443,18 @@ impl Leader {
         }
     }
 
+    pub(crate) fn progress_mut(&mut self, at: usize) -> Option<&mut Progress> {
+        self.progress.get_mut(at)
+    }
+
     /// The newest round that a quorum, itself included, has answered.
     fn confirmed_round(&self) -> u64 {
-        agreed_of(self.progress.iter().map(|peer| peer.round).chain([self.round]))
+        agreed_of(self.progress.iter().map(Progress::counted_round).chain([self.round]))
     }
 
     /// When a quorum, itself included, last followed for certain: by the sending time of what it answered.
     fn evidence(&self, now: Monotonic) -> Monotonic {
-        agreed_of(self.progress.iter().map(|peer| peer.evidence).chain([now]))
+        agreed_of(self.progress.iter().map(Progress::counted_evidence).chain([now]))
     }
 }
 

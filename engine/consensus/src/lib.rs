@@ -44,6 +44,7 @@
 //! assert_eq!(effects.committed, Some(Index(2)));
 //! ```
 mod admit;
+mod amnesia;
 mod base;
 pub mod config;
 mod damage;
@@ -72,7 +73,7 @@ pub use admit::{Admitted, Proposal, Refused};
 pub use base::{Base, BaseError};
 pub use config::Config;
 pub use damage::{DamagedRange, Harm};
-pub use effects::{Effects, LogOp, LogOpKind, Outgoing, ReadOutcome};
+pub use effects::{Effects, LogOp, LogOpKind, Outgoing, ReadOutcome, Trouble};
 pub use message::{Append, Asserting, Free, Message, Repair};
 pub use read::READS_MAX;
 pub use replica::{Marks, Replica, Role};

@@ -25,6 +25,13 @@ pub enum Free {
     },
     /// Entries, from a leader; see [`Append`].
     Append(Append),
+    /// The receiver has confirmed this entry to the sender, and lacks it now. It is counted no more, and must take no part.
+    Lost {
+        /// The leader's generation.
+        generation: Generation,
+        /// The last entry that the receiver had confirmed.
+        confirmed: Position,
+    },
     /// The leader is there.
     Heartbeat {
         /// The leader's generation (durable since its election).
@@ -84,6 +91,8 @@ pub enum Asserting {
         /// The round of the append answered; 0 if the append was of a lower generation: rounds are numbered
         /// anew in each, and this one says nothing about the rounds of the answerer's.
         round: u64,
+        /// It does not fit because bytes before it are damaged at the answerer, whose log has the entries nevertheless.
+        damaged: bool,
     },
     /// Answer to a heartbeat: evidence for `round`, and a refusal if the generation is higher.
     HeartbeatReply {
@@ -182,6 +191,7 @@ impl Message {
             Message::Free(m) => match m {
                 Free::PreVote { generation, .. }
                 | Free::PreVoteReply { generation, .. }
+                | Free::Lost { generation, .. }
                 | Free::Heartbeat { generation, .. }
                 | Free::HandOver { generation } => *generation,
                 Free::Append(a) => a.generation,

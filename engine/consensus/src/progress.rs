@@ -10,7 +10,7 @@ use crate::stall::Disk;
 use crate::stamp::Witness;
 use core::time::Duration;
 use std::collections::VecDeque;
-use tidelog_types::{Index, Monotonic};
+use tidelog_types::{Index, Monotonic, Position};
 
 /// An append on its way.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +69,12 @@ pub(crate) struct Progress {
     short: bool,
     /// The channel is down: sending would be for nothing.
     down: bool,
+    /// The leader's newest round when `matched` rose last.
+    pub(crate) confirmed_in: u64,
+    /// It had confirmed entries up to here, all of them committed, to an earlier leadership of this process.
+    pub(crate) floor: Index,
+    /// It lacks what it had confirmed, up to here: it is counted for nothing, and gets nothing but probes.
+    pub(crate) lost: Option<Position>,
     /// Highest round that the peer has answered, and when that round was sent.
     pub(crate) round: u64,
     /// Sending time of the newest answered round known: the peer followed this leader then.
@@ -95,6 +101,9 @@ impl Progress {
             repeats: 0,
             short: false,
             down: false,
+            confirmed_in: 0,
+            floor: Index::ZERO,
+            lost: None,
             round: 0,
             evidence: now,
             witness,
@@ -105,6 +114,21 @@ impl Progress {
     /// Last index confirmed.
     pub(crate) fn matched(&self) -> Index {
         self.matched
+    }
+
+    /// What it counts for: nothing, if it lost what it confirmed.
+    pub(crate) fn counted(&self) -> Index {
+        if self.lost.is_some() { Index::ZERO } else { self.matched }
+    }
+
+    /// The newest round that it counts for.
+    pub(crate) fn counted_round(&self) -> u64 {
+        if self.lost.is_some() { 0 } else { self.round }
+    }
+
+    /// When it is known to have followed; never, if it lost what it confirmed.
+    pub(crate) fn counted_evidence(&self) -> Monotonic {
+        if self.lost.is_some() { Monotonic(0) } else { self.evidence }
     }
 
     /// Whether only a snapshot can bring the peer on.
@@ -127,6 +151,7 @@ impl Progress {
         match self.mode {
             _ if self.down => Turn::Wait,
             Mode::Probe { sent: None } => Turn::Probe,
+            _ if self.lost.is_some() => Turn::Wait,
             Mode::Probe { sent: Some(_) } | Mode::Short { .. } => Turn::Wait,
             Mode::Pipeline => {
                 let budget = bounds.bytes_max.saturating_sub(self.flight_bytes);

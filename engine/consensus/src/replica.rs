@@ -10,7 +10,7 @@
 use crate::config::Config;
 use crate::damage::Damage;
 use crate::decide::Deciding;
-use crate::effects::{Effects, LogOp, LogOpKind, Outgoing};
+use crate::effects::{Effects, LogOp, LogOpKind, Outgoing, Trouble};
 use crate::election::Votes;
 use crate::history::History;
 use crate::leader::Leader;
@@ -141,7 +141,31 @@ pub struct Replica {
     excused: Option<Monotonic>,
     pub(crate) state: State,
     malformed: u64,
+    /// Why the last message was none that a correct peer sends, until somebody asks.
+    accusation: Option<&'static str>,
+    /// Generations rise by no more than [`GENERATION_STEP_MAX`] above this in an election time-out.
+    step: Step,
+    /// Messages of generations that no election explains.
+    jumps: u64,
+    /// The generation of the leader that contradicted what is committed here, if one did.
+    pub(crate) contradicted: Option<Generation>,
+    /// Beside `peers`: what each had confirmed, all of it committed, to earlier leaderships of this process.
+    pub(crate) confirmed: Vec<Index>,
+    /// This node lost what it had confirmed: see [`crate::amnesia`].
+    pub(crate) barred: bool,
 }
+
+/// Where generations stood when an election time-out began.
+#[derive(Clone, Copy, Debug)]
+struct Step {
+    from: Generation,
+    since: Monotonic,
+}
+
+/// How far a generation may rise in one election time-out by what peers say. An election raises it by one, so that a replica which was
+/// away for a million elections meets the others in one step, and one that was away for more, or whose peer was led astray, in several. And
+/// no message can use the generations up: at this pace they last for longer than 2^42 election time-outs.
+pub(crate) const GENERATION_STEP_MAX: u64 = 1 << 20;
 
 impl Replica {
     /// A replica with the state found in its log. It starts as a follower whatever it was before.
@@ -158,7 +182,7 @@ impl Replica {
         assert!(config.heartbeat < config.election_timeout, "a follower must hear beats before it gives up");
         assert!(config.in_flight_messages_max > 0 && config.in_flight_bytes_max > 0, "something must go out");
 
-        let peers = voters.iter().copied().filter(|node| *node != config.node).collect();
+        let peers: Vec<NodeId> = voters.iter().copied().filter(|node| *node != config.node).collect();
         let voting = voters.contains(&config.node);
         let seed = config.seed ^ config.node.0.rotate_left(32) ^ config.partition.0;
         let Restored {
@@ -177,6 +201,7 @@ impl Replica {
         starts.commit(high_water);
         let silence = if generation > Generation::ZERO { config.election_timeout } else { Duration::ZERO };
         let mut replica = Replica {
+            confirmed: vec![Index::ZERO; peers.len()],
             peers,
             voting,
             tickets: Tickets::new(log.last().index, generation),
@@ -203,6 +228,11 @@ impl Replica {
             excused: None,
             state: State::Follower,
             malformed: 0,
+            accusation: None,
+            step: Step { from: generation, since: clock.now },
+            jumps: 0,
+            contradicted: None,
+            barred: false,
             config,
         };
         if !replica.is_alone() || !replica.damage.is_empty() {
@@ -254,13 +284,18 @@ impl Replica {
         entries: &[EntryMeta],
         effects: &mut Effects,
     ) {
-        if !self.peers.contains(&from) || message.generation().0 > NUMBER_MAX {
-            self.malformed += 1;
-            return;
+        if !self.peers.contains(&from) {
+            return self.note_malformed("it comes from a node that is no voter of the partition");
+        }
+        if message.generation().0 > NUMBER_MAX {
+            return self.note_malformed("its generation is one that no partition reaches");
         }
         self.end_turn_of_round();
         if self.adopts(&message) && self.tickets.promises() >= PROMISES_MAX {
             return; // its disk is far behind: nothing is lost by not hearing of yet another generation
+        }
+        if self.is_jump(clock, message.generation()) {
+            return self.refuse_jump(clock, from, &message, effects);
         }
         match message {
             Message::Free(Free::PreVote { generation, last }) => {
@@ -282,9 +317,35 @@ impl Replica {
             Message::Free(Free::HandOver { generation }) => {
                 self.on_hand_over(clock, from, generation, effects);
             }
+            Message::Free(Free::Lost { generation, confirmed }) => {
+                self.on_lost(from, generation, confirmed, effects);
+            }
             Message::Asserting(reply) => self.on_reply(clock, from, reply, effects),
             // Whoever has the bytes answers these; one that gets here was not looked at.
-            Message::Repair(_) => self.malformed += 1,
+            Message::Repair(_) => self.note_malformed("a repair's message where a replica's is due"),
+        }
+    }
+
+    /// Whether so high a generation is more than elections can have made since the last step.
+    fn is_jump(&mut self, clock: Clock, generation: Generation) -> bool {
+        if clock.now.since(self.step.since) >= self.config.election_timeout {
+            self.step = Step { from: self.generation, since: clock.now };
+        }
+        generation.0 > self.step.from.0.saturating_add(GENERATION_STEP_MAX)
+    }
+
+    /// A message of such a generation is not looked at. The generation rises as far as it may, so that replicas which are that far apart
+    /// still meet.
+    fn refuse_jump(&mut self, clock: Clock, from: NodeId, message: &Message, effects: &mut Effects) {
+        self.jumps += 1;
+        effects.trouble.push(Trouble::Jump { from, generation: message.generation() });
+        // Those two change nothing, whatever they ask or answer.
+        if matches!(message, Message::Free(Free::PreVote { .. } | Free::PreVoteReply { granted: true, .. })) {
+            return;
+        }
+        let most = Generation(self.step.from.0.saturating_add(GENERATION_STEP_MAX).min(NUMBER_MAX));
+        if most > self.generation {
+            self.promise(clock, most, None, effects);
         }
     }
 
@@ -355,6 +416,7 @@ impl Replica {
     /// Whether a message may still leave, now that its ticket is durable: it must assert what is still so.
     pub fn release(&self, message: &Asserting) -> bool {
         message.generation() == self.generation
+            && !self.barred
             && match message {
                 Asserting::Vote { .. } => matches!(self.state, State::Candidate { .. }),
                 // Not if what it confirms was damaged while it waited.
@@ -448,9 +510,20 @@ impl Replica {
         self.malformed
     }
 
+    /// How many messages came in of generations that no election explains.
+    pub fn jumps(&self) -> u64 {
+        self.jumps
+    }
+
     /// Counts a message that no correct peer sends.
-    pub(crate) fn note_malformed(&mut self) {
+    pub(crate) fn note_malformed(&mut self, why: &'static str) {
         self.malformed += 1;
+        self.accusation = Some(why);
+    }
+
+    /// Why the message just stepped is none that a correct peer sends; none if it may be.
+    pub fn take_accusation(&mut self) -> Option<&'static str> {
+        self.accusation.take()
     }
 
     /// Whether it is the only voter.
@@ -506,6 +579,7 @@ impl Replica {
             State::Leader(mut leader) => {
                 leader.reads.refuse_all(effects);
                 leader.refusals.refuse_all(effects);
+                self.remember_confirmed(&leader);
                 effects.deposed = Some(self.generation);
                 self.leader = None;
                 self.await_leader(clock);

@@ -1,13 +1,13 @@
 //! Peers' messages are not trusted: whatever comes in, in whatever order, a replica answers, drops or counts it;
 //! it does not panic, and its marks stay in order (invariant 17).
 //!
-//! The one thing that stops it on purpose is a leader that contradicts what is committed here (invariant 8), so the
-//! marks that these peers send as leaders are 0.
+//! What is at or below the high-water mark stays what it is, and no message takes the generation far.
 
 use core::time::Duration;
 use proptest::prelude::*;
 use tidelog_consensus::{
-    Append, Asserting, Config, Disk, Effects, Free, Health, Message, Proposal, Replica, Restored, Role,
+    Append, Asserting, Config, Disk, Effects, Free, Health, Message, Proposal, Repair, Replica, Restored,
+    Role,
 };
 use tidelog_types::{
     Clock, EntryMeta, Generation, Index, Monotonic, NodeId, PartitionId, Position, RecordKind, ReplicatedMs,
@@ -48,8 +48,8 @@ fn entry() -> impl Strategy<Value = EntryMeta> {
 
 /// Entries that fit together, so that appends get past the first look.
 fn fitting() -> impl Strategy<Value = (Append, Vec<EntryMeta>)> {
-    (0u64..5, 0u64..4, 0u64..4, 0u64..4, number()).prop_map(
-        |(at, prev_generation, generation, count, round)| {
+    (0u64..5, 0u64..4, 0u64..4, 0u64..4, number(), number()).prop_map(
+        |(at, prev_generation, generation, count, round, mark)| {
             let prev_generation = if at == 0 { 0 } else { prev_generation.max(1).min(generation) };
             let entries: Vec<EntryMeta> = (1..=count)
                 .map(|i| EntryMeta {
@@ -69,7 +69,7 @@ fn fitting() -> impl Strategy<Value = (Append, Vec<EntryMeta>)> {
                 generation: Generation(generation),
                 prev: Position::new(Index(at), Generation(prev_generation)),
                 count,
-                high_water: Index(0),
+                high_water: Index(mark),
                 round,
             };
             (append, entries)
@@ -90,23 +90,25 @@ fn message() -> impl Strategy<Value = (Message, Vec<EntryMeta>)> {
     prop_oneof![
         1 => (g(), position()).prop_map(move |(generation, last)| free(Free::PreVote { generation, last })),
         1 => (g(), any::<bool>()).prop_map(move |(generation, granted)| free(Free::PreVoteReply { generation, granted })),
-        1 => (g(), number()).prop_map(move |(generation, round)| free(Free::Heartbeat { generation, high_water: Index(0), round })),
+        1 => (g(), number(), number()).prop_map(move |(generation, round, mark)| free(Free::Heartbeat { generation, high_water: Index(mark), round })),
         1 => g().prop_map(move |generation| free(Free::HandOver { generation })),
         1 => (g(), position(), any::<bool>()).prop_map(move |(generation, last, handed_over)| asserting(Asserting::Vote { generation, last, handed_over })),
         1 => (g(), any::<bool>(), number()).prop_map(move |(generation, granted, wall)| asserting(Asserting::VoteReply {
             generation, granted, wall: WallMs(wall)
         })),
         1 => (g(), i(), number()).prop_map(move |(generation, matched, round)| asserting(Asserting::AppendReply { generation, matched, round })),
-        1 => (g(), i(), position(), number()).prop_map(move |(generation, prev, hint, round)| asserting(Asserting::AppendRefused {
-            generation, prev, hint, round
+        1 => (g(), i(), position(), number(), any::<bool>()).prop_map(move |(generation, prev, hint, round, damaged)| asserting(Asserting::AppendRefused {
+            generation, prev, hint, round, damaged
         })),
+        1 => (g(), position()).prop_map(move |(generation, confirmed)| free(Free::Lost { generation, confirmed })),
+        1 => (g(), i(), i()).prop_map(|(generation, first, last)| (Message::Repair(Repair::Fetch { generation, first, last }), Vec::new())),
         1 => (g(), number(), i(), number(), disk()).prop_map(move |(generation, round, matched, wall, disk)| asserting(Asserting::HeartbeatReply {
             generation, round, matched, wall: WallMs(wall), disk
         })),
         4 => fitting().prop_map(|(append, entries)| (Message::Free(Free::Append(append)), entries)),
-        2 => (g(), position(), number(), number(), proptest::collection::vec(entry(), 0..4)).prop_map(
-            |(generation, prev, count, round, entries)| {
-                let append = Append { generation, prev, count, high_water: Index(0), round };
+        2 => (g(), position(), number(), (number(), number()), proptest::collection::vec(entry(), 0..4)).prop_map(
+            |(generation, prev, count, (round, mark), entries)| {
+                let append = Append { generation, prev, count, high_water: Index(mark), round };
                 (Message::Free(Free::Append(append)), entries)
             }
         ),
@@ -162,6 +164,8 @@ fn play(events: Vec<Event>) -> Replica {
     let mut replica = replica();
     let mut clock = Clock::default();
     let mut issued = Ticket(0);
+    // Generations of the entries at or below the mark.
+    let mut committed: Vec<Generation> = Vec::new();
     for event in events {
         let mut effects = Effects::default();
         let generation = replica.generation();
@@ -218,6 +222,17 @@ fn play(events: Vec<Event>) -> Replica {
         let marks = replica.marks();
         assert!(replica.generation() >= generation);
         assert!(marks.durable <= marks.last && marks.high_water <= marks.last, "{marks:?}");
+        for index in 1..=marks.high_water.0 {
+            let now = replica.generation_at(Index(index)).expect("nothing is let go");
+            match committed.get(index as usize - 1) {
+                Some(before) => assert_eq!(now, *before, "invariant 8: entry {index} was committed"),
+                None => committed.push(now),
+            }
+        }
+        assert!(
+            replica.generation().0 <= generation.0 + (1 << 20) + 1,
+            "no message takes the generations far"
+        );
     }
     replica
 }

@@ -111,6 +111,13 @@ impl Script {
                 self.world.crash(number(node)?, 0);
                 self.world.start(number(node)?);
             }
+            ["save", node] => self.world.save(number(node)?),
+            ["rollback", node] => {
+                if !self.world.roll_back(number(node)?) {
+                    return Err("no disk was saved".into());
+                }
+                self.world.start(number(node)?);
+            }
             ["snapshot", node, covered] => {
                 if !self.world.snapshot(number(node)?, Index(number(covered)?)) {
                     return Err("the sessions as of then are not known".into());
@@ -284,6 +291,14 @@ impl Script {
                 let short = if short.is_empty() { "nobody".into() } else { short.join(" ") };
                 same("peers that need a snapshot", &peers.join(" "), &short)
             }
+            ["lost", peers @ ..] => {
+                let lost: Vec<String> =
+                    node.replica().lost_peers().map(|(peer, _)| peer.to_string()).collect();
+                let lost = if lost.is_empty() { "nobody".into() } else { lost.join(" ") };
+                same("peers that lost what they confirmed", &peers.join(" "), &lost)
+            }
+            ["barred"] => same("barred", "true", &node.replica().is_barred().to_string()),
+            ["not", "barred"] => same("barred", "false", &node.replica().is_barred().to_string()),
             ["stamp", index, ms] => {
                 let at = number::<usize>(index)? - 1;
                 let entry = node.disk.log().get(at).ok_or("no such entry")?;
@@ -350,6 +365,7 @@ transcripts! {
     damaged_candidate_cuts
     damaged_candidate_is_healed
     damaged_follower
+    damaged_is_not_lost
     damaged_longest_log
     deposed_with_requests_waiting
     divergent_follower
@@ -372,11 +388,14 @@ transcripts! {
     low_water_order
     pre_vote
     read_index
+    refusals_before_a_confirmation
     repair_below_a_mark_on_its_way
     repair_goes_round
     repetition_backs_off
     replicated_time
     restarted_voter_is_silent
+    rolled_back_between_leaderships
+    rolled_back_follower
     session_below_the_base
     session_expires
     session_expiry_is_cut

@@ -48,8 +48,8 @@ pub use cores::{cores, pin_to_core};
 pub use foreground::{Begun, Foreground};
 pub use lock::{DirectoryLock, LockError, lock_directory};
 pub use op::{
-    Completion, ConnId, FileId, IoError, IoErrorKind, ListenerId, Op, OpenMode, Output, PIECES_MAX, Token,
-    TokenClass, Wait,
+    Completion, ConnId, FileId, IoError, IoErrorKind, ListenerId, Op, OpenMode, Output, PIECES_MAX, Place,
+    Token, TokenClass, Wait,
 };
 pub use options::{BackEnd, IoOptions, SyncMode, TaskWork};
 pub use preflight::{

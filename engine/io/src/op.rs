@@ -129,6 +129,11 @@ pub enum Op {
         /// Its whole length is read.
         buffer: AlignedBuf,
     },
+    /// Where the file lies, by what its file system never gives to another file. Output: `Located`.
+    Locate {
+        /// Which.
+        file: FileId,
+    },
     /// Renames within one directory, replacing what `to` names. Durable after `SyncDir`. Output: `Done`.
     Rename {
         /// Old name.
@@ -223,6 +228,8 @@ pub enum Output {
         /// Bytes read into it.
         bytes: usize,
     },
+    /// The place of a file.
+    Located(Place),
     /// Names in a directory, sorted.
     Names(Vec<String>),
     /// Space of a file system.
@@ -248,6 +255,17 @@ pub enum Output {
         /// Bytes received.
         bytes: usize,
     },
+}
+
+/// What tells a file from every copy of it: renaming keeps both, copying and restoring change at least one.
+///
+/// The file system's own id is left out: some derive it from the device's number, which a reboot may change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Its inode. A file system may give the number to another file when this one is gone.
+    pub inode: u64,
+    /// When the inode was made, in nanoseconds since 1970; none where the file system does not keep it.
+    pub born_ns: Option<u64>,
 }
 
 /// One operation's end.

@@ -350,6 +350,20 @@ pub(crate) fn file_bytes(fd: RawFd) -> Result<u64, Errno> {
     u64::try_from(stat.st_size).map_err(|_| libc::EOVERFLOW)
 }
 
+/// The file's inode, and when that was made.
+pub(crate) fn place(fd: RawFd) -> Result<crate::Place, Errno> {
+    // SAFETY: an all-zero statx is a valid value.
+    let mut stat: libc::statx = unsafe { mem::zeroed() };
+    let mask = libc::STATX_INO | libc::STATX_BTIME;
+    // SAFETY: the path is an empty C string, and `stat` is valid for writing during the call.
+    check(unsafe { libc::statx(fd, c"".as_ptr(), libc::AT_EMPTY_PATH, mask, &mut stat) })?;
+    let born = (stat.stx_mask & libc::STATX_BTIME != 0).then_some(stat.stx_btime);
+    let born_ns = born.and_then(|at| {
+        u64::try_from(at.tv_sec).ok()?.checked_mul(1_000_000_000)?.checked_add(u64::from(at.tv_nsec))
+    });
+    Ok(crate::Place { inode: stat.stx_ino, born_ns })
+}
+
 /// Turns direct I/O on. False: the file system does not have it.
 ///
 /// Done after opening rather than by a flag of it: some file systems create the file and then refuse the flag.

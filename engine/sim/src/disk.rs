@@ -8,13 +8,15 @@ use crate::random::Random;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
-use tidelog_io::{IoErrorKind, PIECES_MAX, Space};
+use tidelog_io::{IoErrorKind, PIECES_MAX, Place, Space};
 use tidelog_types::limits::PAGE_BYTES;
 
 /// A file or directory by number, whatever its name.
 pub(crate) type Inode = u64;
 
 const ROOT: Inode = 1;
+/// So many numbers of files a simulated file system shows.
+const INODES: u64 = 7;
 
 /// What a disk without a limit says of itself.
 const UNLIMITED_BYTES: u64 = 1 << 40;
@@ -38,13 +40,13 @@ impl Refusal {
     pub(crate) const NO_SPACE: Refusal = Refusal::new(IoErrorKind::NoSpace, "no space left on device");
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Node {
     File(File),
     Directory(Directory),
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Directory {
     now: BTreeMap<String, Inode>,
     durable: BTreeMap<String, Inode>,
@@ -91,6 +93,19 @@ impl Change {
 }
 
 impl Directory {
+    /// Other numbers for the same names.
+    fn renumber(&mut self, moved: &impl Fn(Inode) -> Inode) {
+        for inode in self.now.values_mut().chain(self.durable.values_mut()) {
+            *inode = moved(*inode);
+        }
+        for (_, change) in &mut self.pending {
+            match change {
+                Change::Link { inode, .. } | Change::Rename { inode, .. } => *inode = moved(*inode),
+                Change::Unlink { .. } => {}
+            }
+        }
+    }
+
     fn change(&mut self, seq: u64, change: Change) {
         change.apply(&mut self.now);
         self.pending.push((seq, change));
@@ -105,7 +120,7 @@ pub(crate) struct Lost {
 }
 
 /// The disk of one node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Disk {
     nodes: BTreeMap<Inode, Node>,
     next_inode: Inode,
@@ -115,6 +130,8 @@ pub(crate) struct Disk {
     pub(crate) capacity: Option<u64>,
     /// Bytes that were ever written.
     pub(crate) written: u64,
+    /// Whether the file system keeps a file's time of birth.
+    pub(crate) keeps_births: bool,
 }
 
 fn split(path: &Path) -> Result<Vec<String>, Refusal> {
@@ -138,6 +155,7 @@ impl Disk {
             seq: 0,
             capacity: None,
             written: 0,
+            keeps_births: true,
         };
         disk.make_durable_directory(Path::new("/data"));
         disk
@@ -208,6 +226,39 @@ impl Disk {
     pub(crate) fn open(&self, path: &Path) -> Result<(Inode, u64), Refusal> {
         let inode = self.lookup(path)?;
         self.file(inode).map(|f| (inode, f.size())).ok_or(Refusal::IS_A_DIRECTORY)
+    }
+
+    /// As a file system shows it: the numbers of files that are gone come back, so that only the time of birth tells some apart.
+    pub(crate) fn place(&self, inode: Inode) -> Place {
+        Place { inode: inode % INODES, born_ns: self.keeps_births.then_some(inode) }
+    }
+
+    /// The same names and bytes in other files: what copying or restoring makes of a disk.
+    pub(crate) fn copied(&self) -> Disk {
+        let mut copy = self.clone();
+        let first = self.next_inode;
+        let moved = |inode: Inode| if inode == ROOT { ROOT } else { inode + first };
+        copy.nodes = std::mem::take(&mut copy.nodes)
+            .into_iter()
+            .map(|(inode, mut node)| {
+                if let Node::Directory(directory) = &mut node {
+                    directory.renumber(&moved);
+                }
+                (moved(inode), node)
+            })
+            .collect();
+        copy.next_inode = first + first;
+        copy
+    }
+
+    /// Nothing is left of it but the directory `/data`.
+    pub(crate) fn wiped(&self) -> Disk {
+        let mut disk = Disk { next_inode: self.next_inode, keeps_births: self.keeps_births, ..Disk::new() };
+        disk.nodes.retain(|inode, _| *inode == ROOT);
+        disk.nodes.insert(ROOT, Node::Directory(Directory::default()));
+        (disk.seq, disk.capacity, disk.written) = (self.seq, self.capacity, self.written);
+        disk.make_durable_directory(Path::new("/data"));
+        disk
     }
 
     fn add(&mut self, path: &Path, node: Node) -> Result<Inode, Refusal> {

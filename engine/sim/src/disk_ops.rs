@@ -171,6 +171,10 @@ impl State {
                 race_with_writes(node, inode, offset, &mut buffer[..bytes], random);
                 Ok(Output::Read { buffer, bytes })
             }
+            DiskWork::Locate { inode } => {
+                let node = self.nodes.get(&id).ok_or(DEVICE)?;
+                Ok(Output::Located(node.disk.place(inode)))
+            }
             DiskWork::Open { path, mode } => {
                 self.next_handle += 1;
                 let file = FileId(self.next_handle);

@@ -68,7 +68,7 @@ struct Version {
     doomed: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Page {
     base: Content,
     versions: Vec<Version>,
@@ -152,7 +152,7 @@ fn runs(pages: impl Iterator<Item = u64>) -> Vec<PageRun> {
 }
 
 /// A file's bytes and what of them is safe.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct File {
     /// Pages that are not all zero and synced.
     pages: BTreeMap<u64, Page>,

@@ -66,4 +66,4 @@ pub use node::{Moment, WriteShape};
 pub use random::Random;
 pub use sim_io::SimIo;
 pub use state::FrameLength;
-pub use world::{DurableRange, Step, World};
+pub use world::{DiskImage, DurableRange, Step, World};

@@ -73,6 +73,7 @@ pub(crate) enum DiskWork {
     Write { inode: Inode, offset: u64, data: Vec<Bytes>, durable: bool },
     Sync { inode: Inode, upto: u64 },
     Read { inode: Inode, offset: u64, buffer: AlignedBuf },
+    Locate { inode: Inode },
     Rename { from: PathBuf, to: PathBuf },
     Remove { path: PathBuf },
     CreateDir { path: PathBuf },
@@ -89,6 +90,7 @@ impl DiskWork {
             DiskWork::Write { durable: true, .. } => "write durable",
             DiskWork::Sync { .. } => "sync",
             DiskWork::Read { .. } => "read",
+            DiskWork::Locate { .. } => "locate",
             DiskWork::Rename { .. } => "rename",
             DiskWork::Remove { .. } => "remove",
             DiskWork::CreateDir { .. } => "create directory",
@@ -102,7 +104,10 @@ impl DiskWork {
     pub(crate) const fn changes_disk(&self) -> bool {
         match self {
             DiskWork::Open { mode, .. } => matches!(mode, OpenMode::Create),
-            DiskWork::Read { .. } | DiskWork::List { .. } | DiskWork::Space { .. } => false,
+            DiskWork::Read { .. }
+            | DiskWork::Locate { .. }
+            | DiskWork::List { .. }
+            | DiskWork::Space { .. } => false,
             _ => true,
         }
     }
@@ -177,7 +182,8 @@ impl Life {
             InFlight::Disk(DiskOp { work, .. }) => match work {
                 DiskWork::Write { inode, .. }
                 | DiskWork::Sync { inode, .. }
-                | DiskWork::Read { inode, .. } => Some(*inode),
+                | DiskWork::Read { inode, .. }
+                | DiskWork::Locate { inode } => Some(*inode),
                 _ => None,
             },
             InFlight::Done(_) => None,

@@ -254,6 +254,7 @@ impl State {
             }
             Op::Sync { file } => ("sync", file.0, 0, 0),
             Op::Read { file, offset, buffer } => ("read", file.0, *offset, buffer.len() as u64),
+            Op::Locate { file } => ("locate", file.0, 0, 0),
             Op::Rename { from, to } => ("rename", path(from), path(to), 0),
             Op::Remove { path: p } => ("remove", path(p), 0, 0),
             Op::CreateDir { path: p } => ("create directory", path(p), 0, 0),
@@ -322,6 +323,10 @@ impl State {
                 (path, DiskWork::Read { inode, offset, buffer })
             }
             Op::Open { path, mode } => (text(&path), DiskWork::Open { path, mode }),
+            Op::Locate { file } => {
+                let OpenFile { inode, path, .. } = open(file, "locate")?;
+                (path, DiskWork::Locate { inode })
+            }
             Op::Rename { from, to } => (text(&from), DiskWork::Rename { from, to }),
             Op::Remove { path } => (text(&path), DiskWork::Remove { path }),
             Op::CreateDir { path } => (text(&path), DiskWork::CreateDir { path }),
@@ -464,6 +469,7 @@ impl State {
             Ok(Output::Read { buffer, bytes }) => {
                 (3, u64::from(crc32c::crc32c(buffer.get(..*bytes).unwrap_or_default())))
             }
+            Ok(Output::Located(place)) => (8, place.inode ^ place.born_ns.unwrap_or(0).rotate_left(32)),
             Ok(Output::Names(names)) => (4, names.len() as u64),
             Ok(Output::Space(space)) => (8, space.free_bytes),
             Ok(Output::Listening { listener, .. }) => (5, listener.0),
@@ -541,6 +547,7 @@ fn interrupt(node: &mut Node, op: &DiskOp, random: &mut Random) {
             disk.write(*inode, *offset, data, false, |_| if all { 0xFF } else { random.bits() as u8 });
         }
         _ if random.coin() => {}
+        DiskWork::Locate { .. } => {}
         // Done or not; a refusal does not matter to a process that is gone.
         DiskWork::Open { path, mode: OpenMode::Create } => drop(disk.create(path)),
         DiskWork::Rename { from, to } => drop(disk.rename(from, to)),

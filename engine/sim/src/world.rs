@@ -31,6 +31,10 @@ pub enum Step {
     Alarm(u64),
 }
 
+/// A disk at some moment.
+#[derive(Clone, Debug)]
+pub struct DiskImage(crate::disk::Disk);
+
 /// Bytes that a power loss can no longer take.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DurableRange {
@@ -387,6 +391,50 @@ impl World {
     /// is.
     pub fn make_directory(&self, id: u64, path: impl AsRef<Path>) {
         self.with_state(|s| s.node_mut(id).disk.make_durable_directory(path.as_ref()));
+    }
+
+    /// The node's disk as it is, to be put back later.
+    pub fn disk_image(&self, id: u64) -> DiskImage {
+        self.with_state(|s| DiskImage(s.node_mut(id).disk.clone()))
+    }
+
+    /// Puts a disk into a machine that is down, in the place of its own: the very files that the image was taken of, as they were
+    /// then (a device's snapshot).
+    ///
+    /// # Panics
+    /// If the node's process runs.
+    pub fn put_back(&self, id: u64, image: &DiskImage) {
+        self.replace_disk(id, |_| image.0.clone());
+    }
+
+    /// Puts a copy of a disk into a machine that is down, in the place of its own: the same names and bytes in other files.
+    ///
+    /// # Panics
+    /// If the node's process runs.
+    pub fn put_copy(&self, id: u64, image: &DiskImage) {
+        self.replace_disk(id, |_| image.0.copied());
+    }
+
+    /// Empties the disk of a machine that is down.
+    ///
+    /// # Panics
+    /// If the node's process runs.
+    pub fn wipe(&self, id: u64) {
+        self.replace_disk(id, |disk| disk.wiped());
+    }
+
+    fn replace_disk(&self, id: u64, with: impl FnOnce(&crate::disk::Disk) -> crate::disk::Disk) {
+        self.with_state(|s| {
+            let node = s.node_mut(id);
+            assert!(node.life.is_none(), "node {id} has its disk in use");
+            node.disk = with(&node.disk);
+            node.durable_version += 1;
+        });
+    }
+
+    /// Whether the node's file system keeps a file's time of birth.
+    pub fn keep_births(&self, id: u64, keep: bool) {
+        self.with_state(|s| s.node_mut(id).disk.keeps_births = keep);
     }
 
     /// All files of a node: path and size.

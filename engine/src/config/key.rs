@@ -1,7 +1,7 @@
 //! One configuration key: what it takes, how a value is read into a [`Config`] and written back.
 
 use super::unit;
-use super::{BackEnd, Config, Founder, SyncMethod};
+use super::{BackEnd, Config, Founder, PlaceCheck, SyncMethod};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -80,10 +80,13 @@ pub(super) enum Kind {
     Path(Field<PathBuf>),
     BackEnd(Field<BackEnd>),
     Sync(Field<SyncMethod>),
+    Place(Field<PlaceCheck>),
     Founders(Field<Vec<Founder>>),
 }
 
 const BACK_ENDS: [(&str, BackEnd); 2] = [("uring", BackEnd::Uring), ("blocking", BackEnd::Blocking)];
+const PLACES: [(&str, PlaceCheck); 2] =
+    [("checked", PlaceCheck::Checked), ("unchecked", PlaceCheck::Unchecked)];
 const SYNCS: [(&str, SyncMethod); 3] =
     [("auto", SyncMethod::Auto), ("fdatasync", SyncMethod::Fdatasync), ("dsync", SyncMethod::Dsync)];
 
@@ -110,7 +113,7 @@ impl Key {
             Kind::Shards(_) => "a whole number, or \"auto\"",
             Kind::Name(_) => "a name: letters, digits, '-', '_' and '.'",
             Kind::Path(_) => "a path",
-            Kind::BackEnd(_) | Kind::Sync(_) => "a word",
+            Kind::BackEnd(_) | Kind::Sync(_) | Kind::Place(_) => "a word",
             Kind::Founders(_) => "a list of { id, address } or { id, addresses = [one for each shard] }",
         }
     }
@@ -132,6 +135,7 @@ impl Key {
             Kind::Path(_) => "not empty".into(),
             Kind::BackEnd(_) => words(&BACK_ENDS),
             Kind::Sync(_) => words(&SYNCS),
+            Kind::Place(_) => words(&PLACES),
             Kind::Founders(_) => {
                 format!("1 to {FOUNDERS_MAX} nodes, each id and each address once")
             }
@@ -164,6 +168,7 @@ impl Key {
             Kind::Path(field) => quoted(&(field.get)(config).to_string_lossy()),
             Kind::BackEnd(field) => quoted(word(&BACK_ENDS, (field.get)(config))),
             Kind::Sync(field) => quoted(word(&SYNCS, (field.get)(config))),
+            Kind::Place(field) => quoted(word(&PLACES, (field.get)(config))),
             Kind::Founders(field) => {
                 let founders = (field.get)(config).iter().map(|founder| match founder.addresses.as_slice() {
                     [address] => format!("  {{ id = {}, address = \"{address}\" }},\n", founder.id),
@@ -265,6 +270,7 @@ impl Key {
             }
             Kind::BackEnd(field) => *(field.set)(config) = chosen(&BACK_ENDS, text)?,
             Kind::Sync(field) => *(field.set)(config) = chosen(&SYNCS, text)?,
+            Kind::Place(field) => *(field.set)(config) = chosen(&PLACES, text)?,
             Kind::Count { .. } | Kind::NodeId(_) | Kind::Shards(_) | Kind::Founders(_) => {
                 return Err(format!("must be {}, not text", self.unit()));
             }

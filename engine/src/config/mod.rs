@@ -74,6 +74,17 @@ pub struct NodeSection {
     pub data_dir: PathBuf,
     /// Its shards.
     pub shards: u32,
+    /// Whether the directory must lie where it was written.
+    pub place: PlaceCheck,
+}
+
+/// What is made of a data directory whose identity file is not where it was written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PlaceCheck {
+    /// It is refused: it was copied or restored.
+    Checked,
+    /// Nothing: the file system gives files other inodes at each mount.
+    Unchecked,
 }
 
 /// The cluster that it belongs to.
@@ -385,7 +396,12 @@ impl Config {
     fn defaults() -> Config {
         let mut config = Config {
             profile: Vec::new(),
-            node: NodeSection { id: NodeId(0), data_dir: PathBuf::new(), shards: 0 },
+            node: NodeSection {
+                id: NodeId(0),
+                data_dir: PathBuf::new(),
+                shards: 0,
+                place: PlaceCheck::Checked,
+            },
             cluster: ClusterSection { name: String::new(), nodes: Vec::new(), partitions: 0, replication: 0 },
             io: IoSection { backend: BackEnd::Uring, registered_memory: 0, ring_entries: 0 },
             wal: WalSection {

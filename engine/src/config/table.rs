@@ -80,6 +80,14 @@ static KEYS: &[Key] = &[
         later: Some("more than one shard: a larger number is refused, and \"auto\" means 1"),
     },
     Key {
+        name: "node.place",
+        scope: Scope::Node,
+        kind: Kind::Place(field!(node.place)),
+        default: Default::Given("checked"),
+        effect: "Whether a data directory that was copied or restored is refused at the start. Its identity file records its own inode and time of birth; a copy has others. \"unchecked\" is for file systems that give files other inodes at each mount: there a copy is not noticed, and an old one loses what the node confirmed since.",
+        later: None,
+    },
+    Key {
         name: "cluster.name",
         scope: Scope::Cluster,
         kind: Kind::Name(field!(cluster.name)),

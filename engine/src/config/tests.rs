@@ -108,7 +108,7 @@ fn every_key_refuses_what_is_out_of_bounds_and_names_the_bound() {
                 assert!(complaint(key, "\"\"").problem.contains("not empty"));
                 vec![]
             }
-            Kind::BackEnd(_) | Kind::Sync(_) => vec!["\"magic\"".into()],
+            Kind::BackEnd(_) | Kind::Sync(_) | Kind::Place(_) => vec!["\"magic\"".into()],
             Kind::Founders(_) => {
                 complaint(key, "[]");
                 vec![]

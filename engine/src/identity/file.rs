@@ -11,7 +11,7 @@
 use super::{Identity, IdentityError};
 use crate::error::Error;
 use std::path::Path;
-use tidelog_io::{Foreground, IoError, IoErrorKind, Op, OpenMode, Output};
+use tidelog_io::{FileId, Foreground, IoError, IoErrorKind, Op, OpenMode, Output, Place};
 use tidelog_types::limits::PAGE_BYTES;
 
 /// Bytes of the file.
@@ -42,6 +42,15 @@ pub struct Found {
     pub identity: Identity,
     /// What is wrong with the file nevertheless: it is to be written again before anything else is done.
     pub flaw: Option<Flaw>,
+}
+
+/// An identity file, and where it lies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Loaded {
+    /// What it says.
+    pub found: Found,
+    /// Its place now; [`Identity::place`] is where it was written.
+    pub place: Place,
 }
 
 /// What is wrong with a file that is understood.
@@ -142,7 +151,7 @@ impl Identity {
     ///
     /// # Errors
     /// If the file cannot be read or is not a valid identity.
-    pub fn load(fg: &mut Foreground<'_>, directory: &Path) -> Result<Option<Found>, Error> {
+    pub fn load(fg: &mut Foreground<'_>, directory: &Path) -> Result<Option<Loaded>, Error> {
         let path = directory.join("identity");
         let (file, bytes) = match fg.run(Op::Open { path: path.clone(), mode: OpenMode::Read }) {
             Ok(Output::Opened { file, bytes }) => (file, bytes),
@@ -160,8 +169,10 @@ impl Identity {
             }
         };
         let (first, second) = (copy(0), copy(PAGE_BYTES as u64));
+        let place = locate(fg, file, &path);
         fg.run(Op::CloseFile { file })?;
-        Found::judge(bytes, first, second).map(Some).map_err(|why| Error::Directory {
+        let place = place?;
+        Found::judge(bytes, first, second).map(|found| Some(Loaded { found, place })).map_err(|why| Error::Directory {
             path: directory.to_owned(),
             why: format!(
                 "the file `identity` is not valid: {why}. Restore it from a backup of this directory; do not create a new one, the node would no longer be the member that it was"
@@ -169,11 +180,11 @@ impl Identity {
         })
     }
 
-    /// Makes it the identity of `directory`, durably, in both copies.
+    /// Makes it the identity of `directory`, durably, in both copies, and notes its place.
     ///
     /// # Errors
     /// If any step fails; the old identity, or none, is then still in place.
-    pub fn store(&self, fg: &mut Foreground<'_>, directory: &Path) -> Result<(), Error> {
+    pub fn store(&mut self, fg: &mut Foreground<'_>, directory: &Path) -> Result<(), Error> {
         let (tmp, path) = (directory.join("identity.tmp"), directory.join("identity"));
         match fg.run(Op::Remove { path: tmp.clone() }) {
             Err(e) if e.kind != IoErrorKind::NotFound => return Err(e.into()),
@@ -183,16 +194,27 @@ impl Identity {
         else {
             return Err(unexpected("open", &tmp));
         };
+        // The file keeps its place when it gets its name.
+        let placed = locate(fg, file, &tmp).map(|place| self.place = Some(place));
         let mut pages = fg.io().buffers().take(FILE_BYTES);
         pages.copy_from_slice(&self.encode_file());
-        let written = fg
-            .run(Op::WriteDurable { file, offset: 0, data: vec![pages.freeze()] })
-            .and_then(|_| fg.run(Op::Sync { file }));
+        let written = placed.and_then(|()| {
+            fg.run(Op::WriteDurable { file, offset: 0, data: vec![pages.freeze()] })?;
+            fg.run(Op::Sync { file })?;
+            Ok(())
+        });
         fg.run(Op::CloseFile { file })?;
         written?;
         fg.run(Op::Rename { from: tmp, to: path })?;
         fg.run(Op::SyncDir { path: directory.to_owned() })?;
         Ok(())
+    }
+}
+
+fn locate(fg: &mut Foreground<'_>, file: FileId, path: &Path) -> Result<Place, Error> {
+    match fg.run(Op::Locate { file })? {
+        Output::Located(place) => Ok(place),
+        _ => Err(unexpected("locate", path)),
     }
 }
 
@@ -287,14 +309,20 @@ mod tests {
         }
     }
 
+    /// What is found, its place aside.
     fn load(world: &World) -> Result<Option<Found>, Error> {
-        Identity::load(&mut Foreground::new(&mut world.node(NODE)), Path::new(DIR))
+        let loaded = Identity::load(&mut Foreground::new(&mut world.node(NODE)), Path::new(DIR))?;
+        Ok(loaded.map(|Loaded { mut found, place }| {
+            assert_eq!(found.identity.place, Some(place), "it names its own place");
+            found.identity.place = sample().place;
+            found
+        }))
     }
 
     fn stored(seed: u64, identity: &Identity) -> World {
         let world = World::new(seed);
         world.make_directory(NODE, DIR);
-        identity.store(&mut Foreground::new(&mut world.node(NODE)), Path::new(DIR)).unwrap();
+        identity.clone().store(&mut Foreground::new(&mut world.node(NODE)), Path::new(DIR)).unwrap();
         world
     }
 

@@ -1,6 +1,7 @@
 //! What a partition needs of its shard during a call, and who asked.
 
 use crate::answer::Asker;
+use crate::identity::Barred;
 use crate::reads::Reads;
 use crate::request::{RequestError, Response};
 use crate::returning::Returning;
@@ -33,6 +34,10 @@ pub(crate) struct Shared {
     pub(crate) unwritten: Vec<PartitionId>,
     /// Those with damage.
     pub(crate) damaged: BTreeSet<PartitionId>,
+    /// Peers that sent what no correct one sends, and why it is none.
+    pub(crate) accused: Vec<(NodeId, &'static str)>,
+    /// What this node had confirmed and lacks: it takes no part any more.
+    pub(crate) barred: Option<Barred>,
 }
 
 impl Shared {

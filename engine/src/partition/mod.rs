@@ -18,6 +18,7 @@ use repair::Repairs;
 pub(crate) use serve::Machine;
 use writes::{Source, Write, fitting};
 
+use crate::identity::Barred;
 use crate::keep::Keep;
 use crate::marks::{Leadership, Marks, SharedMarks};
 use crate::request::{Level, Reply, Request, RequestError, SessionScope};
@@ -29,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tidelog_consensus::{
     Admitted, Append, Asserting, Free, Message, Outgoing, Proposal, ReadOutcome, Refused, Replica,
-    SESSIONS_MAX,
+    SESSIONS_MAX, Trouble,
 };
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 use tidelog_types::record::{self, record_bytes};
@@ -215,6 +216,10 @@ impl Partition {
             (false, _) => None,
         };
         cx.shared.metas = metas;
+        if let Some(why) = self.replica.take_accusation() {
+            tracing::warn!(partition = %self.id, %from, why, "a message that no correct peer sends; dropped");
+            cx.shared.accused.push((from, why));
+        }
         left
     }
 
@@ -492,6 +497,9 @@ impl Partition {
                 self.hold(ticket, out);
             }
         }
+        for trouble in effects.trouble.drain(..) {
+            self.tell(cx.shared, &trouble);
+        }
         if let Some(generation) = effects.deposed.take() {
             tracing::info!(partition = %self.id, %generation, waiting = self.waiting.len(), "leadership lost");
             self.waiting.abandon(|waiter| cx.respond(waiter.origin, Err(RequestError::Unknown)));
@@ -545,6 +553,32 @@ impl Partition {
             Some((_, older)) => older.message = out.message,
             None => self.held.push_back((ticket, out)),
         }
+    }
+
+    /// Says what went wrong, and notes what the shard has to do about it.
+    fn tell(&self, shared: &mut Shared, trouble: &Trouble) {
+        let partition = self.id;
+        match *trouble {
+            Trouble::Contradicted { leader, generation, index, high_water } => tracing::error!(
+                %partition, %leader, %generation, %index, %high_water,
+                "the leader wants another entry where this node's own is committed: it is not followed. A node that voted for it has lost what it confirmed; the records of this node stay as they are"
+            ),
+            Trouble::PeerLost { node, confirmed, end } => tracing::error!(
+                %partition, %node, confirmed = %confirmed.index, generation = %confirmed.generation, %end,
+                "this node lacks what it had confirmed: its directory is an older state of itself, or its disk lost writes. It is counted no more"
+            ),
+            Trouble::Barred { confirmed } => {
+                shared.barred.get_or_insert(Barred { partition, confirmed });
+            }
+            Trouble::Jump { from, generation } => tracing::debug!(
+                %partition, %from, %generation, "a generation that no election explains; refused"
+            ),
+        }
+    }
+
+    /// Its node takes no part any more.
+    pub(crate) fn bar(&mut self) {
+        self.replica.bar();
     }
 
     fn send_asserting(&self, cx: &mut Context<'_>, out: Outgoing<Asserting>) {

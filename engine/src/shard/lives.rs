@@ -134,6 +134,9 @@ impl Shard {
             let place =
                 self.report.as_ref().map_or(String::new(), |report| crate::recovery::place(report, id));
             partition.damage_at_opening(clock, &place);
+            if self.identity.barred.is_some() {
+                partition.bar();
+            }
             partitions.insert(id, partition);
         }
         for node in &self.connected {

@@ -28,6 +28,7 @@ use crate::error::Error;
 use crate::formation::Hello;
 use crate::identity::Identity;
 use crate::inbox::{Command, Commands, RETRY_AFTER};
+use crate::life_cycle::Serving;
 use crate::marks::SharedMarks;
 use crate::options::Options;
 use crate::partition::{Context, Origin, Partition};
@@ -78,9 +79,15 @@ pub struct Shard {
     address: Option<SocketAddr>,
     addresses: BTreeMap<NodeId, SocketAddr>,
     started: Monotonic,
+    /// When it began to listen.
+    opened: Monotonic,
     life: Option<Life>,
     /// Hellos heard before formation.
     hellos: BTreeMap<NodeId, Hello>,
+    /// Why peers do not hear this node, or this node does not hear them, since they were connected last.
+    refusals: BTreeMap<NodeId, String>,
+    /// Whether it serves its log, as it was said last.
+    serving: Option<Serving>,
     connected: BTreeSet<NodeId>,
     marks: Arc<BTreeMap<PartitionId, Arc<SharedMarks>>>,
     /// Why the log failed, until the end of the turn that noticed.
@@ -134,8 +141,11 @@ impl Shard {
             process,
             address: None,
             started: clock.now,
+            opened: clock.now,
             life: None,
             hellos: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+            serving: None,
             connected: BTreeSet::new(),
             marks: Arc::new(marks),
             fenced: None,
@@ -165,6 +175,7 @@ impl Shard {
         // Opening is not a pause: what it took is not held against the peers.
         shard.clock = io.clock();
         shard.wanted = shard.clock.now;
+        shard.opened = shard.clock.now;
         Ok(shard)
     }
 
@@ -287,8 +298,10 @@ impl Shard {
         self.tick_replicas(io);
         self.tick_snapshots(io);
         self.serve_reads(io);
+        self.heed_trouble(io)?;
         self.finish(io)?;
         self.wake_answered();
+        self.say_serving();
         if self.stopping.is_some_and(|deadline| self.drained() || self.clock.now >= deadline) {
             self.close(io);
             return Ok(Turn::Stopped);
@@ -383,6 +396,7 @@ impl Shard {
                     Event::Hello { hello } => self.heard(io, hello)?,
                     Event::Up(node) => {
                         self.connected.insert(node);
+                        self.refusals.remove(&node);
                         if let Some(life) = &mut self.life {
                             life.replicas.partitions.iter_mut().for_each(|p| p.peer_up(self.clock, node));
                             life.replicas.touch_all();
@@ -390,9 +404,15 @@ impl Shard {
                     }
                     Event::Down(node) => {
                         self.connected.remove(&node);
+                        self.hellos.remove(&node);
                         if let Some(life) = &mut self.life {
                             life.replicas.partitions.iter_mut().for_each(|p| p.peer_down(self.clock, node));
                             life.replicas.touch_all();
+                        }
+                    }
+                    Event::Refused { node, reason } => {
+                        if self.addresses.contains_key(&node) {
+                            self.refusals.insert(node, reason);
                         }
                     }
                     Event::Peer { from, message } => {

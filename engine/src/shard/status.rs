@@ -36,6 +36,9 @@ impl Shard {
                         voters: replica.voters().iter().map(|n| n.get()).collect(),
                         learners: vec![],
                         damaged: replica.damaged_entries(),
+                        lost: replica.lost_peers().map(|(node, _)| node.get()).collect(),
+                        contradicted: replica.is_contradicted(),
+                        refused_messages: replica.malformed() + replica.jumps(),
                     }
                 })
                 .collect()
@@ -50,9 +53,9 @@ impl Shard {
                 .identity
                 .formed
                 .as_ref()
-                .map(|f| format!("{:016x}", f.cluster.get()))
+                .map(|f| format!("{:08x}", f.cluster.tag()))
                 .unwrap_or_default(),
-            incarnation: format!("{:016x}", self.identity.incarnation.get()),
+            waiting: self.waiting().unwrap_or_default(),
             connected: self.connected.iter().map(|n| n.get()).collect(),
             partitions,
             stalled_ms: self.disk.stalled_ms(),

@@ -19,6 +19,9 @@ impl NetTransport {
             expected: None,
             attempt,
             hello: None,
+            process: 0,
+            greeted: false,
+            present: false,
             hello_at: Monotonic(0),
             established: false,
             lanes: Lanes::new(limits.peer_bytes_max, limits.peer_messages_max),
@@ -28,8 +31,10 @@ impl NetTransport {
     /// Queues this node's hello on a channel.
     pub(super) fn say_hello(own: &Hello, channel: &mut Channel, now: Monotonic) {
         channel.hello_at = now;
-        let to_shard = channel.hello.as_ref().map_or(own.shard, |h| h.shard);
-        let hello = PeerHello { hello: own.clone(), attempt: channel.attempt, to_shard };
+        let (to_shard, to_process) = channel.hello.as_ref().map_or((own.shard, 0), |h| (h.shard, h.process));
+        channel.greeted = to_process != 0;
+        let hello = Hello { process: channel.process, ..own.clone() };
+        let hello = PeerHello { hello, attempt: channel.attempt, to_shard, to_process };
         hello.put(channel.lanes.control());
     }
 
@@ -51,7 +56,7 @@ impl NetTransport {
         let in_flight_max = self.options.limits.requests_in_flight_max;
         let hello = ServerHello {
             node: own.node,
-            cluster: own.formed.as_ref().map(|f| f.cluster),
+            cluster: own.formed.as_ref().map(|f| f.cluster.tag()),
             partitions: own.partitions,
             shard: own.shard,
             shard_count: own.shard_count,
@@ -107,8 +112,13 @@ impl NetTransport {
             match refusal.code {
                 // It has no place at the moment.
                 Some(RefusalCode::TooMany) => peer.failed(now, random),
+                // Over when the older one's channel is noticed to be dead.
+                Some(RefusalCode::Doubled) => peer.failed(now, random),
                 _ => peer.refused(now, random),
             }
+        }
+        if let (Some(node), Some(RefusalCode::Identity | RefusalCode::Doubled)) = (node, refusal.code) {
+            events.push(Event::Refused { node, reason: format!("it refuses this node: {}", refusal.reason) });
         }
         let about = node.map_or(remote.to_string(), |n| format!("node {n}"));
         if self.told.first(about.clone(), &refusal.reason) {
@@ -135,6 +145,9 @@ impl NetTransport {
             tracing::warn!(%remote, reason, "peer refused");
         }
         self.part(io, key, code, reason, events);
+        if code == RefusalCode::Identity {
+            events.push(Event::Refused { node: about, reason: format!("this node refuses it: {reason}") });
+        }
         let (now, random) = (io.clock().now, io.random());
         if let Some(peer) = expected.and_then(|n| self.peers.get_mut(&n)) {
             peer.refused(now, random);
@@ -171,6 +184,16 @@ impl NetTransport {
             }
         };
         let now = io.clock().now;
+        let other_life = channel.hello.as_ref().is_some_and(|before| before.process != heard.hello.process)
+            || heard.to_process != 0 && heard.to_process != channel.process;
+        if other_life {
+            let reason = format!(
+                "this hello was said to an earlier process of node {}, or by one of node {node}",
+                own.node
+            );
+            return self.refuse(io, key, node, RefusalCode::Identity, &reason, events);
+        }
+        channel.present |= heard.to_process != 0;
         let first = channel.hello.replace(heard.hello.clone()).is_none();
         // A peer that says hello again over a channel that is up has missed this node's.
         let missed = channel.established && now.since(channel.hello_at) >= self.options.channel_timeout;
@@ -181,38 +204,64 @@ impl NetTransport {
         if first && !self.register(io, key, node, events) {
             return;
         }
-        events.push(Event::Hello { hello: heard.hello });
-        self.judged(key, node, &verdict, events);
+        let Some(own) = &self.hello else { return };
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Role::Peer(channel) = &mut conn.role else { return };
+        let present = channel.present;
+        if !channel.greeted {
+            NetTransport::say_hello(own, channel, now);
+            self.mark(key);
+        }
+        // What names no process of this node may be a repetition of what was said to an earlier one: it makes nothing durable.
+        if present {
+            events.push(Event::Hello { hello: heard.hello });
+            self.judged(key, node, &verdict, events);
+        }
     }
 
     /// The first hello of a connection: makes it the peer's only one, or ends it.
     fn register(&mut self, io: &mut dyn Io, key: Key, node: NodeId, events: &mut Vec<Event>) -> bool {
         let Some(old_key) = self.peers.get(&node).map(|p| p.channel) else { return false };
-        let role = |key: Key| match self.conns.get(key).map(|c| &c.role) {
-            Some(Role::Peer(channel)) => Some(channel),
+        let now = io.clock().now;
+        let role = |key: Key| match self.conns.get(key).map(|c| (&c.role, c.pipe.last_received)) {
+            Some((Role::Peer(channel), heard)) => Some((channel, now.since(heard))),
             _ => None,
         };
-        if let (Some(old_key), Some(new)) = (old_key, role(key)) {
-            let stays = role(old_key).is_some_and(|old| !new.replaces(old, self.options.node));
-            let loser = if stays { key } else { old_key };
-            self.part(io, loser, RefusalCode::Duplicate, "another connection of this pair stays", events);
-            if stays {
+        if let (Some(old_key), Some((new, _))) = (old_key, role(key)) {
+            let patience = self.options.election_timeout;
+            let old = role(old_key)
+                .filter(|(old, silent)| !new.replaces(old, self.options.node, *silent, patience));
+            let process = |channel: &Channel| channel.hello.as_ref().map(|hello| hello.process);
+            if let Some((old, _)) = old {
+                if process(old) == process(new) {
+                    self.part(
+                        io,
+                        key,
+                        RefusalCode::Duplicate,
+                        "another connection of this pair stays",
+                        events,
+                    );
+                } else {
+                    let reason = format!(
+                        "another process of node {node} has a live channel to node {}: two run on one data directory or on copies of it, and the second one is not heard. Stop one of them. After a restart that the network did not notice, this passes in {} ms",
+                        self.options.node,
+                        patience.as_millis()
+                    );
+                    self.refuse(io, key, node, RefusalCode::Doubled, &reason, events);
+                }
                 return false;
             }
+            self.part(io, old_key, RefusalCode::Duplicate, "another connection of this pair stays", events);
         }
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.channel = Some(key);
             if peer.greeting == Some(key) {
                 peer.greeting = None;
             }
-        }
-        if let Some(conn) = self.conns.get_mut(key)
-            && let Role::Peer(channel) = &mut conn.role
-            && channel.expected.is_none()
-            && let Some(own) = &self.hello
-        {
-            NetTransport::say_hello(own, channel, io.clock().now);
-            self.mark(key);
+            let process = peer.process;
+            if let Some(Role::Peer(channel)) = self.conns.get_mut(key).map(|conn| &mut conn.role) {
+                channel.process = process;
+            }
         }
         true
     }

@@ -23,7 +23,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use tidelog::Error;
-use tidelog::formation::{Formed, Hello, judge};
+use tidelog::formation::{Formed, Hello, HelloRefused, judge};
 use tidelog::request::Response;
 use tidelog::transport::{ClientRef, Event, PeerMessage, REFUSED_CONNECTIONS_MAX, Transport};
 use tidelog_io::{Completion, ConnId, Foreground, Io, IoError, IoErrorKind, ListenerId, Op, Output};
@@ -220,9 +220,11 @@ impl NetTransport {
                     peer.channel = None;
                     if channel.established {
                         peer.broke(now, random);
-                        events.push(Event::Down(node));
                     } else {
                         peer.failed(now, random);
+                    }
+                    if channel.present {
+                        events.push(Event::Down(node));
                     }
                 }
             }
@@ -329,7 +331,8 @@ impl Transport for NetTransport {
                     at.set_port(address.port());
                 }
             } else {
-                let peer = Peer::new(self.options.node, *node, *at, self.options.heartbeat, now);
+                let process = io.random();
+                let peer = Peer::new(self.options.node, *node, *at, self.options.heartbeat, now, process);
                 self.peers.insert(*node, peer);
             }
         }
@@ -354,6 +357,7 @@ impl Transport for NetTransport {
             if let Some(theirs) = &channel.hello {
                 let node = theirs.node;
                 match judge(own, &self.configured, theirs) {
+                    Ok(_) if !channel.present => {}
                     Ok(verdict) => self.judged(key, node, &verdict, &mut events),
                     Err(refused) => {
                         let reason = refused.to_string();
@@ -362,6 +366,36 @@ impl Transport for NetTransport {
                 }
             }
             self.mark(key);
+        }
+        self.pending.append(&mut events);
+    }
+
+    fn barred(&mut self, io: &mut dyn Io) {
+        let Some(own) = &mut self.hello else { return };
+        own.barred = true;
+        let reason = HelloRefused::Barred { node: own.node }.to_string();
+        let mut events = Vec::new();
+        for key in self.conns.keys() {
+            if matches!(self.conns.get(key).map(|conn| &conn.role), Some(Role::Peer(_))) {
+                self.part(io, key, RefusalCode::Identity, &reason, &mut events);
+            }
+        }
+        self.pending.append(&mut events);
+    }
+
+    fn accuse(&mut self, io: &mut dyn Io, node: NodeId, why: &str) {
+        let Some(key) = self.peers.get(&node).and_then(|peer| peer.channel) else { return };
+        let mut events = Vec::new();
+        self.part(
+            io,
+            key,
+            RefusalCode::Impossible,
+            &format!("a message that no correct node sends: {why}"),
+            &mut events,
+        );
+        let (now, random) = (io.clock().now, io.random());
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.refused(now, random);
         }
         self.pending.append(&mut events);
     }

@@ -135,6 +135,9 @@ impl NetTransport {
     }
 
     pub(super) fn dial(&mut self, io: &mut dyn Io, now: Monotonic) {
+        if self.hello.as_ref().is_some_and(|own| own.barred) {
+            return;
+        }
         let patience = self.options.channel_timeout.max(CONNECT_PATIENCE_MIN);
         for (node, peer) in &mut self.peers {
             if peer.wants_dial(now) {

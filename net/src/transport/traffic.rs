@@ -64,6 +64,7 @@ impl NetTransport {
         let Some(node) = self.dials.remove(&attempt) else { return };
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.dials -= 1;
+        let process = peer.process;
         match result {
             Ok(Output::Connected { conn, .. }) if peer.channel.is_some() || peer.greeting.is_some() => {
                 close_stray(io, conn);
@@ -71,6 +72,7 @@ impl NetTransport {
             Ok(Output::Connected { conn, peer: remote }) => {
                 let mut channel = self.channel(attempt);
                 channel.expected = Some(node);
+                channel.process = process;
                 if let Some(own) = &self.hello {
                     NetTransport::say_hello(own, &mut channel, io.clock().now);
                 }

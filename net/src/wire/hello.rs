@@ -18,6 +18,8 @@ pub struct PeerHello {
     pub attempt: u64,
     /// The shard spoken to.
     pub to_shard: u32,
+    /// The process spoken to, by the number that it gave itself for this peer; 0: it has not said it yet.
+    pub to_process: u64,
 }
 
 impl PeerHello {
@@ -54,7 +56,12 @@ impl PeerHello {
             meta.extend_from_slice(&member.incarnation.0.to_le_bytes());
         }
         meta.extend_from_slice(h.cluster_name.as_bytes());
-        put_frame(out, FrameKind::Hello, [self.attempt, u64::from(self.to_shard), 0, 0, 0], &meta);
+        put_frame(
+            out,
+            FrameKind::Hello,
+            [self.attempt, u64::from(self.to_shard), self.to_process, u64::from(h.barred), 0],
+            &meta,
+        );
     }
 
     /// Reads the frame.
@@ -62,7 +69,7 @@ impl PeerHello {
     /// # Errors
     /// If it is not a valid hello.
     pub fn decode(header: &FrameHeader, meta: &[u8]) -> Result<PeerHello, WireError> {
-        let [attempt, to_shard, 0, 0, 0] = header.fields else {
+        let [attempt, to_shard, to_process, barred @ (0 | 1), 0] = header.fields else {
             return Err(WireError::Field("unused fields of a hello"));
         };
         let to_shard = u32::try_from(to_shard).map_err(|_| WireError::Field("shard spoken to"))?;
@@ -74,12 +81,13 @@ impl PeerHello {
         let name_len = r.len()?;
         let cluster = ClusterId(r.u64()?);
         let member_count = r.len()?;
-        r.zeros(4, "reserved bytes of a hello")?;
+        // Openings that are named behind the cluster's name: none in this version, which does not look at them.
+        let _openings = r.u32()?;
         if member_count > MEMBERS_MAX {
             return Err(WireError::Field("number of members"));
         }
-        if node.0 == 0 || incarnation.0 == 0 {
-            return Err(WireError::Field("node id or incarnation"));
+        if node.0 == 0 || incarnation.0 == 0 || process == 0 {
+            return Err(WireError::Field("node id, incarnation or process"));
         }
         let mut members = Vec::with_capacity(member_count);
         for _ in 0..member_count {
@@ -104,9 +112,10 @@ impl PeerHello {
             payload_bytes_max,
             feature_level,
             heartbeat_ms,
+            barred: barred == 1,
             formed,
         };
-        Ok(PeerHello { hello, attempt, to_shard })
+        Ok(PeerHello { hello, attempt, to_shard, to_process })
     }
 }
 
@@ -126,6 +135,10 @@ pub enum RefusalCode {
     WrongShard = 5,
     /// A client's cluster name is not this cluster's.
     ClusterName = 6,
+    /// Another process of the same node has a live channel.
+    Doubled = 7,
+    /// A message that no correct peer sends.
+    Impossible = 8,
 }
 
 /// A refusal as received.
@@ -155,6 +168,8 @@ impl Refusal {
             4 => Some(RefusalCode::Duplicate),
             5 => Some(RefusalCode::WrongShard),
             6 => Some(RefusalCode::ClusterName),
+            7 => Some(RefusalCode::Doubled),
+            8 => Some(RefusalCode::Impossible),
             _ => None,
         };
         Ok(Refusal { code, shard, reason: text(meta, "reason")? })
@@ -188,8 +203,8 @@ pub fn decode_client_hello(header: &FrameHeader, meta: &[u8]) -> Result<String, 
 pub struct ServerHello {
     /// The node.
     pub node: NodeId,
-    /// Its cluster; none: not formed yet.
-    pub cluster: Option<ClusterId>,
+    /// The tag of its cluster, which every record carries as well; none: not formed yet. The cluster's id is told to no client.
+    pub cluster: Option<u32>,
     /// Partitions of the cluster.
     pub partitions: u64,
     /// The shard that was reached.
@@ -226,7 +241,7 @@ impl ServerHello {
         let shards = u64::from(self.shard) | u64::from(self.shard_count) << 32;
         let fields = [
             self.node.0,
-            self.cluster.map_or(0, |c| c.0),
+            self.cluster.map_or(0, |tag| 1 << 32 | u64::from(tag)),
             self.partitions,
             shards,
             u64::from(self.in_flight_max),
@@ -256,7 +271,7 @@ impl ServerHello {
         }
         Ok(ServerHello {
             node: NodeId(node),
-            cluster: (cluster != 0).then_some(ClusterId(cluster)),
+            cluster: if cluster == 0 { None } else { Some(half(cluster & u64::from(u32::MAX))?) },
             partitions,
             shard: half(shards)?,
             shard_count: half(shards >> 32)?,

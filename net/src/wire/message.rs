@@ -21,6 +21,7 @@ const FETCH: u8 = 10;
 const FETCHED: u8 = 11;
 const MISSING: u8 = 12;
 const HAND_OVER: u8 = 13;
+const LOST: u8 = 14;
 
 /// The 64 bytes of a message; an append's records travel beside it.
 pub fn encode_message(partition: PartitionId, message: &Message) -> [u8; SLOT_BYTES] {
@@ -37,6 +38,9 @@ pub fn encode_message(partition: PartitionId, message: &Message) -> [u8; SLOT_BY
             a.generation,
             [a.prev.index.0, a.prev.generation.0, a.count, a.high_water.0, a.round],
         ),
+        Message::Free(Free::Lost { generation, confirmed }) => {
+            (LOST, false, *generation, [confirmed.index.0, confirmed.generation.0, 0, 0, 0])
+        }
         Message::Free(Free::Heartbeat { generation, high_water, round }) => {
             (HEARTBEAT, false, *generation, [high_water.0, *round, 0, 0, 0])
         }
@@ -50,8 +54,8 @@ pub fn encode_message(partition: PartitionId, message: &Message) -> [u8; SLOT_BY
         Message::Asserting(Asserting::AppendReply { generation, matched, round }) => {
             (APPEND_REPLY, false, *generation, [matched.0, *round, 0, 0, 0])
         }
-        Message::Asserting(Asserting::AppendRefused { generation, prev, hint, round }) => {
-            (APPEND_REFUSED, false, *generation, [prev.0, hint.index.0, hint.generation.0, *round, 0])
+        Message::Asserting(Asserting::AppendRefused { generation, prev, hint, round, damaged }) => {
+            (APPEND_REFUSED, *damaged, *generation, [prev.0, hint.index.0, hint.generation.0, *round, 0])
         }
         Message::Asserting(Asserting::HeartbeatReply { generation, round, matched, wall, disk }) => {
             let words = [*round, matched.0, wall.0, disk.oldest_ms, health_code(disk.health)];
@@ -100,7 +104,7 @@ fn decode_message(slot: &[u8]) -> Result<(PartitionId, Message), WireError> {
     let code = r.u8()?;
     let granted = match r.u8()? {
         0 => false,
-        1 if matches!(code, PRE_VOTE_REPLY | VOTE_REPLY | MISSING) => true,
+        1 if matches!(code, PRE_VOTE_REPLY | VOTE_REPLY | APPEND_REFUSED | MISSING) => true,
         _ => return Err(WireError::Field("granted")),
     };
     r.zeros(6, "reserved bytes of a message")?;
@@ -139,13 +143,18 @@ fn decode_message(slot: &[u8]) -> Result<(PartitionId, Message), WireError> {
         }
         APPEND_REFUSED => {
             let hint = Position::new(Index(b), Generation(c));
-            let refused = Asserting::AppendRefused { generation, prev: Index(a), hint, round: d };
+            let refused =
+                Asserting::AppendRefused { generation, prev: Index(a), hint, round: d, damaged: granted };
             (Message::Asserting(refused), e)
         }
         HEARTBEAT_REPLY => {
             let disk = Disk { oldest_ms: d, health: health_of(e)? };
             let (matched, wall) = (Index(b), WallMs(c));
             (Message::Asserting(Asserting::HeartbeatReply { generation, round: a, matched, wall, disk }), 0)
+        }
+        LOST => {
+            let confirmed = Position::new(Index(a), Generation(b));
+            (Message::Free(Free::Lost { generation, confirmed }), c | d | e)
         }
         FETCH => (Message::Repair(Repair::Fetch { generation, first: Index(a), last: Index(b) }), c | d | e),
         FETCHED => (Message::Repair(Repair::Fetched { generation, first: Index(a), count: b }), c | d | e),

@@ -142,6 +142,7 @@ pub(crate) fn hello(node: u64) -> Hello {
         payload_bytes_max: 2 << 20,
         feature_level: 1,
         heartbeat_ms: 50,
+        barred: false,
         formed: Some(formed(&[1, 2, 3])),
     }
 }
@@ -363,6 +364,7 @@ impl Node {
                     self.heard.push((from.0, message));
                 }
                 Event::Request { client, request } => self.answer(client, &request),
+                Event::Refused { .. } => {}
                 Event::ClientGone { connection } => {
                     self.unanswered.retain(|c| c.connection != connection);
                     self.gone += 1;

@@ -116,7 +116,11 @@ impl Cluster {
         let node = self.nodes.get_mut(&id)?;
         let options = self.profile.options(id, &self.world);
         let net = NetOptions::new(options.node, options.nodes.clone(), options.heartbeat);
-        let net = NetOptions { limits: self.profile.net_limits(), ..net };
+        let net = NetOptions {
+            limits: self.profile.net_limits(),
+            election_timeout: options.election_timeout,
+            ..net
+        };
         node.sent.borrow_mut().clear();
         node.journal = Journal::default();
         node.boots += 1;
@@ -147,6 +151,20 @@ impl Cluster {
             Err(_) if !io.is_alive() => Some(End::Crashed),
             Err(error) => Some(End::Failed(error.to_string())),
         }
+    }
+
+    /// Starts a process of the node on another machine, whose disk is a copy: how it ended, if it did.
+    pub(crate) fn boot_double(&mut self, id: u64, machine: u64) -> Option<End> {
+        let options = self.profile.options(id, &self.world);
+        let mut net = NetOptions::new(options.node, options.nodes.clone(), options.heartbeat);
+        net.listen = self.world.address(machine, net.listen.port());
+        let mut io = self.world.node(machine);
+        let none = tidelog::engine::no_machines();
+        let opened = Shard::open(&mut io, options, Box::new(NetTransport::new(net)), Commands::none(), none);
+        let end = opened.map(drop).map_err(|error| End::Failed(error.to_string())).err();
+        drop(io);
+        self.world.kill(machine);
+        end
     }
 
     /// A node's turn.

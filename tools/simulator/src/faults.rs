@@ -47,9 +47,25 @@ pub(crate) enum Blow {
     RestartWhileFull,
     /// Power loss of a node while it opens its log again; dealt at boots, not by the schedule.
     CrashInOpening,
+    /// A node is started on a copy of its directory: see [`crate::run`]'s `identity`.
+    CopyDirectory,
+    /// A copy of a running node's directory is started beside it.
+    DoubleDirectory,
+    /// A node comes back with an empty disk, for a while.
+    WipeDirectory,
+    /// Power loss of a founder on its way to formation; dealt at the first boots.
+    CrashInFormation,
+    /// A founder's disk is emptied before formation; dealt after the first boots.
+    WipeFounder,
+    /// A disk is as it was earlier; dealt in the calm.
+    RollBackDisk,
 }
 
-const BLOWS: [(Blow, &str); 17] = [
+/// Not dealt by the schedule.
+const ELSEWHERE: [Blow; 4] =
+    [Blow::CrashInOpening, Blow::CrashInFormation, Blow::WipeFounder, Blow::RollBackDisk];
+
+const BLOWS: [(Blow, &str); 23] = [
     (Blow::Crash, "driver: crash of one"),
     (Blow::Kill, "driver: kill of one"),
     (Blow::CrashAll, "driver: crash of all"),
@@ -67,6 +83,12 @@ const BLOWS: [(Blow, &str); 17] = [
     (Blow::LoneTail, "driver: a tail that few have"),
     (Blow::RestartWhileFull, "driver: restart on a full disk"),
     (Blow::CrashInOpening, "driver: crash in opening"),
+    (Blow::CopyDirectory, "driver: directory copied"),
+    (Blow::DoubleDirectory, "driver: directory run twice"),
+    (Blow::WipeDirectory, "driver: directory wiped"),
+    (Blow::CrashInFormation, "driver: crash in formation"),
+    (Blow::WipeFounder, "driver: founder wiped"),
+    (Blow::RollBackDisk, "driver: disk rolled back"),
 ];
 
 impl Blow {
@@ -104,7 +126,7 @@ impl Schedule {
         // A subset of the kinds: what is absent lets others go further.
         let mut kinds: Vec<Blow> = BLOWS.iter().map(|(blow, _)| *blow).filter(|_| random.coin()).collect();
         let crashes_in_opening = kinds.contains(&Blow::CrashInOpening);
-        kinds.retain(|blow| *blow != Blow::CrashInOpening);
+        kinds.retain(|blow| !ELSEWHERE.contains(blow));
         if damage && !kinds.contains(&Blow::Damage) {
             kinds.push(Blow::Damage);
         }
@@ -125,6 +147,9 @@ impl Schedule {
                                 | Blow::CrawlingDisk
                                 | Blow::Damage
                                 | Blow::LoneTail
+                                | Blow::CopyDirectory
+                                | Blow::DoubleDirectory
+                                | Blow::WipeDirectory
                         ) =>
                 {
                     blow

@@ -246,6 +246,7 @@ impl Profile {
         Options {
             node: NodeId(node),
             data_dir: PathBuf::from("/data/node"),
+            place_checked: true,
             cluster_name: "simulated".into(),
             nodes: self.addresses(world),
             partitions: self.partitions,

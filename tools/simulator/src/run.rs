@@ -1,6 +1,7 @@
 //! One seed: a cluster and its clients under faults, then calm, then the proof that everything is there again.
 
 mod calm;
+mod identity;
 #[cfg(test)]
 mod scripted;
 mod stalls;
@@ -31,6 +32,7 @@ const TAIL: u64 = 5 << 20;
 const SOME_SPACE: u64 = 6 << 20;
 const SPACE_BACK: u64 = 7 << 20;
 const SPEED_UP: u64 = 8 << 20;
+const WIPE: u64 = 9 << 20;
 /// How often a blow that needs a moment at which all is well may be put off.
 const TAIL_TRIES: u64 = 40;
 /// Faults that explain that a process gives up.
@@ -71,6 +73,8 @@ struct Run {
     calm: bool,
     /// Nodes that stop stay down.
     closing: bool,
+    /// Machines whose disk is not their node's own.
+    impostors: BTreeMap<u64, identity::Impostor>,
     /// A partition can have no leader: see [`crate::undecided`].
     undecided: bool,
     /// Stalls in the calm.
@@ -126,6 +130,7 @@ impl Run {
             turned: BTreeSet::new(),
             calm: false,
             closing: false,
+            impostors: BTreeMap::new(),
             undecided: false,
             stalls_outlived: 0,
         }
@@ -177,10 +182,7 @@ impl Run {
     fn all(&mut self, seconds: u64) -> Verdict {
         self.world.alarm(self.schedule.plan_from_ns, PLAN);
         self.schedule.arm(&self.world);
-        for id in self.profile.nodes.clone() {
-            self.world.set_capacity(id, self.profile.disk_bytes);
-            self.boot(id)?;
-        }
+        self.first_boots()?;
         self.workload.start();
         self.until(seconds * SECOND, |_| false)?;
         self.settle_down()?;
@@ -192,6 +194,7 @@ impl Run {
             self.heal()?;
             self.outlive_stalls()?;
             self.stay_small()?;
+            self.roll_back_a_disk()?;
             self.converge()?;
         }
         self.stop_all()?;
@@ -241,6 +244,7 @@ impl Run {
                 }
                 Ok(())
             }
+            Step::Alarm(tag) if tag >= WIPE => self.wipe_alarm(tag - WIPE),
             Step::Alarm(tag) if tag >= SPEED_UP => {
                 self.world.slow_disk(tag - SPEED_UP, 1);
                 Ok(())
@@ -271,6 +275,9 @@ impl Run {
     }
 
     fn check(&mut self, id: u64) -> Verdict {
+        if self.impostors.contains_key(&id) {
+            return self.check_impostor(id);
+        }
         self.cluster.nodes.get_mut(&id).map_or(Ok(()), |node| self.checkers.after_turn(node))?;
         let Some((partition, first)) = self.cluster.proven_damage(id, self.profile.partitions) else {
             return Ok(());
@@ -367,6 +374,9 @@ impl Run {
             }
             return Ok(());
         }
+        if let Blow::CopyDirectory | Blow::DoubleDirectory | Blow::WipeDirectory = blow {
+            return self.spoil_directory(blow, any);
+        }
         *self.dealt.entry(blow.name()).or_insert(0) += 1;
         match blow {
             Blow::Crash => self.end(any, true),
@@ -413,7 +423,7 @@ impl Run {
                 self.world.crash_at(any, self.world.disk_ops(any) + ahead, moment);
             }
             Blow::Damage => self.damage(),
-            Blow::CrashInOpening | Blow::LoneTail => {}
+            _ => {}
         }
         Ok(())
     }

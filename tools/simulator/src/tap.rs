@@ -203,6 +203,12 @@ impl Transport for TapTransport {
     fn formed(&mut self, io: &mut dyn Io, formed: &Formed) {
         self.inner.formed(io, formed);
     }
+    fn barred(&mut self, io: &mut dyn Io) {
+        self.inner.barred(io);
+    }
+    fn accuse(&mut self, io: &mut dyn Io, node: NodeId, why: &str) {
+        self.inner.accuse(io, node, why);
+    }
     fn complete(&mut self, io: &mut dyn Io, completion: Completion, events: &mut Vec<Event>) {
         let before = events.len();
         self.inner.complete(io, completion, events);

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod config;
 pub(crate) mod demo;
 pub(crate) mod doctor;
+pub(crate) mod node;
 pub(crate) mod read;
 pub(crate) mod serve;
 pub(crate) mod sim;

@@ -15,7 +15,8 @@ pub(crate) const EXAMPLES: &str = "Examples:
   tidelog serve --config node.toml
   tidelog serve --dev --dir data --listen 127.0.0.1:7101
 
-Prints one JSON line on stdout when it is ready; logs go to stderr.";
+Prints one JSON line on stdout when it is ready, which is when it serves its log: before that, one for each reason why it waits
+({\"event\":\"waiting\",\"why\":...}), while the cluster is not formed or the node is refused. Logs go to stderr.";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -43,6 +44,13 @@ struct Ready {
     addresses: Vec<SocketAddr>,
     recovered_ms: u64,
     recovery: String,
+}
+
+#[derive(Serialize)]
+struct Waiting<'a> {
+    event: &'static str,
+    node: u64,
+    why: &'a str,
 }
 
 pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
@@ -81,6 +89,12 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     stop.opened(&engine);
     let ready = engine.ready().clone();
     let mut out = Printer::new();
+    let mut printed = Ok(());
+    engine.wait_serving(|why| {
+        let line = out.object(&Waiting { event: "waiting", node, why }).and_then(|()| out.flush());
+        printed = std::mem::replace(&mut printed, Ok(())).and(line);
+    });
+    printed?;
     let addresses = ready.address.into_iter().collect();
     let line = Ready { event: "ready", node, addresses, recovered_ms, recovery: ready.recovery };
     if let Err(error) = out.object(&line).and_then(|()| out.flush()) {

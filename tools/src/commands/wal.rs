@@ -185,7 +185,8 @@ fn list(io: &mut dyn Io, dir: &Path) -> Result<Vec<String>, Failure> {
 /// What the identity file of a data directory says; none if it has none. An error says why nothing is to be had from it.
 fn identity(io: &mut dyn Io, data_dir: &Path) -> Option<Result<Found, String>> {
     let data_dir = if data_dir.as_os_str().is_empty() { Path::new(".") } else { data_dir };
-    Identity::load(&mut Foreground::new(io), data_dir).map_err(|error| error.to_string()).transpose()
+    let loaded = Identity::load(&mut Foreground::new(io), data_dir).transpose()?;
+    Some(loaded.map(|loaded| loaded.found).map_err(|error| error.to_string()))
 }
 
 /// Which copy of an identity is damaged; none if none is.

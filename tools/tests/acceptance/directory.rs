@@ -111,9 +111,10 @@ fn a_directory_of_another_cluster_with_the_same_name() {
     cluster.take(3).kill();
     let (own, foreign) = (cluster.place(3).data_name().to_owned(), other.place(3).data_name().to_owned());
     cluster.place(3).edit(&own, &foreign);
-    cluster.start_node(3);
+    cluster.begin(3);
     let because = ["its data directory belongs to another cluster"];
     cluster.node(3).wait_logged(&because);
+    cluster.node(3).wait_waiting(&because);
     for node in [1, 2] {
         cluster.node(node).wait_logged(&because);
     }
@@ -134,8 +135,9 @@ fn a_wiped_directory() {
     cluster.take(3).kill();
     let kept = cluster.place(3).data.with_extension("kept");
     std::fs::rename(&cluster.place(3).data, &kept).expect("a rename");
-    cluster.start_node(3);
-    let because = ["which is not the one that is a member", "must not vote"];
+    cluster.begin(3);
+    let because = ["that is not the one that is a member", "must not vote"];
+    cluster.node(3).wait_waiting(&because);
     for node in [1, 2, 3] {
         cluster.node(node).wait_logged(&because);
     }
@@ -212,7 +214,11 @@ fn a_damaged_a_lost_and_a_foreign_identity() {
     }
     std::fs::remove_file(&path).expect("it is removed");
     refused_unchanged(&cluster, 1, &["no identity file", "not empty", "shard-0000"]);
+    // Its bytes in another file are a copy of it.
     std::fs::write(&path, &sound).expect("a file");
+    refused_unchanged(&cluster, 1, &["copied or restored", "tidelog node adopt"]);
+    let said = tidelog(&["node", "adopt", cluster.place(1).data_name()]);
+    assert_eq!(said.code, 0, "{said:?}");
     cluster.start_node(1);
     cluster.stop();
 }
@@ -225,20 +231,27 @@ fn an_identity_with_one_good_copy() {
     let mut last = cluster.append_all("here\n", &[])[0];
     cluster.stop();
     let path = cluster.place(1).data.join("identity");
-    let sound = std::fs::read(&path).expect("the identity");
-    assert_eq!(sound.len(), 8192);
-    assert!(sound[..4096] == sound[4096..], "the same page twice");
-    let struck = |at: usize| {
-        let mut bytes = sound.clone();
+    // All but the place, which is the file's own, and the checksums over it.
+    let content = |file: &[u8]| {
+        let pages = file.chunks(4096).map(|page| [&page[12..76], &page[96..]].concat());
+        pages.collect::<Vec<_>>()
+    };
+    let struck = |mut bytes: Vec<u8>, at: usize| {
         bytes[at] ^= 0x10;
         bytes
     };
-    for (bytes, said) in [
-        (struck(40), "the first of its two copies is not whole"),
-        (struck(4096 + 40), "the second of its two copies is not whole"),
-        (sound[..5000].to_vec(), "the second of its two copies is not whole"),
-        (sound[..4096].to_vec(), "it has one copy only"),
-    ] {
+    type Spoil<'a> = &'a dyn Fn(Vec<u8>) -> Vec<u8>;
+    let spoils: [(Spoil<'_>, &str); 4] = [
+        (&|sound| struck(sound, 40), "the first of its two copies is not whole"),
+        (&|sound| struck(sound, 4096 + 40), "the second of its two copies is not whole"),
+        (&|sound| sound[..5000].to_vec(), "the second of its two copies is not whole"),
+        (&|sound| sound[..4096].to_vec(), "it has one copy only"),
+    ];
+    for (spoil, said) in spoils {
+        let sound = std::fs::read(&path).expect("the identity");
+        assert_eq!(sound.len(), 8192);
+        assert!(sound[..4096] == sound[4096..], "the same page twice");
+        let bytes = spoil(sound.clone());
         std::fs::write(&path, &bytes).expect("a file");
         let verdict = tidelog(&["wal", "verify", cluster.place(1).data_name()]);
         let damaged = bytes.len() != 4096;
@@ -246,7 +259,8 @@ fn an_identity_with_one_good_copy() {
         assert_eq!(verdict.stdout.contains(said), damaged, "{verdict:?}");
         cluster.start_node(1);
         cluster.node(1).wait_logged(&[said, "identity"]);
-        assert!(std::fs::read(&path).expect("the identity") == sound, "{said}: it is as it was before");
+        let mended = std::fs::read(&path).expect("the identity");
+        assert!(content(&mended) == content(&sound), "{said}: it is as it was before");
         let next = cluster.append_all("there\n", &[])[0];
         assert!(next > last);
         last = next;

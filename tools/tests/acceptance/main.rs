@@ -16,6 +16,7 @@ mod full;
 mod history;
 mod host;
 mod hostile;
+mod identity;
 mod kernel;
 mod logging;
 mod node;

@@ -55,11 +55,12 @@ impl Process {
         Process { child, stdout, stderr }
     }
 
-    /// Its first line on stdout: that it is ready.
+    /// Its line on stdout that it is ready. Before it stands only why it waits.
     pub(crate) fn wait_ready(&mut self) -> Value {
         let line = wait_for("the ready line", || {
             let text = self.stdout.text();
-            if let Some((line, _)) = text.split_once('\n') {
+            let mut whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            if let Some(line) = whole.find(|line| !line.contains("\"event\":\"waiting\"")) {
                 return Some(line.to_owned());
             }
             let ended = self.child.try_wait().expect("a child");
@@ -72,7 +73,7 @@ impl Process {
     /// Its ready line; or, if it ends before it is ready, its exit code and its log.
     pub(crate) fn ready_or_ended(&mut self) -> Result<Value, (Option<i32>, String)> {
         let ended = wait_for("the ready line or the end", || {
-            if self.stdout.text().contains('\n') {
+            if self.stdout.text().contains("\"event\":\"ready\"") {
                 return Some(None);
             }
             self.child.try_wait().expect("a child").map(Some)
@@ -92,6 +93,18 @@ impl Process {
     /// What it has logged so far.
     pub(crate) fn log(&self) -> String {
         self.stderr.text()
+    }
+
+    /// Waits until it says that it waits, for a reason with all these parts. It has not been ready by then.
+    pub(crate) fn wait_waiting(&self, parts: &[&str]) {
+        wait_for(&format!("{parts:?} as a reason to wait"), || {
+            let text = self.stdout.text();
+            assert!(!text.contains("\"event\":\"ready\""), "it is ready: {text}");
+            let waits = |line: &str| {
+                line.contains("\"event\":\"waiting\"") && parts.iter().all(|part| line.contains(part))
+            };
+            text.lines().any(waits).then_some(())
+        });
     }
 
     /// Waits until its log has all these parts.

@@ -133,6 +133,11 @@ impl Checker {
         }
     }
 
+    /// A node's disk is an older one: what it believes begins anew. What others were told stays told.
+    pub fn rolled_back(&mut self, id: u64, disk: &Disk) {
+        self.seen.insert(id, Seen { durable_promise: disk.promise, ..Seen::default() });
+    }
+
     pub fn life_ended(&mut self, id: u64) {
         let seen = self.seen.get_mut(&id).unwrap();
         seen.high_water = Index::ZERO;
@@ -271,7 +276,11 @@ impl Checker {
                 assert!(leader == from, "invariant 1, {event}: {from} and {leader} lead");
                 assert_eq!(packet.entries.len() as u64, append.count);
             }
-            Message::Free(Free::Heartbeat { generation, .. } | Free::HandOver { generation }) => {
+            Message::Free(
+                Free::Heartbeat { generation, .. }
+                | Free::HandOver { generation }
+                | Free::Lost { generation, .. },
+            ) => {
                 speaks_as_leader(*generation);
             }
             Message::Repair(Repair::Fetched { .. }) => {

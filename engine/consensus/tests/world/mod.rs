@@ -37,7 +37,11 @@ pub const STALL: Duration = Duration::from_millis(200);
 pub struct Node {
     pub replica: Option<Replica>,
     pub disk: Disk,
+    /// What waits for its ticket. It alone is asked about again when it leaves: what leaves in the step that made it must be right
+    /// by itself, as a shard does it.
     held: Vec<(Ticket, Outgoing<Asserting>)>,
+    /// A disk put aside, as it was at some moment.
+    saved: Option<Disk>,
     waiters: Vec<Waiter>,
     lives: u64,
     /// The last generation in which it asked everyone for what it lost.
@@ -116,6 +120,7 @@ impl World {
                 replica: None,
                 disk: Disk::default(),
                 held: Vec::new(),
+                saved: None,
                 waiters: Vec::new(),
                 lives: 0,
                 inquired: Generation::ZERO,
@@ -175,6 +180,23 @@ impl World {
             self.outcomes.insert(refusal.name, Outcome::Unknown);
         }
         self.checker.life_ended(id);
+    }
+
+    /// Puts a copy of a node's disk aside.
+    pub fn save(&mut self, id: u64) {
+        let node = self.node_mut(id);
+        node.saved = Some(node.disk.clone());
+    }
+
+    /// Stops a node, and gives it the disk that was put aside.
+    pub fn roll_back(&mut self, id: u64) -> bool {
+        self.crash(id, 0);
+        let node = self.nodes.get_mut(&id).unwrap();
+        let Some(saved) = node.saved.clone() else { return false };
+        node.disk = saved;
+        node.disk.crash(0, &mut |_| {});
+        self.checker.rolled_back(id, &node.disk);
+        true
     }
 
     /// Starts a node from its disk.
@@ -259,7 +281,16 @@ impl World {
             self.checker.sent(&packet, &node.disk, &self.event);
             self.wire.push(packet);
         }
-        node.held.extend(effects.send_when_durable);
+        for (ticket, Outgoing { to, message }) in effects.send_when_durable {
+            if ticket > node.disk.reported {
+                node.held.push((ticket, Outgoing { to, message }));
+                continue;
+            }
+            let message = Message::Asserting(message);
+            let packet = Packet { from: id, to: to.0, message, entries: Vec::new() };
+            self.checker.sent(&packet, &node.disk, &self.event);
+            self.wire.push(packet);
+        }
         if let Some(mark) = effects.committed {
             node.disk.high_water = node.disk.high_water.max(mark);
             let done: Vec<Waiter> = node.waiters.extract_if(.., |w| w.at <= mark).collect();

@@ -24,6 +24,7 @@ pub fn show(packet: &Packet) -> String {
             Free::Heartbeat { generation, high_water, .. } => {
                 format!("heartbeat g{generation} high {high_water}")
             }
+            Free::Lost { generation, confirmed } => format!("lost g{generation} {}", position(*confirmed)),
             Free::HandOver { generation } => format!("hand-over g{generation}"),
         },
         Message::Repair(m) => match m {
@@ -47,8 +48,9 @@ pub fn show(packet: &Packet) -> String {
             Asserting::AppendReply { generation, matched, .. } => {
                 format!("append-reply g{generation} matched {matched}")
             }
-            Asserting::AppendRefused { generation, prev, hint, .. } => {
-                format!("append-refused g{generation} prev {prev} hint {}", position(*hint))
+            Asserting::AppendRefused { generation, prev, hint, damaged, .. } => {
+                let why = if *damaged { " damaged" } else { "" };
+                format!("append-refused g{generation} prev {prev} hint {}{why}", position(*hint))
             }
             Asserting::HeartbeatReply { generation, matched, disk, .. } => {
                 let health = match disk.health {

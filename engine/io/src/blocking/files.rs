@@ -30,6 +30,12 @@ impl BlockingIo {
                 fdatasync(file.fd.as_raw_fd()).map_err(|errno| file_error(errno, "sync", &file.path))?;
             }
             Op::Read { file, offset, buffer } => return self.read(file, offset, buffer),
+            Op::Locate { file } => {
+                let file = self.file("locate", file)?;
+                return sys::place(file.fd.as_raw_fd())
+                    .map(Output::Located)
+                    .map_err(|errno| file_error(errno, "locate", &file.path));
+            }
             Op::Rename { from, to } => {
                 let (c_from, c_to) = (c_path("rename", &from)?, c_path("rename", &to)?);
                 // SAFETY: both paths are C strings that outlive the call.

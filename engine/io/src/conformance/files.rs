@@ -17,6 +17,7 @@ pub(super) const CHECKS: &[Check] = &[
     ("files: closed files are gone", closed_files),
     ("files: close waits for what is in flight", close_behind_writes),
     ("files: rename, remove, list, sync", names),
+    ("files: a file's place", place),
     ("files: many at once", many_writes_at_once),
     ("files: space", space_is_told),
 ];
@@ -224,6 +225,29 @@ fn names(b: &mut Bench) {
     demand!(b, list(b) == ["b"], "removed");
     b.ok(Op::SyncDir { path: dir.clone() });
     b.error_of_kind(Op::Open { path: dir.join("a"), mode: OpenMode::Read }, IoErrorKind::NotFound);
+}
+
+fn place(b: &mut Bench) {
+    let dir = b.path("place");
+    b.ok(Op::CreateDir { path: dir.clone() });
+    let located = |b: &mut Bench, file| match b.ok(Op::Locate { file }) {
+        Output::Located(place) => place,
+        other => b.fail(format!("locate gave {other:?}")),
+    };
+    let (file, _) = b.open(&dir.join("a"), OpenMode::Create);
+    let data = b.pages(1, 0);
+    b.write(file, 0, vec![data.clone()]);
+    let first = located(b, file);
+    b.close(file);
+    b.ok(Op::Rename { from: dir.join("a"), to: dir.join("b") });
+    let (file, _) = b.open(&dir.join("b"), OpenMode::Read);
+    demand!(b, located(b, file) == first, "another name is the same place");
+    let (copy, _) = b.open(&dir.join("a"), OpenMode::Create);
+    b.write(copy, 0, vec![data]);
+    demand!(b, located(b, copy) != first, "a copy has another");
+    b.close(file);
+    b.close(copy);
+    b.error_of_kind(Op::Locate { file }, IoErrorKind::Other);
 }
 
 fn many_writes_at_once(b: &mut Bench) {

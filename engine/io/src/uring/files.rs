@@ -67,6 +67,13 @@ impl UringIo {
                     .map_err(|errno| file_error(errno, "sync directory", &path))?;
                 Work::SyncDir { path, dir }
             }
+            Op::Locate { file: FileId(id) } => {
+                let file = self.open_file("locate", id)?;
+                let place = sys::place(file.fd.as_raw_fd())
+                    .map_err(|errno| file_error(errno, "locate", &file.path))?;
+                self.finish(token, Ok(Output::Located(place)));
+                return Ok(());
+            }
             Op::CreateDir { path } => {
                 crate::directory::create(&path)?;
                 self.finish(token, Ok(Output::Done));

@@ -201,6 +201,7 @@ impl UringIo {
             | Op::WriteDurable { .. }
             | Op::Sync { .. }
             | Op::Read { .. }
+            | Op::Locate { .. }
             | Op::Rename { .. }
             | Op::Remove { .. }
             | Op::CreateDir { .. }

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use tidelog::request::{BusyReason, Reply, Request, RequestError};
 use tidelog_io::{Io, Op};
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
-use tidelog_types::{ClusterId, Monotonic, NodeId, PartitionId, Sequence, SessionId};
+use tidelog_types::{Monotonic, NodeId, PartitionId, Sequence, SessionId};
 
 /// Most connects in flight.
 const DIALS_MAX: usize = 64;
@@ -85,7 +85,7 @@ pub struct Done {
 #[derive(Debug)]
 pub struct ClientCore {
     options: ClientOptions,
-    cluster: Option<ClusterId>,
+    cluster: Option<u32>,
     addresses: Vec<SocketAddr>,
     sites: BTreeMap<SocketAddr, Site>,
     nodes: BTreeMap<NodeId, SocketAddr>,

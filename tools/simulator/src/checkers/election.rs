@@ -44,6 +44,10 @@ pub(crate) struct Elections {
     /// Who sent what only a leader sends: (partition, generation).
     claims: BTreeMap<(u64, u64), u64>,
     seen: BTreeMap<(u64, u64), Seen>,
+    /// Each replica's generation before the turn under judgement.
+    spoke: BTreeMap<(u64, u64), u64>,
+    /// The first entry above each replica's mark that it knows to be damaged, before that turn and after it.
+    damaged: BTreeMap<(u64, u64), (Option<Index>, Option<Index>)>,
     pub(crate) elected: u64,
 }
 
@@ -103,6 +107,10 @@ impl Elections {
             high_water: marks.high_water.0,
             led: replica.is_leader().then_some(generation),
         };
+        let damaged = replica.damaged_from(marks.high_water.next());
+        let known = self.damaged.get(&(node, partition)).and_then(|(_, now)| *now);
+        self.damaged.insert((node, partition), (known, damaged));
+        self.spoke.insert((node, partition), before.map_or(0, |before| before.generation));
         if before == Some(now) && !replica.is_leader() {
             return Ok(());
         }
@@ -208,6 +216,15 @@ impl Elections {
                 )
             })
         };
+        if let Message::Asserting(said) = &message.message {
+            // What waited for the disk is asked again whether it still holds: it does not once another generation was adopted.
+            let was = self.spoke.get(&(node, partition)).copied().unwrap_or(0);
+            ensure(2, said.generation().0 >= was, || {
+                format!(
+                    "node {node} was in generation {was} of partition {partition}, and then said {said:?} to node {to}"
+                )
+            })?;
+        }
         let vote = |generation: Generation| disk.vote(partition, generation.0).unwrap_or(0);
         match &message.message {
             Message::Free(Free::PreVote { .. } | Free::PreVoteReply { granted: true, .. }) => Ok(()),
@@ -216,6 +233,7 @@ impl Elections {
             }
             Message::Free(
                 Free::Append(tidelog_consensus::Append { generation, .. })
+                | Free::Lost { generation, .. }
                 | Free::Heartbeat { generation, .. }
                 | Free::HandOver { generation },
             ) => {
@@ -268,6 +286,13 @@ impl Elections {
         disk: &Disk,
         committed: u64,
     ) -> Verdict {
+        if let Some((before, Some(lost))) = self.damaged.get(&(node, partition)) {
+            ensure(9, *before != Some(*lost) || matched < *lost, || {
+                format!(
+                    "node {node} acknowledged partition {partition} up to {matched}, and knows that entry {lost} is damaged"
+                )
+            })?;
+        }
         let log = disk.log(partition);
         let there = log.generation_at(matched.0).filter(|_| matched.0 <= log.whole(committed));
         let Some(own) = there else {

@@ -27,6 +27,9 @@ impl Run {
         self.calm = true;
         self.world.calm();
         for id in self.profile.nodes.clone() {
+            self.put_own_disk_back(id);
+        }
+        for id in self.profile.nodes.clone() {
             self.boot(id)?;
         }
         // A node that was opening its log on a slow disk comes when it is done.
