@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 use tidelog_consensus::{
-    Append, Asserting, Config, Effects, Free, Message, Replica, Restored, Role, Trouble,
+    Append, Asserting, Config, Disk, Effects, Free, Message, Replica, Restored, Role, Trouble,
 };
 use tidelog_types::{
     Clock, EntryMeta, Generation, Index, Monotonic, NodeId, PartitionId, Position, RecordKind, ReplicatedMs,

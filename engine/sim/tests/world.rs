@@ -165,8 +165,8 @@ fn the_same_seed_is_the_same_run_and_another_is_not() {
 
 #[test]
 fn a_campaign_fires_every_fault_that_is_drawn() {
-    // Damage comes only when ordered.
-    let ordered = ["misdirected write", "damage"];
+    // Damage comes only when ordered, and a disk hangs only then.
+    let ordered = ["misdirected write", "damage", "disk hang"];
     let mut total: BTreeMap<&str, u64> = BTreeMap::new();
     let mut recovered = 0;
     for seed in 0..100 {

@@ -88,7 +88,7 @@ impl Shard {
         };
         if !self.identity.has_log {
             let mut fg = Foreground::new(io);
-            let known = Identity { has_log: true, ..self.identity.clone() };
+            let mut known = Identity { has_log: true, ..self.identity.clone() };
             let stored = known.store(&mut fg, &self.options.data_dir);
             others.extend(fg.finish());
             match stored {

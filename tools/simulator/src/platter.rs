@@ -257,14 +257,21 @@ mod tests {
     #[test]
     fn the_documents_examples_say_what_the_documents_say() {
         let batch = example(include_str!("../../../docs/formats/batch.md"));
-        let segment = example(include_str!("../../../docs/formats/segment.md"));
+        let mut segment = example(include_str!("../../../docs/formats/segment.md"));
+        let alone = items(&segment);
+        let is_there = |s: &Segment| (s.base, s.epoch, s.prev_epoch_end) == (0x80_0000, 2, 0x3000);
+        assert!(matches!(&alone[..], [Item::Segment(s)] if is_there(s)), "{alone:?}");
+        // The batch lies in the segment before that one.
+        segment[40..48].copy_from_slice(&0x40_0000u64.to_le_bytes());
+        let crc = crc32c::crc32c(&segment[8..PAGE]);
+        segment[4..8].copy_from_slice(&crc.to_le_bytes());
         let place = |at: usize| [&segment[..], &vec![0; at - segment.len()], &batch].concat();
-        let elsewhere = items(&place(0x4000));
+        let elsewhere = items(&place(0x3000));
         assert!(matches!(elsewhere.last(), Some(Item::Broken(_))), "{elsewhere:?}");
-        let items = items(&place(0x3000));
+        let items = items(&place(0x4000));
         assert!(matches!(items[0], Item::Segment(s) if s.base == 0x40_0000 && s.epoch == 2), "{items:?}");
         let Some(Item::Batch(batch)) = items.last() else { panic!("{items:?}") };
-        assert_eq!((batch.epoch, batch.lsn, batch.prev, batch.end), (2, 0x40_3000, 0x40_2000, 0x40_4000));
+        assert_eq!((batch.epoch, batch.lsn, batch.prev, batch.end), (2, 0x40_4000, 0x40_2000, 0x40_6000));
         let kinds: Vec<_> =
             batch.records.iter().map(|r| (r.kind, r.partition, r.index, r.generation)).collect();
         assert_eq!(kinds, [(kind::PROMISE, 3, 1, 2), (kind::DATA, 3, 7, 2)]);

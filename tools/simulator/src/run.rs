@@ -73,6 +73,8 @@ struct Run {
     calm: bool,
     /// Nodes that stop stay down.
     closing: bool,
+    /// Processes, by node and boot, whose disk was seen to know of the formed cluster.
+    formed: BTreeSet<(u64, u64)>,
     /// Machines whose disk is not their node's own.
     impostors: BTreeMap<u64, identity::Impostor>,
     /// A partition can have no leader: see [`crate::undecided`].
@@ -130,6 +132,7 @@ impl Run {
             turned: BTreeSet::new(),
             calm: false,
             closing: false,
+            formed: BTreeSet::new(),
             impostors: BTreeMap::new(),
             undecided: false,
             stalls_outlived: 0,
@@ -278,6 +281,7 @@ impl Run {
         if self.impostors.contains_key(&id) {
             return self.check_impostor(id);
         }
+        self.check_formation(id)?;
         self.cluster.nodes.get_mut(&id).map_or(Ok(()), |node| self.checkers.after_turn(node))?;
         let Some((partition, first)) = self.cluster.proven_damage(id, self.profile.partitions) else {
             return Ok(());

@@ -169,6 +169,21 @@ impl Run {
         }
     }
 
+    /// A node that runs replicas has made durable who the members are: a power loss cannot make it a founder again.
+    pub(super) fn check_formation(&mut self, id: u64) -> Verdict {
+        let Some(node) = self.cluster.nodes.get(&id) else { return Ok(()) };
+        let formed = node.process.as_ref().is_some_and(|process| process.shard.is_formed());
+        if !formed || !self.formed.insert((id, node.boots)) {
+            return Ok(());
+        }
+        let page = self.world.durable_range(id, Path::new("/data/node/identity"), 0, PAGE_BYTES);
+        let durable =
+            page.and_then(|page| Identity::decode(&page).ok()).is_some_and(|found| found.formed.is_some());
+        ensure(9, durable, || {
+            format!("node {id} runs replicas, and its disk may forget that the cluster was formed")
+        })
+    }
+
     /// What a machine with another disk did in its turn.
     pub(super) fn check_impostor(&mut self, id: u64) -> Verdict {
         let Some(impostor) = self.impostors.get(&id).cloned() else { return Ok(()) };

@@ -37,6 +37,16 @@ impl Stage {
         stage
     }
 
+    /// The first of some clusters whose clients happen to do what a script needs.
+    fn such_that<T>(
+        seeds: std::ops::Range<u64>,
+        mut fits: impl FnMut(&mut Stage) -> Option<T>,
+    ) -> (Stage, T) {
+        let mut stages = seeds.map(Stage::new);
+        let fit = stages.find_map(|mut stage| fits(&mut stage).map(|found| (stage, found)));
+        fit.expect("one of these clusters does what the script needs")
+    }
+
     fn leader(&self) -> u64 {
         let leads =
             |id: &u64| self.run.cluster.replica(*id, PARTITION).is_some_and(|replica| replica.is_leader());
@@ -133,13 +143,16 @@ fn followers(leader: u64) -> (u64, u64) {
 
 #[test]
 fn a_tail_that_nobody_else_has_is_cut_when_all_others_deny_it() {
-    let mut stage = Stage::new(11);
-    let timeout = u64::try_from(stage.run.profile.election_timeout.as_millis()).unwrap();
-    let old = stage.leader();
-    let (one, other) = followers(old);
-    let before = stage.replica(old).generation();
-    stage.cut(&[(old, one), (old, other), (one, other)]);
-    stage.run_for(timeout / 2);
+    let (mut stage, (timeout, before, old, one, other)) = Stage::such_that(11..31, |stage| {
+        let timeout = u64::try_from(stage.run.profile.election_timeout.as_millis()).unwrap();
+        let old = stage.leader();
+        let (one, other) = followers(old);
+        let before = stage.replica(old).generation();
+        stage.cut(&[(old, one), (old, other), (one, other)]);
+        stage.run_for(timeout / 2);
+        // Its clients still append.
+        stage.until(100, |stage| stage.run.has_plain_tail(old)).then_some((timeout, before, old, one, other))
+    });
     let lost = stage.lose_tail(old);
     assert_eq!(lost.generation, before);
     stage.crash(other);
@@ -224,17 +237,18 @@ fn a_committed_tail_waits_for_whoever_has_it() {
 
 #[test]
 fn what_nobody_keeps_holds_up_no_other_range() {
-    let mut stage = Stage::new(13);
-    let committed = stage.run.checkers.commits();
-    assert!(committed > 300, "{committed}");
     // An entry that goes bad everywhere, and two later ones on one node only. The first record of a batch is struck: it must be that one
     // on every node.
-    let begins = |id: u64, index: u64| {
+    let begins = |stage: &Stage, id: u64, index: u64| {
         let log = stage.run.checkers.disk(id).unwrap().log(0);
         log.entry(index).map(|e| e.batch) != log.entry(index - 1).map(|e| e.batch)
     };
-    let gone = (committed / 4..committed / 2).find(|index| [1, 2, 3].iter().all(|id| begins(*id, *index)));
-    let gone = gone.expect("traffic is thin enough");
+    let (mut stage, (committed, gone)) = Stage::such_that(13..33, |stage| {
+        let committed = stage.run.checkers.commits();
+        let mut indexes = (committed / 4..committed / 2).filter(|_| committed > 300);
+        let gone = indexes.find(|index| [1, 2, 3].iter().all(|id| begins(stage, *id, *index)));
+        gone.map(|gone| (committed, gone))
+    });
     for id in [1, 2, 3] {
         stage.strike(id, gone);
     }
