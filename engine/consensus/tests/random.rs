@@ -454,7 +454,8 @@ fn campaign(voters: u64, seeds: core::ops::Range<u64>, events: u64, damage: bool
     let shortened = snapshots > count && raised > count && starts > count / 4;
     assert!(damage || shortened, "{snapshots} {raised} {starts}");
     assert!(
-        hangs > count && late > count && (voters < 3 || handed_over > count / 10),
+        // Damaged replicas are not asked to lead: with those there are few hand-overs.
+        hangs > count && late > count && (voters < 3 || damage || handed_over > count / 10),
         "{hangs} {late} {handed_over}"
     );
     assert!(cuts > count / 20, "only {cuts} cuts");
