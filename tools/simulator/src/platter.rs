@@ -16,6 +16,7 @@ const EXTENDED: u16 = 1;
 pub(crate) mod kind {
     pub(crate) const DATA: u8 = 2;
     pub(crate) const SESSION_OPEN: u8 = 3;
+    pub(crate) const LOG_START: u8 = 4;
     pub(crate) const PROMISE: u8 = 64;
     pub(crate) const CUT: u8 = 65;
     pub(crate) const HIGH_WATER: u8 = 66;
@@ -51,6 +52,8 @@ pub(crate) struct Record {
     pub(crate) stamp: u64,
     /// (session, sequence) of a data entry.
     pub(crate) session: Option<(u64, u64)>,
+    /// The first index kept, of a log start; 0: it is none.
+    pub(crate) log_start: u64,
     /// How many entries it tells of, if it tells of lost ones.
     pub(crate) count: u64,
     /// Stands for all bytes of the record.
@@ -209,6 +212,7 @@ pub(crate) fn record(bytes: &[u8]) -> Result<(Record, usize), String> {
     }
     let session = (kind == kind::DATA && extended && u64_at(head, 64) != 0)
         .then(|| (u64_at(head, 64), u64_at(head, 72)));
+    let log_start = if kind == kind::LOG_START && extended { u64_at(head, 64) } else { 0 };
     let len = (head_len + payload_len).next_multiple_of(HEAD);
     let record = Record {
         kind,
@@ -219,6 +223,7 @@ pub(crate) fn record(bytes: &[u8]) -> Result<(Record, usize), String> {
         prev_generation: u64_at(head, 40),
         stamp: u64_at(head, 48),
         session,
+        log_start,
         count: u64_at(head, 48),
         hash: u64::from(crc32c::crc32c(head)) << 32 | u64::from(payload_crc),
         ident: if kind == kind::DATA { Ident::of(payload) } else { None },

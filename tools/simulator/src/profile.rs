@@ -62,10 +62,10 @@ pub(crate) struct Profile {
 impl Profile {
     /// Draws one.
     pub(crate) fn draw(random: &mut Random) -> Profile {
-        let five = random.below(5) == 0;
-        let nodes: Vec<u64> = (1..=if five { 5 } else { 3 }).collect();
+        let count = Profile::draw_nodes(random);
+        let nodes: Vec<u64> = (1..=count).collect();
         // Now and then partitions with fewer replicas than there are nodes.
-        let replication = if five && random.coin() { 3 } else { nodes.len() };
+        let replication = if count > 3 && random.coin() { 3 } else { nodes.len() };
         let large = random.below(8) == 0;
         let election_ms = random.between((150, 500));
         let mut profile = Profile {
@@ -138,6 +138,17 @@ impl Profile {
             retention: Retention { age: None, bytes: None },
             disk_bytes: None,
             ..Profile::draw(random)
+        }
+    }
+
+    /// Mostly three or five; one, which is its own quorum, and two and four, where one more than half is more than it seems.
+    fn draw_nodes(random: &mut Random) -> u64 {
+        match random.below(20) {
+            0 => 1,
+            1 | 2 => 2,
+            3 | 4 => 4,
+            5..=8 => 5,
+            _ => 3,
         }
     }
 

@@ -30,6 +30,8 @@ struct Log {
     under: Vec<(u64, u64)>,
     sessions: BTreeMap<(u64, u64), u64>,
     idents: BTreeMap<Ident, u64>,
+    /// (index of a log start, the first index kept once it is committed), both rising.
+    starts: Vec<(u64, u64)>,
     /// Appends that clients were told are not in the log.
     denied: BTreeSet<Ident>,
 }
@@ -70,6 +72,13 @@ impl Commits {
     /// Where an append of a client is committed.
     pub(crate) fn find(&self, partition: u64, ident: &Ident) -> Option<u64> {
         self.logs.get(&partition)?.idents.get(ident).copied()
+    }
+
+    /// Where the log begins for who knows that everything up to `mark` is committed, by the log starts among it; 1: it is whole.
+    pub(crate) fn log_start(&self, partition: u64, mark: u64) -> u64 {
+        let Some(log) = self.logs.get(&partition) else { return 1 };
+        let behind = log.starts.partition_point(|(index, _)| *index <= mark);
+        behind.checked_sub(1).and_then(|at| log.starts.get(at)).map_or(1, |(_, first)| *first)
     }
 
     /// A client was told that an append is not in the log.
@@ -248,6 +257,9 @@ impl Commits {
                 )
             })?;
         }
+        if content.log_start > log.starts.last().map_or(1, |(_, first)| *first) {
+            log.starts.push((index, content.log_start));
+        }
         log.entries.push(Committed {
             generation,
             kind: content.kind,
@@ -359,6 +371,7 @@ mod tests {
             prev_generation,
             stamp: 0,
             session,
+            log_start: 0,
             count: 0,
             hash: generation << 32 | index,
             ident: Some(Ident { client, number: index, random: 0 }),

@@ -14,6 +14,8 @@ pub(crate) struct Content {
     pub(crate) prev_generation: u64,
     pub(crate) stamp: u64,
     pub(crate) session: Option<(u64, u64)>,
+    /// 0: it is no log start.
+    pub(crate) log_start: u64,
     pub(crate) ident: Option<Ident>,
     /// Bit n: it was durable on node n.
     durable_on: u64,
@@ -42,6 +44,7 @@ impl Contents {
             prev_generation: record.prev_generation,
             stamp: record.stamp,
             session: record.session,
+            log_start: record.log_start,
             ident: record.ident,
             durable_on: 0,
         });

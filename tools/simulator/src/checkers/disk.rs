@@ -347,6 +347,7 @@ mod tests {
             prev_generation,
             stamp: 0,
             session: None,
+            log_start: 0,
             count: 0,
             bytes: 64,
             hash,

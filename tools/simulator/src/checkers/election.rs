@@ -43,6 +43,8 @@ pub(crate) struct Elections {
     leaders: BTreeMap<(u64, u64), Leader>,
     /// Who sent what only a leader sends: (partition, generation).
     claims: BTreeMap<(u64, u64), u64>,
+    /// The highest index confirmed to each leader: (partition, generation, who led and was told, who told it).
+    confirmed: BTreeMap<(u64, u64, u64, u64), u64>,
     seen: BTreeMap<(u64, u64), Seen>,
     /// Each replica's generation before the turn under judgement.
     spoke: BTreeMap<(u64, u64), u64>,
@@ -163,6 +165,18 @@ impl Elections {
             let led = before.and_then(|b| b.led).filter(|led| replica.is_leader() && *led == generation);
             commits.raised(node, partition, from, replica, led.is_some())?;
         }
+        for peer in replica.followers() {
+            let told = (partition, generation, node, peer.node.0);
+            let told = self.confirmed.get(&told).copied().unwrap_or(0);
+            ensure(6, peer.matched.0 <= told, || {
+                format!(
+                    "{}: the leader of generation {generation} counts node {} up to {}; in that generation it was told {told}",
+                    here(),
+                    peer.node,
+                    peer.matched
+                )
+            })?;
+        }
         if replica.is_leader() && before.is_none_or(|b| b.led != Some(generation)) {
             self.elect(node, partition, replica, disk, commits)?;
         }
@@ -260,10 +274,12 @@ impl Elections {
             }
             Message::Asserting(Asserting::AppendReply { generation, matched, .. }) => {
                 promised(*generation, "an acknowledgement")?;
+                self.confirm((partition, generation.0, to, node), *matched);
                 self.matched(node, partition, *generation, *matched, disk, committed)
             }
             Message::Asserting(Asserting::HeartbeatReply { generation, matched, .. }) => {
                 promised(*generation, "a heartbeat's answer")?;
+                self.confirm((partition, generation.0, to, node), *matched);
                 self.matched(node, partition, *generation, *matched, disk, committed)
             }
             Message::Asserting(Asserting::AppendRefused { generation, .. }) => {
@@ -274,6 +290,11 @@ impl Elections {
             }
             Message::Repair(_) => Ok(()),
         }
+    }
+
+    fn confirm(&mut self, told: (u64, u64, u64, u64), matched: Index) {
+        let most = self.confirmed.entry(told).or_default();
+        *most = matched.0.max(*most);
     }
 
     /// The node says that its log is durable and the leader's up to `matched`.

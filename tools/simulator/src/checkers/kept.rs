@@ -1,6 +1,7 @@
 //! What nodes keep (invariants 2, 10): the low-water mark never goes back, also over crashes, and lies at or below what
-//! a durable snapshot or the log start covers; a snapshot that a node counts on is whole on its disk.
+//! a durable snapshot or the log start covers; the log start is one that is committed, as the disks have it; a snapshot that a node counts on is whole on its disk.
 
+use super::commit::Commits;
 use super::violation::{Verdict, broken, ensure};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,17 +24,23 @@ struct Seen {
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     seen: BTreeMap<(u64, u64), Seen>,
-    /// The highest log start that any replica of a partition knew to be committed.
-    starts: BTreeMap<u64, Index>,
     /// How often the committed log start of a replica rose.
     pub(crate) later_starts: u64,
 }
 
 impl Kept {
     /// What a replica says of itself after a turn.
-    pub(crate) fn observe(&mut self, world: &World, node: u64, partition: u64, replica: &Replica) -> Verdict {
+    pub(crate) fn observe(
+        &mut self,
+        world: &World,
+        node: u64,
+        partition: u64,
+        replica: &Replica,
+        commits: &Commits,
+    ) -> Verdict {
         let seen = self.seen.entry((node, partition)).or_default();
-        let (low, snapshot) = (replica.marks().low_water, replica.snapshot());
+        let (marks, snapshot) = (replica.marks(), replica.snapshot());
+        let low = marks.low_water;
         let here = || format!("node {node} partition {partition}");
         ensure(2, low.0 >= seen.low_water, || {
             format!("{}: low-water mark went from {} to {low}", here(), seen.low_water)
@@ -41,10 +48,17 @@ impl Kept {
         ensure(10, snapshot >= seen.snapshot, || {
             format!("{}: its snapshot went from {:?} to {snapshot:?}", here(), seen.snapshot)
         })?;
+        let log_start = replica.log_start();
+        let committed = commits.log_start(partition, marks.high_water.0);
+        ensure(10, log_start.0 <= committed, || {
+            format!(
+                "{}: it takes its log to begin at {log_start}; by what is committed up to {} it begins at {committed}",
+                here(),
+                marks.high_water
+            )
+        })?;
         // A life that begins anew has to learn again that its log start was committed.
-        let start = self.starts.entry(partition).or_default();
-        *start = replica.log_start().max(*start);
-        let covered = snapshot.index.next().max(*start);
+        let covered = snapshot.index.next().max(Index(commits.log_start(partition, u64::MAX)));
         ensure(10, low <= covered, || {
             format!("{}: it keeps entries from {low} on, {covered} is covered", here())
         })?;
@@ -52,7 +66,6 @@ impl Kept {
             whole(world, node, partition, snapshot)
                 .or_else(|why| broken(10, format!("{}: its snapshot of {snapshot:?}: {why}", here())))?;
         }
-        let log_start = replica.log_start();
         self.later_starts += u64::from(log_start > seen.log_start);
         *seen = Seen { low_water: low.0, snapshot, log_start: log_start.max(seen.log_start) };
         Ok(())

@@ -146,8 +146,8 @@ impl Checkers {
             for partition in 0..self.partitions {
                 if let Some(replica) = process.shard.replica(PartitionId(partition)) {
                     elections.observe(id, life, partition, replica, disk, commits)?;
-                    kept.observe(world, id, partition, replica)?;
-                    decided.observe(id, life, partition, replica);
+                    kept.observe(world, id, partition, replica, commits)?;
+                    decided.observe(id, life, partition, replica)?;
                     let marks = replica.marks();
                     let open = marks.last.0.saturating_sub(marks.high_water.0);
                     ensure(17, !replica.is_leader() || open <= 2 * self.uncommitted_max + 1, || {
@@ -159,6 +159,7 @@ impl Checkers {
         for (to, message) in node.take_sent() {
             let committed = commits.len(message.partition.0);
             elections.sent(id, to.0, &message, disk, committed)?;
+            decided.sent(id, to.0, &message);
         }
         self.failures(node, life)?;
         self.applied(node, life)?;
