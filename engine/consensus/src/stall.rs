@@ -54,7 +54,8 @@ pub(crate) struct HandOver {
 impl Progress {
     /// Whether the peer answered something sent within `timeout`, and its disk takes writes.
     fn is_steady(&self, now: Monotonic, timeout: Duration, oldest_max: Duration) -> bool {
-        self.round > 0
+        self.lost.is_none()
+            && self.round > 0
             && now.since(self.evidence) < timeout
             && self.disk.is_some_and(|disk| {
                 disk.health != Health::Stalled && Duration::from_millis(disk.oldest_ms) < oldest_max

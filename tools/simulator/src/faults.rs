@@ -172,6 +172,11 @@ impl Schedule {
         }
         // Everywhere, or what rests on a leader's leases and rounds would hardly be tried.
         blows.push((random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND))), Blow::PauseLeader));
+        for blow in [Blow::CopyDirectory, Blow::DoubleDirectory, Blow::WipeDirectory] {
+            if kinds.contains(&blow) {
+                blows.push((random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND))), blow));
+            }
+        }
         if kinds.contains(&Blow::RestartWhileFull) {
             for _ in 0..random.between((1, 3)) {
                 let at = random.between((2 * SECOND, (seconds * SECOND).max(3 * SECOND)));

@@ -34,6 +34,8 @@ pub struct Checker {
     seen: BTreeMap<u64, Seen>,
     pub elections: u64,
     pub cuts: u64,
+    /// A disk was replaced by an older one: before that nobody can have lost what it confirmed.
+    rolled_back: bool,
 }
 
 impl Checker {
@@ -52,6 +54,7 @@ impl Checker {
             seen: (1..=voters).map(|id| (id, Seen::default())).collect(),
             elections: 0,
             cuts: 0,
+            rolled_back: false,
         }
     }
 
@@ -135,6 +138,7 @@ impl Checker {
 
     /// A node's disk is an older one: what it believes begins anew. What others were told stays told.
     pub fn rolled_back(&mut self, id: u64, disk: &Disk) {
+        self.rolled_back = true;
         self.seen.insert(id, Seen { durable_promise: disk.promise, ..Seen::default() });
     }
 
@@ -146,6 +150,11 @@ impl Checker {
     /// After every event of a node.
     pub fn look(&mut self, id: u64, replica: &Replica, disk: &Disk, event: &str) {
         let (marks, generation) = (replica.marks(), replica.generation());
+        let lost = replica.lost_peers().next();
+        assert!(
+            self.rolled_back || lost.is_none() && !replica.is_barred() && !replica.is_contradicted(),
+            "invariant 20, {event}: node {id} takes {lost:?} for one that lost what it confirmed, or itself"
+        );
         let seen = self.seen.get_mut(&id).unwrap();
         assert!(generation >= seen.durable_promise.0, "invariant 2, {event}: node {id} is at {generation}");
         seen.generation = generation;

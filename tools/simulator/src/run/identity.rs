@@ -67,7 +67,7 @@ impl Run {
             }
         }
         if self.random.below(3) == 0 {
-            let at = self.random.between((1, SECOND / 5));
+            let at = self.random.between((1, SECOND / 50));
             let victim = self.random.pick(&self.profile.nodes).copied().unwrap_or(1);
             self.world.alarm(at, super::WIPE + victim);
         }
@@ -123,16 +123,19 @@ impl Run {
             }
             Blow::CopyDirectory => {
                 self.end(id, false);
+                self.checkers.read_disk(id)?;
                 let own = self.world.disk_image(id);
                 self.world.put_copy(id, &own);
                 let end = self.cluster.boot(id, None);
                 self.cluster.bury(id);
                 self.world.kill(id);
+                drop(self.world.take_durable(id));
                 self.world.put_back(id, &own);
                 refused(id, &end)
             }
             _ => {
                 self.end(id, true);
+                self.checkers.read_disk(id)?;
                 let own = self.world.disk_image(id);
                 self.world.wipe(id);
                 self.impostors.insert(id, Impostor::Wiped(own));
@@ -153,6 +156,8 @@ impl Run {
             self.world.crash(id);
         }
         self.cluster.bury(id);
+        // What the other disk made durable is nothing of this one's.
+        drop(self.world.take_durable(id));
         self.world.put_back(id, impostor.own());
         self.world.alarm(self.world.now() + 1, BOOT + id);
     }
