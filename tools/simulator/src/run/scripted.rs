@@ -162,6 +162,8 @@ fn a_tail_that_nobody_else_has_is_cut_when_all_others_deny_it() {
         let lost = stage.lose_tail(old)?;
         assert_eq!(lost.generation, before);
         stage.crash(other);
+        // The other one gives up the channel: what the dead process had sent would arrive when the cut heals.
+        stage.run_for(20 * timeout);
         stage.run.boot(old).unwrap();
         // A write that was under way may have left another one that cannot be told from damage; and nobody else has what was lost.
         let alone = [one, other]
