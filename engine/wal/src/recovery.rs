@@ -450,9 +450,7 @@ impl Opening<'_, '_> {
                     Found::Bad(bad) => {
                         let evidence = scanner.evidence(disk, &bad)?;
                         let damaged = matches!(verdict(&evidence), Verdict::Damaged | Verdict::Unknown);
-                        if self.looks_only
-                            && damaged
-                            && !again.replace(bad.lsn).is_some_and(|at| at == bad.lsn)
+                        if self.looks_only && damaged && again.replace(bad.lsn).is_none_or(|at| at != bad.lsn)
                         {
                             // It was durable before this look at it: what is bad now was not just being written.
                             scanner.finish(disk)?;
