@@ -343,6 +343,11 @@ impl World {
         self.with_state(|s| s.node_mut(id).disk.capacity = bytes);
     }
 
+    /// What the node's file system says of its space.
+    pub fn disk_space(&self, id: u64) -> Option<tidelog_io::Space> {
+        self.with_state(|s| s.nodes.get(&id).map(|n| n.disk.space()))
+    }
+
     /// Bytes that the node's files take.
     pub fn disk_used(&self, id: u64) -> u64 {
         self.with_state(|s| s.nodes.get(&id).map_or(0, |n| n.disk.used()))

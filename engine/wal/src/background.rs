@@ -137,8 +137,8 @@ impl Wal {
     pub(crate) fn has_background(&self) -> bool {
         let b = &self.background;
         let place = |roll| self.growing.limit() >= self.options.batch_bytes_max || self.may_roll(roll);
-        // Checkpoints and moves are what makes room: on a full disk they may use what is kept for control records.
-        let moves = if self.full { Class::Control } else { Class::Bulk };
+        // Checkpoints and moves are what makes room: on a full disk they may use some of what is kept for control records.
+        let moves = if self.full { Class::Room } else { Class::Bulk };
         (b.saving.as_ref().is_some_and(Saving::has_more) && place(self.checkpoint_rolls()))
             || b.demoting.is_some()
             || (!self.full && b.collecting.is_some() && place(Class::Bulk))

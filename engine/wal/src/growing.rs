@@ -108,7 +108,7 @@ impl Growing {
     /// Whether a footer with `more` further spans still fits when the records end at `end`.
     fn fits(&self, end: usize, more: usize, class: Class) -> bool {
         let (spans_max, reserve) = match class {
-            Class::Bulk => (ENTRY_SPANS_MAX, self.reserve),
+            Class::Bulk | Class::Room => (ENTRY_SPANS_MAX, self.reserve),
             Class::Control => (SPANS_MAX, 0),
         };
         let footer = self.spans.footer_bytes(more).next_multiple_of(PAGE_BYTES);

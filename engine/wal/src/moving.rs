@@ -330,8 +330,10 @@ impl Wal {
                 moving.ready.push_back((partition, run));
             }
             Err(error) => {
-                if !moving.failed {
-                    tracing::warn!(%partition, %error, "an entry cannot be moved; its segment stays");
+                // Entries that were let go or cut meanwhile are no failure of the disk: the segment is measured again.
+                let gone = matches!(error, ReadError::NotHere { .. } | ReadError::Cut);
+                if !moving.failed && !gone {
+                    tracing::warn!(%partition, %error, "an entry cannot be moved; its segment stays for now");
                 }
                 // Its replica fetches it; when it is written again, nothing holds the segment any more.
                 if let ReadError::Damaged { index: first, through: last, .. } = error
@@ -343,7 +345,7 @@ impl Wal {
                 let moving = &mut self.background.moving;
                 // Each attempt may read all of the segment.
                 let again = if moving.unsummed { ASK_SELDOM } else { ASK_AGAIN };
-                moving.failed = true;
+                moving.failed |= !gone;
                 let base = moving.base.unwrap_or_default();
                 moving.stop();
                 moving.asked = (base, 0);
@@ -399,7 +401,7 @@ impl Wal {
                     .map(|(header, whole)| (header, Bytes::copy_from_slice(whole))),
             );
         }
-        let roll = if self.full { Class::Control } else { Class::Bulk };
+        let roll = if self.full { Class::Room } else { Class::Bulk };
         if !live.is_empty() && !self.put_moves(&live, roll) {
             return false;
         }

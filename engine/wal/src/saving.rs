@@ -56,6 +56,11 @@ impl Saving {
     pub(crate) fn has_more(&self) -> bool {
         self.end.is_none()
     }
+
+    /// Bytes of content that are to be put yet.
+    fn left(&self) -> u64 {
+        (self.content.len() - self.put) as u64
+    }
 }
 
 /// So many partitions are read ahead of the one that is saved: their misses in the processor's caches overlap.
@@ -110,10 +115,12 @@ impl Wal {
         oldest.is_some_and(|(_, oldest)| oldest.holds == 0 && oldest.end >= self.replay_start())
     }
 
-    /// Whose right to the next segment a checkpoint has: when no further one can be made, that of control records only if it makes room.
+    /// Whose right to the next segment a checkpoint has: that of control records only if it makes room on a full disk, and ends in that segment.
+    /// One that is as large as some segments would take all that are kept for votes, and stand still.
     pub(crate) fn checkpoint_rolls(&self) -> Class {
-        let makes_room = self.full && self.waits_for_checkpoint();
-        if self.no_space && !makes_room { Class::Bulk } else { Class::Control }
+        let left = self.background.saving.as_ref().map_or(0, Saving::left);
+        let ends = left <= self.options.segment_bytes / 2;
+        if self.full && ends && self.waits_for_checkpoint() { Class::Control } else { Class::Bulk }
     }
 
     /// Where an opening begins to read if the newest checkpoint turns out to be bad.

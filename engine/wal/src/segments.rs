@@ -175,6 +175,8 @@ pub(crate) struct Segments {
     pub(crate) next: Option<Segment>,
     pub(crate) free: VecDeque<Spare>,
     spare_number: u64,
+    /// Bytes that were taken from the file system since this was asked for last.
+    taken: u64,
     returned: VecDeque<Returned>,
     /// Segments begun since one came back that can be used again.
     rolls: usize,
@@ -215,6 +217,7 @@ impl Segments {
             next: None,
             free,
             spare_number,
+            taken: 0,
             returned: VecDeque::new(),
             rolls: ROLLS_PATIENT,
             burst: 0,
@@ -239,6 +242,11 @@ impl Segments {
     /// Segments that are there without any more space: the next one and the spares.
     pub(crate) fn ready(&self) -> usize {
         usize::from(self.next.is_some()) + self.free.len()
+    }
+
+    /// Bytes that new spares took from the file system since the last call.
+    pub(crate) fn taken(&mut self) -> u64 {
+        std::mem::take(&mut self.taken)
     }
 
     /// When there is something to do that waits for its time.
@@ -483,6 +491,7 @@ impl Segments {
             Job::NameFilled { number, file } => Some(Job::SyncSpareName { number, file }),
             Job::SyncSpareName { number, file } => {
                 self.backoff = BACKOFF_MIN;
+                self.taken += self.upcoming.bytes;
                 self.free.push_back(Spare {
                     file,
                     path: self.dir.join(names::spare(number)),

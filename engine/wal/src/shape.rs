@@ -35,6 +35,8 @@ impl Shape {
 pub(crate) enum Class {
     /// Entries leave room for control records.
     Bulk,
+    /// What makes room on a full disk: like entries in a batch, and it may go on to a segment that is kept for control records.
+    Room,
     /// Promises, cuts, hints: may use all of it.
     Control,
 }

@@ -525,7 +525,7 @@ impl Wal {
         self.add_hints();
         // What is kept for later lives is not for a seal, unless a segment is given back when it names a checkpoint.
         let makes_room = self.full && self.waits_for_names();
-        let class = if self.no_space && !makes_room { Class::Bulk } else { Class::Control };
+        let class = if self.is_tight() && !makes_room { Class::Bulk } else { Class::Control };
         let rolls = self.may_roll(class);
         if self.growing.is_empty() && !self.growing.takes_seal() && !(rolls && self.roll()) {
             self.seal_at = self.clock.now.after(SEAL_RETRY);
@@ -566,6 +566,11 @@ impl Wal {
                 self.no_space = true;
             }
             Step::Failed(error) => return self.fence(error),
+        }
+        let taken = self.segments.taken();
+        if let Some(space) = &mut self.space {
+            // Until the file system says otherwise.
+            space.free_bytes = space.free_bytes.saturating_sub(taken);
         }
         self.weigh_space();
         self.make_segments(io);

@@ -241,9 +241,11 @@ fn the_segment_that_is_written_counts_when_a_little_space_comes_back() {
     fill(&mut rig);
     for life in 0..4 {
         rig.world.crash(NODE);
-        rig.open().unwrap_or_else(|e| panic!("life {life}: {e}"));
+        let report = rig.open().unwrap_or_else(|e| panic!("life {life}: {e}"));
         rig.tick();
-        assert!(rig.full, "life {life}: nothing has come back");
+        // The first life is too long to be written again. Of a later one that was, the segment has come back.
+        assert!(rig.full || life > 0 && report.rewritten > 10, "life {life}: {report:?}");
+        fill(&mut rig);
         let before = rig.part(0).entries.len();
         let used = rig.world.disk_used(NODE);
         rig.world.set_capacity(NODE, Some(used + (1 << 20) + (64 << 10)));
@@ -308,11 +310,11 @@ fn a_batch_that_finds_no_space_is_opened_again_and_doubted() {
 #[test]
 fn a_short_write_of_zeros_is_no_failure() {
     let mut shorts = 0;
-    for at in 0..90 {
+    for at in 0..120 {
         let mut rig = Rig::new(at, tiny());
         rig.open().unwrap();
         rig.world.fail_at(NODE, rig.world.disk_ops(NODE) + at, DiskFault::ShortWrite);
-        for i in 0..30u8 {
+        for i in 0..60u8 {
             if rig.fenced.is_some() {
                 break;
             }

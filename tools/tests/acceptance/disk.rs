@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
-/// A small ext4 of its own, in a file.
+/// A small file system of its own: an ext4 in a file, or a tmpfs.
 pub(crate) struct Disk {
     pub(crate) at: PathBuf,
     _dir: TempDir,
@@ -27,6 +27,16 @@ impl Disk {
         file.set_len(bytes).map_err(|e| e.to_string())?;
         done(Command::new("mkfs.ext4").arg("-q").arg(&image))?;
         done(Command::new("mount").args(["-o", "loop"]).args([&image, &at]))?;
+        Ok(Disk { at, _dir: dir })
+    }
+
+    /// In memory. A write there can find no space though the file has its length.
+    pub(crate) fn tmpfs(bytes: u64) -> Result<Disk, String> {
+        let dir = TempDir::new().map_err(|e| e.to_string())?;
+        let at = dir.path().join("disk");
+        std::fs::create_dir(&at).map_err(|e| e.to_string())?;
+        let size = format!("size={bytes}");
+        done(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&at))?;
         Ok(Disk { at, _dir: dir })
     }
 }
@@ -52,10 +62,22 @@ fn flushes(path: &Path) -> Option<u64> {
 /// A full disk turns appends away in words, and takes them again when there is space; what was acknowledged stays.
 #[test]
 fn a_full_disk() {
-    let disk = match Disk::new(150 << 20) {
-        Ok(disk) => disk,
-        Err(why) => return skipped("a_full_disk", &why),
-    };
+    match Disk::new(150 << 20) {
+        Ok(disk) => filled_and_freed(&disk),
+        Err(why) => skipped("a_full_disk", &why),
+    }
+}
+
+/// The same where no device lies below.
+#[test]
+fn a_full_tmpfs() {
+    match Disk::tmpfs(150 << 20) {
+        Ok(disk) => filled_and_freed(&disk),
+        Err(why) => skipped("a_full_tmpfs", &why),
+    }
+}
+
+fn filled_and_freed(disk: &Disk) {
     let filler = disk.at.join("filler");
     std::fs::write(&filler, vec![1; 40 << 20]).expect("room for it");
     let mut cluster = Cluster::prepare_in(&disk.at, &Shape { nodes: 1, ..Shape::default() });

@@ -93,10 +93,28 @@ impl Aimed {
         self.high_water_everywhere();
     }
 
+    /// Until the node's log has a structure of this kind: a short log is written again at an opening, and what is old goes with that.
+    fn ensure(&mut self, kind: Kind) {
+        for round in 0..8 {
+            if targets(&self.cluster.place(HIT).data).contains_key(&kind) {
+                return;
+            }
+            // Another generation leaves a promise and a no-op; some megabytes leave summaries and checkpoints.
+            let leader = self.cluster.wait_leader(0);
+            self.cluster.take(leader).kill();
+            self.cluster.wait_leader_among(0, &self.cluster.running());
+            self.cluster.start_node(leader);
+            self.cluster.wait_leader(0);
+            self.append(&format!("for a {kind:?} {round} of {}", self.told.len()), 12, 150_000);
+            self.high_water_everywhere();
+        }
+        panic!("the log of node {HIT} gets no {kind:?}");
+    }
+
     /// A structure of this kind, and in it a byte and a bit.
     fn choose(&mut self, kind: Kind) -> (Target, u64, u32) {
         let mut targets = targets(&self.cluster.place(HIT).data);
-        let of_kind = targets.remove(&kind).expect("there is one of each kind");
+        let of_kind = targets.remove(&kind).expect("it was ensured");
         // Every other time one of the newest, which an opening reads and the node lives by.
         let from = if self.random.below(2) == 0 { of_kind.len().saturating_sub(3) } else { 0 };
         let at = from + usize::try_from(self.random.below((of_kind.len() - from) as u64)).expect("small");
@@ -162,6 +180,7 @@ impl Aimed {
 
     /// Hits a node that is down.
     fn stopped(&mut self, kind: Kind, kill: bool) {
+        self.ensure(kind);
         let process = self.cluster.take(HIT);
         if kill {
             process.kill();
@@ -196,6 +215,7 @@ impl Aimed {
 
     /// Hits a node that runs: its scrubber finds and names it. (The identity it does not read.) Then the node is started again.
     fn running(&mut self, kind: Kind) {
+        self.ensure(kind);
         let (target, byte, bit) = self.choose(kind);
         let what = format!("{kind:?} running {}@{byte} bit {bit} (at {})", target.file.display(), target.at);
         eprintln!("{what}");

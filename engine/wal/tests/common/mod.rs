@@ -508,7 +508,15 @@ impl Rig {
     }
 
     /// Lets time pass, with ticks at deadlines.
+    /// As a shard does now and then.
+    pub fn tell_space(&mut self) {
+        if let Some(space) = self.world.disk_space(NODE) {
+            self.wal.as_mut().unwrap().note_space(space);
+        }
+    }
+
     pub fn rest(&mut self, duration: Duration) {
+        self.tell_space();
         let end = self.io.as_ref().unwrap().clock().now.after(duration);
         while self.alive() && self.io.as_ref().unwrap().clock().now < end {
             let deadline = self.wal().deadline().map_or(end, |d| d.min(end));
