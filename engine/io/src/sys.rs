@@ -137,9 +137,12 @@ pub(crate) fn monotonic() -> Monotonic {
 
 /// Sleeps, where there is nothing to wait for that could be polled.
 pub(crate) fn pause(time: core::time::Duration) {
-    let millis = libc::c_int::try_from(time.as_millis()).unwrap_or(libc::c_int::MAX);
-    // SAFETY: no descriptors are passed.
-    unsafe { libc::poll(ptr::null_mut(), 0, millis) };
+    let time = libc::timespec {
+        tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(time.subsec_nanos()),
+    };
+    // SAFETY: no descriptors and no signal mask are passed; the time is only read.
+    unsafe { libc::ppoll(ptr::null_mut(), 0, &time, ptr::null()) };
 }
 
 /// Both clocks.

@@ -46,6 +46,10 @@ const FAREWELL: Duration = Duration::from_secs(10);
 
 /// Turns of the processor's waiting loop between two looks at what others write.
 const SPINS_PER_LOOK: u32 = 16;
+/// The thread does not go without a pause for longer than this, or than that if a file operation takes so long; and pauses for this long.
+const SLEEPLESS: Duration = Duration::from_millis(100);
+const SLEEPLESS_SLOW: Duration = Duration::from_millis(10);
+const REST: Duration = Duration::from_micros(100);
 /// In place of the token of an operation that was answered before the kernel was done with it.
 const ANSWERED: Token = Token { class: TokenClass::Other, value: u64::MAX };
 
@@ -82,6 +86,10 @@ pub struct UringIo {
     dials: usize,
     ready: Vec<Completion>,
     clock: Clock,
+    /// When the core was given away last.
+    rested: Monotonic,
+    /// Since when there has been some file operation.
+    busy_since: Monotonic,
     entropy: Entropy,
     pool: BufferPool,
     /// Addresses of the registered memory.
@@ -144,6 +152,8 @@ impl UringIo {
             dials: 0,
             ready: Vec::new(),
             clock: sys::clock(),
+            rested: Monotonic::default(),
+            busy_since: Monotonic::default(),
             entropy: Entropy::new(),
             pool,
             registered,
@@ -223,6 +233,9 @@ impl UringIo {
         let of_files = work.is_of_files();
         let at = self.slots.occupy(token, work);
         if of_files {
+            if self.file_operations == 0 {
+                self.busy_since = self.clock.now;
+            }
             self.file_operations += 1;
             self.issue_file(at);
         } else {
@@ -339,6 +352,21 @@ impl UringIo {
         }
     }
 
+    /// Gives the core away for a moment, if this thread has not slept for long. A durable write ends on a worker of the kernel that is bound to
+    /// a core. Where this thread and another one wake each other without a pause (reads that are answered from memory in a closed
+    /// loop), that worker has been seen to wait for as long as they went on, whoever's write it was (Linux 6.18). A sleep that a
+    /// wake-up ends, or that is short, is no pause: the other thread ran meanwhile.
+    fn rest(&mut self) {
+        let now = self.clock.now;
+        let slow = self.file_operations > 0 && now.since(self.busy_since) >= SLEEPLESS_SLOW;
+        let sleepless = if slow { SLEEPLESS_SLOW } else { SLEEPLESS };
+        if now.since(self.rested) >= sleepless {
+            self.ring.enter(Stay::No);
+            sys::pause(REST);
+            self.rested = sys::monotonic();
+        }
+    }
+
     /// Waits in the kernel. True: woken by another thread.
     fn sleep(&mut self, stay: Stay) -> bool {
         self.arm_bell();
@@ -346,8 +374,13 @@ impl UringIo {
             self.ring.enter(Stay::No);
             return true;
         }
+        let began = sys::monotonic();
         self.ring.enter(stay);
-        self.bell.get_up()
+        let (woken, now) = (self.bell.get_up(), sys::monotonic());
+        if !woken && now.since(began) >= REST {
+            self.rested = now;
+        }
+        woken
     }
 }
 
@@ -371,6 +404,7 @@ impl Io for UringIo {
     }
 
     fn poll(&mut self, wait: Wait, out: &mut Vec<Completion>) -> usize {
+        self.rest();
         let mut woken = self.bell.rang();
         loop {
             let stay = stay(wait);
