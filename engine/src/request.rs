@@ -56,8 +56,13 @@ pub enum Request {
         /// Of which partition.
         partition: PartitionId,
     },
-    /// State of this node and of its partitions.
-    Status,
+    /// State of this node and of some of its partitions.
+    Status {
+        /// The first partition wanted.
+        first: PartitionId,
+        /// Most of them in the answer.
+        partitions_max: u32,
+    },
 }
 
 impl Request {
@@ -68,7 +73,7 @@ impl Request {
             | Request::OpenSession { partition, .. }
             | Request::Snapshot { partition }
             | Request::Read { partition, .. } => Some(*partition),
-            Request::Status => None,
+            Request::Status { .. } => None,
         }
     }
 }
@@ -138,8 +143,14 @@ pub struct NodeStatus {
     pub waiting: String,
     /// Peers whose channel is established.
     pub connected: Vec<u64>,
-    /// Its replicas.
+    /// Its replicas, or those asked for.
     pub partitions: Vec<PartitionStatus>,
+    /// The partition behind them, if there are more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_partition: Option<u64>,
+    /// The node's wall clock when it answered, in milliseconds since 1970.
+    #[serde(default)]
+    pub wall_ms: u64,
     /// For so long the oldest record has waited for the disk, if that is a stall; 0: the disk takes what it is given.
     #[serde(default)]
     pub stalled_ms: u64,
@@ -223,8 +234,11 @@ pub struct PartitionStatus {
     pub needs_snapshot: Vec<u64>,
     /// Highest index durable here.
     pub durable: u64,
-    /// Highest index applied here.
-    pub applied: u64,
+    /// Highest index applied here; none: the partition has no state machine.
+    pub applied: Option<u64>,
+    /// How many entries the high-water mark here is behind the highest one that was seen; filled in by those who ask several nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
     /// Highest index appended here.
     pub last: u64,
     /// Voters.

@@ -12,13 +12,14 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use tidelog::on_this_thread;
 use tidelog::request::{Level, NodeStatus, Records, Reply};
 use tidelog_io::{BackEnd, BackEndError, Io, IoOptions, TokenClass, Wait, Waker, open_back_end};
-use tidelog_types::{Index, Monotonic, PartitionId, Position, SessionId, SessionKey, SessionRef};
+use tidelog_types::{Index, Monotonic, NodeId, PartitionId, Position, SessionId, SessionKey, SessionRef};
 
 type Outcome = Result<Reply, ClientError>;
 
@@ -38,6 +39,7 @@ enum Command {
     Many(u64, Vec<(u64, ClientRequest)>),
     Open(u64, Sender<Vec<BulkDone>>),
     Shut(u64),
+    Nodes(oneshot::Sender<BTreeMap<NodeId, SocketAddr>>),
 }
 
 enum Sink {
@@ -179,7 +181,7 @@ impl Client {
         })
     }
 
-    /// The state of a node.
+    /// The state of a node and of its first partitions, see [`ClientRequest::status`].
     pub fn status(&self, target: Target) -> Pending<NodeStatus> {
         self.pending(ClientRequest::status(target), |reply| match reply {
             Reply::Status(status) => Some(*status),
@@ -191,6 +193,13 @@ impl Client {
         let (reply, result) = oneshot::async_channel();
         self.shared.send(Command::One(request, reply));
         Pending { result, take }
+    }
+
+    /// The nodes that the cluster named so far, and where they are reached.
+    pub fn nodes(&self) -> BTreeMap<NodeId, SocketAddr> {
+        let (reply, nodes) = oneshot::channel();
+        self.shared.send(Command::Nodes(reply));
+        nodes.recv().unwrap_or_default()
     }
 
     /// An interface for many requests at a time.
@@ -424,6 +433,7 @@ impl Worker {
                 }
                 Ok(Command::Open(bulk, sink)) => drop(self.bulks.insert(bulk, sink)),
                 Ok(Command::Shut(bulk)) => drop(self.bulks.remove(&bulk)),
+                Ok(Command::Nodes(reply)) => drop(reply.send(self.core.nodes().clone())),
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => {
                     self.closed = true;

@@ -121,9 +121,15 @@ impl ClientRequest {
         ClientRequest::new(Request::Read { partition, from, to, bytes_max, level })
     }
 
-    /// The state of a node.
+    /// The state of a node and of its first partitions; the answer's `next_partition` says whether there are more.
     pub fn status(target: Target) -> ClientRequest {
-        ClientRequest::new(Request::Status).at(target)
+        ClientRequest::status_from(target, PartitionId(0))
+    }
+
+    /// The same, from a partition on.
+    pub fn status_from(target: Target, first: PartitionId) -> ClientRequest {
+        let partitions_max = crate::wire::STATUS_PARTITIONS_MAX;
+        ClientRequest::new(Request::Status { first, partitions_max }).at(target)
     }
 
     /// A snapshot of a partition's state machine on one node.
@@ -155,7 +161,7 @@ impl ClientRequest {
             | Request::OpenSession { partition, .. }
             | Request::Snapshot { partition }
             | Request::Read { partition, .. } => *partition,
-            Request::Status => PartitionId(0),
+            Request::Status { first, .. } => *first,
         }
     }
 

@@ -378,7 +378,7 @@ impl Node {
         self.asked += 1;
         let response = match request {
             Request::Snapshot { .. } => Err(RequestError::Invalid("a plain log".into())),
-            Request::Status => Ok(Reply::Status(Box::new(NodeStatus {
+            Request::Status { .. } => Ok(Reply::Status(Box::new(NodeStatus {
                 node: self.net_node(),
                 address: self.address.to_string(),
                 ..NodeStatus::default()

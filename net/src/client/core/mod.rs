@@ -167,7 +167,7 @@ impl ClientCore {
         let now = io.clock().now;
         let partition = asked.partition();
         let route = match (asked.target, &asked.request) {
-            (Target::Leader, Request::Status) => {
+            (Target::Leader, Request::Status { .. }) => {
                 let error = RequestError::Invalid("a status is of a node or an address".into());
                 self.done.push(Done { tag, result: Err(ClientError::Refused(error)) });
                 return Ok(());
