@@ -4,6 +4,7 @@
 //! batch; results come back through one-shot channels that are futures too, or in batches for those who have
 //! many in flight.
 
+use super::route::ABANDONED_ALL_MAX;
 use super::{ClientCore, ClientError, ClientOptions, ClientRequest, Done, Target};
 use crate::slab::{Key, Slab};
 use bytes::Bytes;
@@ -112,7 +113,8 @@ impl Client {
     /// # Errors
     /// If the back-end cannot be opened.
     pub fn connect_over(back_end: BackEnd, options: ClientOptions) -> Result<Client, BackEndError> {
-        let connections = options.connections_per_node.saturating_mul(8).saturating_add(64);
+        let abandoned = u32::try_from(ABANDONED_ALL_MAX).unwrap_or(u32::MAX);
+        let connections = options.connections_per_node.saturating_mul(8).saturating_add(64 + abandoned);
         let io_options = IoOptions {
             connections_max: u16::try_from(connections).unwrap_or(u16::MAX),
             ..IoOptions::small()
