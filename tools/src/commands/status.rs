@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tidelog::request::{NodeStatus, Reply};
+use tidelog::request::{NodeStatus, PartitionStatus, Reply};
 use tidelog::space::about;
 use tidelog_bench::clock;
 use tidelog_net::{Bulk, Client, ClientError, ClientOptions, ClientRequest, Target};
@@ -231,6 +231,9 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
         s.uptime_ms as f64 / 1000.0,
         s.connected
     ))?;
+    if !s.waiting.is_empty() {
+        out.line(format!("  waiting: {}", s.waiting))?;
+    }
     if let (Some(skew), Some(error)) = (line.clock_skew_ms, line.clock_skew_error_ms) {
         out.line(format!("  clock: {skew:+} ms against this machine's, give or take {error} ms"))?;
     }
@@ -295,11 +298,8 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
             p.lag.unwrap_or(0),
             p.last
         ))?;
-        if !p.needs_snapshot.is_empty() {
-            out.line(format!(
-                "    nodes {:?} need a snapshot: what they lack is not kept any more",
-                p.needs_snapshot
-            ))?;
+        for note in notes(p) {
+            out.line(format!("    {note}"))?;
         }
     }
     if let Some(error) = &line.error {
@@ -308,10 +308,39 @@ fn print(out: &mut Printer, line: &Line) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What an operator has to know of a partition, beside its numbers.
+fn notes(p: &PartitionStatus) -> Vec<String> {
+    let mut notes = Vec::new();
+    if p.damaged > 0 {
+        notes.push(format!("{} entries are damaged here", p.damaged));
+    }
+    if !p.needs_snapshot.is_empty() {
+        notes.push(format!(
+            "nodes {:?} need a snapshot: the entries that they lack are not kept any more",
+            p.needs_snapshot
+        ));
+    }
+    if !p.lost.is_empty() {
+        notes.push(format!(
+            "nodes {:?} lack entries that they had confirmed, and are counted no more: see docs/operations.md",
+            p.lost
+        ));
+    }
+    if p.contradicted {
+        notes.push(
+            "the leader wants other entries where this node's own are committed: keep this node's directory, see docs/operations.md"
+                .into(),
+        );
+    }
+    if p.refused_messages > 0 {
+        notes.push(format!("{} messages that no correct peer sends were refused", p.refused_messages));
+    }
+    notes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidelog::request::PartitionStatus;
 
     fn line(node: u64, skew: i64, error: u64, high_water: u64) -> Line {
         let partition = PartitionStatus { partition: 3, high_water, ..PartitionStatus::default() };
@@ -325,6 +354,25 @@ mod tests {
         let mut lines = [line(1, 0, 1, 40), line(2, 0, 1, 100), line(3, 0, 1, 0)];
         add_lag(&mut lines);
         assert_eq!(lines.map(|l| l.status.partitions[0].lag), [Some(60), Some(0), Some(100)]);
+    }
+
+    #[test]
+    fn trouble_is_shown_in_the_text_too() {
+        assert!(notes(&PartitionStatus::default()).is_empty());
+        let trouble = PartitionStatus {
+            damaged: 3,
+            needs_snapshot: vec![2],
+            lost: vec![3],
+            contradicted: true,
+            refused_messages: 7,
+            ..PartitionStatus::default()
+        };
+        let said = notes(&trouble).join("\n");
+        for part in
+            ["3 entries are damaged", "[2] need a snapshot", "[3] lack", "own are committed", "7 messages"]
+        {
+            assert!(said.contains(part), "{part}: {said}");
+        }
     }
 
     #[test]
