@@ -2,7 +2,7 @@
 //!
 //! A doubt costs nothing but a question elsewhere. The connection stays, and the first bytes from it end the doubt; so does the
 //! connection's own end. What a node in doubt may have appended is never sent to another one: a plain append that was
-//! sent stays where it is until it is answered, its time is up, or its connection is given up.
+//! sent stays where it is until it is answered, its time is up, its connection is given up, or another node has answered as the leader.
 
 use super::{Asked, ClientCore, Place};
 use crate::client::link::State;
@@ -49,7 +49,7 @@ impl ClientCore {
         if link.watched.is_none_or(|(_, least)| patience < least) {
             let since = link.watched.map_or(now, |(since, _)| since);
             link.watched = Some((since, patience));
-            let due = since.max(now).after(patience);
+            let due = since.after(patience);
             self.doubt_at = Some(self.doubt_at.map_or(due, |at| at.min(due)));
         }
     }
