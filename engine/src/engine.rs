@@ -156,10 +156,16 @@ impl Engine {
 
     /// State of this node.
     pub fn status(&self) -> Pending<NodeStatus> {
-        Pending::new(self.owner.shared.inbox.request(Request::Status), |response| match response? {
-            Reply::Status(status) => Ok(*status),
-            _ => Err(mismatched()),
-        })
+        Pending::new(
+            self.owner
+                .shared
+                .inbox
+                .request(Request::Status { first: PartitionId(0), partitions_max: u32::MAX }),
+            |response| match response? {
+                Reply::Status(status) => Ok(*status),
+                _ => Err(mismatched()),
+            },
+        )
     }
 
     /// Waits until the node serves its log: the cluster is formed, its log is open, and its peers do not refuse it. `told` hears why it does

@@ -56,8 +56,13 @@ pub enum Request {
         /// Of which partition.
         partition: PartitionId,
     },
-    /// State of this node and of its partitions.
-    Status,
+    /// State of this node and of some of its partitions.
+    Status {
+        /// The first partition wanted.
+        first: PartitionId,
+        /// Most of them in the answer.
+        partitions_max: u32,
+    },
 }
 
 impl Request {
@@ -68,7 +73,7 @@ impl Request {
             | Request::OpenSession { partition, .. }
             | Request::Snapshot { partition }
             | Request::Read { partition, .. } => Some(*partition),
-            Request::Status => None,
+            Request::Status { .. } => None,
         }
     }
 }
@@ -138,8 +143,14 @@ pub struct NodeStatus {
     pub waiting: String,
     /// Peers whose channel is established.
     pub connected: Vec<u64>,
-    /// Its replicas.
+    /// Its replicas, or those asked for.
     pub partitions: Vec<PartitionStatus>,
+    /// The partition behind them, if there are more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_partition: Option<u64>,
+    /// The node's wall clock when it answered, in milliseconds since 1970.
+    #[serde(default)]
+    pub wall_ms: u64,
     /// For so long the oldest record has waited for the disk, if that is a stall; 0: the disk takes what it is given.
     #[serde(default)]
     pub stalled_ms: u64,
@@ -223,8 +234,11 @@ pub struct PartitionStatus {
     pub needs_snapshot: Vec<u64>,
     /// Highest index durable here.
     pub durable: u64,
-    /// Highest index applied here.
-    pub applied: u64,
+    /// Highest index applied here; none: the partition has no state machine.
+    pub applied: Option<u64>,
+    /// How many entries the high-water mark here is behind the highest one that was seen; filled in by those who ask several nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
     /// Highest index appended here.
     pub last: u64,
     /// Voters.
@@ -248,7 +262,7 @@ pub struct PartitionStatus {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum RequestError {
     /// Ask the leader.
-    #[error("not the leader{}", match .hint { Some(n) => format!(", ask node {n}"), None => "; no leader is known yet".into() })]
+    #[error("this node does not lead the partition{}", match .hint { Some(n) => format!(": ask node {n}"), None => ", and knows of no leader: try again when one is elected".into() })]
     NotLeader {
         /// Who leads, as far as this node knows.
         hint: Option<NodeId>,
@@ -264,19 +278,23 @@ pub enum RequestError {
         reason: BusyReason,
     },
     /// A newer holder of the lease has appended: this token is void.
-    #[error("fenced: the partition has seen a higher token")]
+    #[error(
+        "fenced: the partition has seen a higher token, so another holder has the lease; stop, and acquire it again"
+    )]
     Fenced,
     /// The records before `first` are gone.
-    #[error("truncated: the log begins at index {first}")]
+    #[error("truncated: records before index {first} are not kept any more; read from there on")]
     Truncated {
         /// First index still kept.
         first: Index,
     },
     /// It was not learned whether the record entered the log: a retry under the same (session, sequence) tells.
-    #[error("outcome unknown: it may or may not be in the log")]
+    #[error(
+        "outcome unknown: the record may or may not be in the log; read the log to tell, or send it again under the same session and sequence"
+    )]
     Unknown,
     /// There is no such session (any more).
-    #[error("no such session: it never existed here or has expired")]
+    #[error("no such session: it never existed in this partition, or has expired; open one")]
     SessionExpired,
     /// As many sessions are open as may be. Nothing was opened.
     #[error("no session was opened: {scope} has {limit}, as many as it may have; one that is not used expires in {} s at the earliest", .retry_after.as_secs())]
@@ -290,23 +308,23 @@ pub enum RequestError {
     },
     /// This sequence is in the log with another payload: nothing was appended, and what was sent now never will be under it.
     #[error(
-        "the sequence is in the log already, at index {index}, with another payload: a sequence names one record"
+        "the sequence is in the log already, at index {index}, with another payload: a sequence names one record; go on with the next one"
     )]
     SequenceReused {
         /// The entry that has the sequence.
         index: Index,
     },
     /// Sequences of a session are dense.
-    #[error("sequence gap: the session's next sequence is {expected}")]
+    #[error("sequence gap: the session's next sequence is {expected}; send that one first")]
     SequenceGap {
         /// What comes next.
         expected: Sequence,
     },
     /// Already in the log, too long ago to say where: the newest 4096 of a session can be asked for.
-    #[error("the sequence is in the log, too long ago to say at which index")]
+    #[error("the sequence is in the log, too long ago to say at which index; it need not be sent again")]
     SequenceTooOld,
     /// The payload is over the limit.
-    #[error("payload of {bytes} bytes is over the limit of {limit}")]
+    #[error("payload of {bytes} bytes is over the limit of {limit}: send it in pieces")]
     TooLarge {
         /// Its size.
         bytes: u64,
@@ -314,13 +332,15 @@ pub enum RequestError {
         limit: u64,
     },
     /// The payload does not match its checksum.
-    #[error("payload does not match its checksum: it was changed on the way")]
+    #[error("payload does not match its checksum: it was changed on the way; send it again")]
     Checksum,
     /// No such partition, or no replica of it here.
     #[error("there is no partition {0} here: `tidelog status` shows which there are")]
     NoSuchPartition(PartitionId),
     /// The index asked for is above the high-water mark.
-    #[error("index {asked} is above the high-water mark {high_water}")]
+    #[error(
+        "index {asked} is above the high-water mark {high_water}: nothing is committed there yet; read up to the mark, or later"
+    )]
     Ahead {
         /// Wanted.
         asked: Index,
@@ -328,7 +348,7 @@ pub enum RequestError {
         high_water: Index,
     },
     /// The node is not part of a formed cluster yet, or is shutting down, or its shard is being recovered.
-    #[error("unavailable: {0}")]
+    #[error("the node cannot serve this now: {0}")]
     Unavailable(String),
     /// The request itself is wrong.
     #[error("invalid request: {0}")]

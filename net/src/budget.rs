@@ -5,11 +5,11 @@
 //! always let through when nothing else of that share is in flight: so a bound that is too small slows clients down, and
 //! never stops them. It does not know who waits; [`crate::transport`] lets those who wait longest go first.
 
-use crate::wire::{FrameHeader, FrameKind};
+use crate::wire::{FrameHeader, FrameKind, STATUS_PARTITIONS_MAX};
 use tidelog_types::limits::APPEND_BYTES_MAX;
 
-/// What a status may take while it is in flight.
-pub(crate) const STATUS_CHARGE: usize = 64 << 10;
+/// What a status may take while it is in flight: a KiB for each partition.
+pub(crate) const STATUS_CHARGE: usize = (STATUS_PARTITIONS_MAX as usize) << 10;
 /// What an answer takes at least.
 pub(crate) const ANSWER_BYTES: usize = 64;
 

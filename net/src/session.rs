@@ -136,14 +136,14 @@ impl Session {
                 Request::Append { payload, .. } => payload.len(),
                 Request::OpenSession { .. } | Request::Snapshot { .. } => 0,
                 Request::Read { bytes_max, .. } => (*bytes_max as usize).clamp(1, APPEND_BYTES_MAX),
-                Request::Status => STATUS_CHARGE,
+                Request::Status { .. } => STATUS_CHARGE,
             }
     }
 
     /// A request came in: its number here.
     pub(crate) fn ask(&mut self, call: &ClientCall, now: Monotonic) -> u64 {
         let charge = Session::charge(&call.request);
-        let reads = matches!(call.request, Request::Read { .. } | Request::Status);
+        let reads = matches!(call.request, Request::Read { .. } | Request::Status { .. });
         self.asked_bytes += charge;
         self.read_bytes += if reads { charge } else { 0 };
         self.asked_at = now;

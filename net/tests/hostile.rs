@@ -337,7 +337,10 @@ fn the_client_that_is_idle_longest_makes_place_for_a_newcomer() {
     assert!(reason.contains("none of them is idle"), "{reason}");
     cluster.run(1500 * MS);
     let keepalive = FrameHeader::new(FrameKind::Keepalive, [0; 5]).encode();
-    let status = wire::encode_request(1, &Request::Status).0.encode();
+    let status =
+        wire::encode_request(1, &Request::Status { first: tidelog_types::PartitionId(0), partitions_max: 1 })
+            .0
+            .encode();
     cluster.stranger_mut(STRANGER).say(1, &status);
     cluster.stranger_mut(STRANGER).say(2, &keepalive);
     works(&mut cluster);

@@ -80,7 +80,7 @@ impl Server {
                                 }
                             }
                             Request::Snapshot { .. } => Err(RequestError::Invalid("a plain log".into())),
-                            Request::Status => {
+                            Request::Status { .. } => {
                                 Ok(Reply::Status(Box::new(NodeStatus { node: 1, ..NodeStatus::default() })))
                             }
                             _ => Err(RequestError::Invalid("not here".into())),

@@ -251,7 +251,7 @@ fn request() -> impl Strategy<Value = Request> {
         ),
         (partition.clone(), any::<u128>())
             .prop_map(|(partition, key)| Request::OpenSession { partition, key: SessionKey(key) }),
-        (partition, any::<u64>(), prop::option::of(1u64..), any::<u32>(), any::<bool>()).prop_map(
+        (partition.clone(), any::<u64>(), prop::option::of(1u64..), any::<u32>(), any::<bool>()).prop_map(
             |(partition, from, to, bytes_max, local)| Request::Read {
                 partition,
                 from: Index(from),
@@ -260,7 +260,7 @@ fn request() -> impl Strategy<Value = Request> {
                 level: if local { Level::Local } else { Level::Linearizable },
             }
         ),
-        Just(Request::Status),
+        (partition, 1u32..=256).prop_map(|(first, partitions_max)| Request::Status { first, partitions_max }),
         any::<u64>().prop_map(|p| Request::Snapshot { partition: PartitionId(p) }),
     ]
 }
@@ -427,4 +427,17 @@ fn refusals_are_read_back_and_unknown_codes_too() {
     }
     let later = FrameHeader::new(FrameKind::Refused, [77, 0, 0, 0, 0]);
     assert_eq!(Refusal::decode(&later, b"x").unwrap().code, None);
+}
+
+/// The request of before, without a count, gets as much as one answer holds; so does one that asks for more.
+#[test]
+fn a_status_without_a_count_or_with_a_large_one_is_bounded() {
+    for (count, most) in [(0, 256), (1, 1), (256, 256), (257, 256), (u64::MAX, 256)] {
+        let header = FrameHeader::new(FrameKind::Status, [7, 1000, count, 0, 0]);
+        let call = wire::decode_request(&header, Bytes::new()).unwrap();
+        let Request::Status { first, partitions_max } = call.request else { panic!("{call:?}") };
+        assert_eq!((call.number, first, partitions_max), (7, PartitionId(1000), most));
+    }
+    let header = FrameHeader::new(FrameKind::Status, [7, 0, 0, 1, 0]);
+    assert!(wire::decode_request(&header, Bytes::new()).is_err());
 }

@@ -134,6 +134,11 @@ impl Partition {
         self.machine
     }
 
+    /// What its state machine has applied, if it has one.
+    pub(crate) fn applied(&self) -> Option<Index> {
+        self.machine.as_ref().map(|_| self.marks().applied)
+    }
+
     pub(crate) fn marks(&self) -> Marks {
         let m = self.replica.marks();
         let applied = self
@@ -396,7 +401,7 @@ impl Partition {
                     Level::Linearizable => self.read_round(cx, wanted),
                 }
             }
-            Request::Status | Request::Snapshot { .. } => {
+            Request::Status { .. } | Request::Snapshot { .. } => {
                 cx.respond(origin, Err(RequestError::Invalid("not a request to a log".into())));
             }
         }

@@ -476,8 +476,8 @@ impl Shard {
     }
 
     fn take_request(&mut self, io: &mut dyn Io, origin: Origin, request: Request) {
-        if matches!(request, Request::Status) {
-            let status = Box::new(self.status());
+        if let Request::Status { first, partitions_max } = request {
+            let status = Box::new(self.status_of(first, partitions_max));
             return answer(&mut *self.transport, origin, Ok(Reply::Status(status)));
         }
         let Some(partition) = request.partition() else { return };

@@ -3,16 +3,28 @@
 use super::Shard;
 use crate::request::{NodeStatus, PartitionStatus, ScrubStatus};
 use crate::space::Need;
-use tidelog_types::NodeId;
+use tidelog_types::{NodeId, PartitionId};
 use tidelog_wal::ScrubStats;
 
 impl Shard {
     /// State of this node and its replicas.
     pub fn status(&self) -> NodeStatus {
+        self.status_of(PartitionId(0), u32::MAX)
+    }
+
+    /// The same, with at most `partitions_max` of its replicas, from `first` on.
+    pub(crate) fn status_of(&self, first: PartitionId, partitions_max: u32) -> NodeStatus {
+        let most = usize::try_from(partitions_max).unwrap_or(usize::MAX);
+        let next_partition = self.life.as_ref().and_then(|life| {
+            let mut from = life.replicas.partitions.iter().map(|(id, _)| id).filter(|id| *id >= first);
+            from.nth(most).map(PartitionId::get)
+        });
         let partitions = self.life.as_ref().map_or_else(Vec::new, |life| {
             life.replicas
                 .partitions
                 .iter()
+                .filter(|(id, _)| *id >= first)
+                .take(most)
                 .map(|(id, p)| {
                     let (replica, marks) = (p.replica(), p.marks());
                     let reader = life.reads.first_for_clients(id);
@@ -31,7 +43,8 @@ impl Shard {
                         low_water_held_by: held_by.to_string(),
                         needs_snapshot: needs.map(|peer| peer.node.get()).collect(),
                         durable: marks.durable.get(),
-                        applied: marks.applied.get(),
+                        applied: p.applied().map(|index| index.get()),
+                        lag: None,
                         last: replica.marks().last.get(),
                         voters: replica.voters().iter().map(|n| n.get()).collect(),
                         learners: vec![],
@@ -58,6 +71,8 @@ impl Shard {
             waiting: self.waiting().unwrap_or_default(),
             connected: self.connected.iter().map(|n| n.get()).collect(),
             partitions,
+            next_partition,
+            wall_ms: self.clock.wall.get(),
             stalled_ms: self.disk.stalled_ms(),
             ranks_behind_ms: self.disk.behind_ms(),
             stalls: self.disk.stalls(),

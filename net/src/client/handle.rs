@@ -4,6 +4,7 @@
 //! batch; results come back through one-shot channels that are futures too, or in batches for those who have
 //! many in flight.
 
+use super::route::ABANDONED_ALL_MAX;
 use super::{ClientCore, ClientError, ClientOptions, ClientRequest, Done, Target};
 use crate::slab::{Key, Slab};
 use bytes::Bytes;
@@ -12,13 +13,14 @@ use core::pin::Pin;
 use core::task::{Context, Poll};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, unbounded};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use tidelog::on_this_thread;
 use tidelog::request::{Level, NodeStatus, Records, Reply};
 use tidelog_io::{BackEnd, BackEndError, Io, IoOptions, TokenClass, Wait, Waker, open_back_end};
-use tidelog_types::{Index, Monotonic, PartitionId, Position, SessionId, SessionKey, SessionRef};
+use tidelog_types::{Index, Monotonic, NodeId, PartitionId, Position, SessionId, SessionKey, SessionRef};
 
 type Outcome = Result<Reply, ClientError>;
 
@@ -38,6 +40,7 @@ enum Command {
     Many(u64, Vec<(u64, ClientRequest)>),
     Open(u64, Sender<Vec<BulkDone>>),
     Shut(u64),
+    Nodes(oneshot::Sender<BTreeMap<NodeId, SocketAddr>>),
 }
 
 enum Sink {
@@ -110,7 +113,8 @@ impl Client {
     /// # Errors
     /// If the back-end cannot be opened.
     pub fn connect_over(back_end: BackEnd, options: ClientOptions) -> Result<Client, BackEndError> {
-        let connections = options.connections_per_node.saturating_mul(8).saturating_add(64);
+        let abandoned = u32::try_from(ABANDONED_ALL_MAX).unwrap_or(u32::MAX);
+        let connections = options.connections_per_node.saturating_mul(8).saturating_add(64 + abandoned);
         let io_options = IoOptions {
             connections_max: u16::try_from(connections).unwrap_or(u16::MAX),
             ..IoOptions::small()
@@ -179,7 +183,7 @@ impl Client {
         })
     }
 
-    /// The state of a node.
+    /// The state of a node and of its first partitions, see [`ClientRequest::status`].
     pub fn status(&self, target: Target) -> Pending<NodeStatus> {
         self.pending(ClientRequest::status(target), |reply| match reply {
             Reply::Status(status) => Some(*status),
@@ -191,6 +195,13 @@ impl Client {
         let (reply, result) = oneshot::async_channel();
         self.shared.send(Command::One(request, reply));
         Pending { result, take }
+    }
+
+    /// The nodes that the cluster named so far, and where they are reached.
+    pub fn nodes(&self) -> BTreeMap<NodeId, SocketAddr> {
+        let (reply, nodes) = oneshot::channel();
+        self.shared.send(Command::Nodes(reply));
+        nodes.recv().unwrap_or_default()
     }
 
     /// An interface for many requests at a time.
@@ -424,6 +435,7 @@ impl Worker {
                 }
                 Ok(Command::Open(bulk, sink)) => drop(self.bulks.insert(bulk, sink)),
                 Ok(Command::Shut(bulk)) => drop(self.bulks.remove(&bulk)),
+                Ok(Command::Nodes(reply)) => drop(reply.send(self.core.nodes().clone())),
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => {
                     self.closed = true;

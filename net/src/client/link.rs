@@ -2,6 +2,7 @@
 
 use crate::pipe::Pipe;
 use crate::slab::Key;
+use core::time::Duration;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use tidelog_types::Monotonic;
@@ -32,9 +33,13 @@ pub(super) struct Link {
     pub(super) queue: VecDeque<Key>,
     /// Requests sent and not answered.
     pub(super) in_flight: usize,
+    /// When the oldest of them may have been sent: silence before that is nothing to the node.
+    pub(super) asked_since: Monotonic,
     /// Most of them that the node reads.
     pub(super) in_flight_max: usize,
     pub(super) dirty: bool,
+    /// Since when an answer or a greeting is awaited, and for how long it may take before others are asked as well.
+    pub(super) watched: Option<(Monotonic, Duration)>,
 }
 
 impl Link {
@@ -47,8 +52,10 @@ impl Link {
             pipe: None,
             queue: VecDeque::new(),
             in_flight: 0,
+            asked_since: now,
             in_flight_max: usize::MAX,
             dirty: false,
+            watched: None,
         }
     }
 

@@ -11,6 +11,8 @@
 //! - Requests of one partition on one lane are sent in the order submitted, and sent again in that order. Only a
 //!   session keeps them in that order in the log when some are refused for a time and others are not.
 //! - Retries are bounded by the request's time, backed off and jittered.
+//! - A node that is silent for longer than its share of a request's time is in doubt: others are asked beside it, for all that it may
+//!   not have appended already. When another one turns out to lead, the plain appends that the silent one took are unknown.
 
 mod core;
 mod handle;
@@ -121,9 +123,15 @@ impl ClientRequest {
         ClientRequest::new(Request::Read { partition, from, to, bytes_max, level })
     }
 
-    /// The state of a node.
+    /// The state of a node and of its first partitions; the answer's `next_partition` says whether there are more.
     pub fn status(target: Target) -> ClientRequest {
-        ClientRequest::new(Request::Status).at(target)
+        ClientRequest::status_from(target, PartitionId(0))
+    }
+
+    /// The same, from a partition on.
+    pub fn status_from(target: Target, first: PartitionId) -> ClientRequest {
+        let partitions_max = crate::wire::STATUS_PARTITIONS_MAX;
+        ClientRequest::new(Request::Status { first, partitions_max }).at(target)
     }
 
     /// A snapshot of a partition's state machine on one node.
@@ -155,7 +163,7 @@ impl ClientRequest {
             | Request::OpenSession { partition, .. }
             | Request::Snapshot { partition }
             | Request::Read { partition, .. } => *partition,
-            Request::Status => PartitionId(0),
+            Request::Status { first, .. } => *first,
         }
     }
 
@@ -174,26 +182,28 @@ pub enum ClientError {
     #[error(transparent)]
     Refused(RequestError),
     /// It was sent, and it was not learned what became of it: the record may or may not be in the log.
-    #[error("outcome unknown, it may or may not be in the log: {why}")]
+    #[error("outcome unknown: {why}")]
     Unknown {
-        /// What happened.
+        /// What happened, and what to do next.
         why: String,
     },
     /// It was not done in its time. Nothing was appended.
     #[error("not done in time: {why}")]
     Unavailable {
-        /// What stood in its way last.
+        /// What stood in its way last, and what to do next.
         why: String,
     },
-    /// It was not done in its time, and each node that was asked last was busy. Nothing was appended.
-    #[error("not done in time: {why}")]
+    /// It was not done in its time, and the node that was asked last was busy. Nothing was appended.
+    #[error("not done in time, for the node is busy: {why}")]
     Busy {
         /// What the node waits for.
         reason: BusyReason,
-        /// Which node, in words.
+        /// Which node, in words, and what to do next.
         why: String,
     },
     /// The client has as much in flight as it may. Nothing was sent.
-    #[error("too many requests in flight in this client")]
+    #[error(
+        "nothing was sent: this client has as many requests in flight as it may; wait for some of them first"
+    )]
     Full,
 }

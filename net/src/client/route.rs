@@ -89,7 +89,19 @@ pub(super) struct Site {
     /// Not dialled before.
     pub(super) retry_at: Monotonic,
     failures: u32,
+    /// It was silent for longer than its share of a request's time: others are asked first.
+    pub(super) doubted: bool,
+    /// Connects to it that were given up and have not ended.
+    pub(super) abandoned: usize,
+    /// What it said or did last, in words.
+    pub(super) said: String,
 }
+
+/// Most connects to one address that were given up and have not ended. They are a connection time-out apart, so that
+/// one of them finds soon that the address can be reached again.
+const ABANDONED_MAX: usize = 16;
+/// The same for all addresses together, where there are not more than this: each gets its share.
+pub(super) const ABANDONED_ALL_MAX: usize = 128;
 
 impl Site {
     pub(super) fn failed(&mut self, now: Monotonic, back_off: (Duration, Duration), random: u64) {
@@ -99,7 +111,18 @@ impl Site {
     }
 
     pub(super) fn worked(&mut self) {
-        *self = Site::default();
+        (self.retry_at, self.failures) = (Monotonic(0), 0);
+    }
+
+    /// When it may be dialled; it is one of so many addresses.
+    pub(super) fn dial_at(
+        &self,
+        now: Monotonic,
+        back_off: (Duration, Duration),
+        addresses: usize,
+    ) -> Monotonic {
+        let most = (ABANDONED_ALL_MAX / addresses.max(1)).clamp(1, ABANDONED_MAX);
+        if self.abandoned >= most { self.retry_at.max(now.after(back_off.1)) } else { self.retry_at }
     }
 }
 

@@ -14,6 +14,8 @@ const FIELDS_AT: usize = 24;
 pub(crate) const META_BYTES_MAX: u32 = 64 << 10;
 /// Most bytes of a status.
 pub(crate) const STATUS_BYTES_MAX: u32 = 4 << 20;
+/// Most partitions of one status.
+pub const STATUS_PARTITIONS_MAX: u32 = 256;
 /// Most bytes of texts.
 pub(crate) const TEXT_BYTES_MAX: u32 = 1 << 10;
 

@@ -12,7 +12,7 @@ mod request;
 
 pub(crate) use answer::{ANSWER_BYTES_MAX, status_json};
 pub use answer::{Answer, answers, decode_records, decode_status, encode_answer};
-pub use header::{FrameHeader, FrameKind, HEADER_BYTES, VERSION, frame_length};
+pub use header::{FrameHeader, FrameKind, HEADER_BYTES, STATUS_PARTITIONS_MAX, VERSION, frame_length};
 pub(crate) use header::{META_BYTES_MAX, padded, put_frame, put_frame_head};
 pub use hello::{PeerHello, Refusal, RefusalCode, ServerHello, decode_client_hello};
 pub(crate) use hello::{put_client_hello, put_refusal};

@@ -1,5 +1,6 @@
 //! Requests of clients.
 
+use super::header::STATUS_PARTITIONS_MAX;
 use super::{FrameHeader, FrameKind, WireError};
 use bytes::Bytes;
 use tidelog::request::{Level, Request};
@@ -35,7 +36,9 @@ pub(crate) fn request_head(number: u64, request: &Request) -> (FrameKind, [u64; 
             let last = to.map_or(0, |to| to.0);
             (FrameKind::Read, [number, partition.0, from.0, last, u64::from(*bytes_max) | level << 32])
         }
-        Request::Status => (FrameKind::Status, [number, 0, 0, 0, 0]),
+        Request::Status { first, partitions_max } => {
+            (FrameKind::Status, [number, first.0, u64::from(*partitions_max), 0, 0])
+        }
         Request::Snapshot { partition } => (FrameKind::Snapshot, [number, partition.0, 0, 0, 0]),
     }
 }
@@ -70,7 +73,12 @@ pub fn decode_request(header: &FrameHeader, payload: Bytes) -> Result<ClientCall
                 u32::try_from(c & u64::from(u32::MAX)).map_err(|_| WireError::Field("size of a read"))?;
             Request::Read { partition, from: Index(a), to: (b != 0).then_some(Index(b)), bytes_max, level }
         }
-        FrameKind::Status if [partition.0, a, b, c] == [0; 4] => Request::Status,
+        FrameKind::Status if [b, c] == [0; 2] => {
+            let most = u64::from(STATUS_PARTITIONS_MAX);
+            let asked = if a == 0 { most } else { a.min(most) };
+            let partitions_max = u32::try_from(asked).map_err(|_| WireError::Field("count of a status"))?;
+            Request::Status { first: partition, partitions_max }
+        }
         FrameKind::Snapshot if [a, b, c] == [0; 3] => Request::Snapshot { partition },
         FrameKind::OpenSession | FrameKind::Status | FrameKind::Snapshot => {
             return Err(WireError::Field("unused fields of a request"));

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tidelog::formation::{Formed, Hello, Member};
-use tidelog::request::{BusyReason, NodeStatus, Records, Reply, Request, RequestError, Response};
+use tidelog::request::{BusyReason, Level, NodeStatus, Records, Reply, Request, RequestError, Response};
 use tidelog::transport::{ClientRef, Event, PeerMessage, Transport};
 use tidelog_consensus::{Append, Free, Message};
 use tidelog_io::{ConnId, Io, Op, Output, Token, TokenClass, Wait};
@@ -378,11 +378,17 @@ impl Node {
         self.asked += 1;
         let response = match request {
             Request::Snapshot { .. } => Err(RequestError::Invalid("a plain log".into())),
-            Request::Status => Ok(Reply::Status(Box::new(NodeStatus {
+            Request::Status { .. } => Ok(Reply::Status(Box::new(NodeStatus {
                 node: self.net_node(),
                 address: self.address.to_string(),
                 ..NodeStatus::default()
             }))),
+            Request::Read { level: Level::Linearizable, .. } if matches!(self.mood, Mood::Follows(_)) => {
+                Err(self.not_leader())
+            }
+            Request::Read { from: from @ Index(u64::MAX), .. } => {
+                Err(RequestError::Ahead { asked: *from, high_water: Index(self.log.len() as u64) })
+            }
             Request::Read { from, bytes_max, .. } => Ok(Reply::Records(Records {
                 next: from.next(),
                 high_water: Index(self.log.len() as u64),
@@ -395,10 +401,7 @@ impl Node {
                     self.append(request).ok();
                     Err(RequestError::Unknown)
                 }
-                Mood::Follows(hint) => Err(RequestError::NotLeader {
-                    hint: hint.map(NodeId),
-                    address: hint.map(|n| self.io.world().address(n, PORT).to_string()),
-                }),
+                Mood::Follows(_) => Err(self.not_leader()),
                 Mood::BusyEvery(n) if self.asked.is_multiple_of(*n) => Err(RequestError::Busy {
                     retry_after: Duration::from_millis(3),
                     reason: BusyReason::DiskFull,
@@ -407,6 +410,12 @@ impl Node {
             },
         };
         self.net.respond(client, response);
+    }
+
+    fn not_leader(&self) -> RequestError {
+        let Mood::Follows(hint) = self.mood else { panic!("{:?} is no follower", self.mood) };
+        let address = hint.map(|n| self.io.world().address(n, PORT).to_string());
+        RequestError::NotLeader { hint: hint.map(NodeId), address }
     }
 
     fn net_node(&self) -> u64 {

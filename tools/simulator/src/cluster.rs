@@ -350,7 +350,7 @@ impl Cluster {
             ));
             for p in status.partitions {
                 out.push(format!(
-                    "  partition {}: {} of {:?} in generation {}, mark {}, applied {}, durable {}, last {}, low-water {}, snapshot {}, damaged {} from {:?}, unknown {:?}",
+                    "  partition {}: {} of {:?} in generation {}, mark {}, applied {:?}, durable {}, last {}, low-water {}, snapshot {}, damaged {} from {:?}, unknown {:?}",
                     p.partition,
                     p.role,
                     p.leader,

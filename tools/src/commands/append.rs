@@ -84,7 +84,7 @@ impl Line {
                 ..line
             },
             Ok(_) => {
-                Line { outcome: "unknown", error: Some("the answer is not that of an append".into()), ..line }
+                Line { outcome: "unknown", error: Some("the node's answer is not that of an append: is it of this version? The record may or may not be in the log".into()), ..line }
             }
             Err(e @ ClientError::Unknown { .. }) => {
                 Line { outcome: "unknown", error: Some(e.to_string()), ..line }
@@ -109,7 +109,9 @@ pub(crate) fn open_session(
     let request = ClientRequest::open_session(partition, session_key(name)).within(Duration::from_secs(30));
     match client.request(request).wait() {
         Ok(Reply::SessionOpened { session, .. }) => Ok(session),
-        Ok(_) => Err(Failure::failed("opening the session was answered with something else")),
+        Ok(_) => {
+            Err(Failure::failed("the node's answer is not that of an opened session: is it of this version?"))
+        }
         Err(e) => Err(Failure::failed(format!("cannot open the session {name:?}: {e}"))),
     }
 }
@@ -158,7 +160,9 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
                     None => ClientRequest::append(partition, record.into()),
                 };
                 if bulk.submit(next, request).is_err() {
-                    return Err(Failure::failed("the client takes fewer requests than it was told to"));
+                    return Err(Failure::failed(
+                        "the client turned a request away below its own --in-flight: an error in this program",
+                    ));
                 }
                 next += 1;
             }

@@ -104,7 +104,11 @@ pub(crate) fn read_all(
                 from = first;
                 continue;
             }
-            Ok(_) => return Err(Failure::failed("the read was answered with something else")),
+            Ok(_) => {
+                return Err(Failure::failed(
+                    "the node's answer is not that of a read: is it of this version?",
+                ));
+            }
             Err(e) => {
                 return Err(Failure::failed(format!(
                     "partition {} from index {from}: {e}",
@@ -125,7 +129,7 @@ pub(crate) fn read_all(
         }
         if stuck {
             return Err(Failure::failed(format!(
-                "the node gave nothing from index {from} on, below its mark {mark}"
+                "the node gave no record from index {from} on, though its high-water mark is {mark}: read again, or from another node (--node)"
             )));
         }
     }

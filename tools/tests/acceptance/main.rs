@@ -22,4 +22,5 @@ mod logging;
 mod node;
 mod replication;
 mod rig;
+mod slow;
 mod stalled;

@@ -42,6 +42,7 @@ impl ClientCore {
 
     fn connected(&mut self, io: &mut dyn Io, attempt: u64, result: Result<Output, IoError>) {
         let key = self.dials.remove(&attempt);
+        self.abandoned_ended(attempt, result.is_ok());
         let link = key.and_then(|k| self.links.get_mut(k)).filter(|l| l.state == State::Dialling);
         match (result, link, key) {
             (Ok(Output::Connected { conn, .. }), Some(link), Some(key)) => {
@@ -74,8 +75,11 @@ impl ClientCore {
         let now = io.clock().now;
         let Some(pipe) = self.links.get_mut(key).and_then(|l| l.pipe.as_mut()) else { return };
         match pipe.received(completion, now) {
-            Ok(0) => self.lost(io, key, "closed by the node"),
+            Ok(0) => self.lost(io, key, "the node closed the connection"),
             Ok(_) => {
+                if let Some((address, State::Up)) = self.links.get(key).map(|l| (l.address, l.state)) {
+                    self.heard(address);
+                }
                 if let Err(error) = self.read(io, key) {
                     self.lost(io, key, &error);
                 }
@@ -137,6 +141,8 @@ impl ClientCore {
         link.in_flight_max = usize::try_from(hello.in_flight_max).unwrap_or(usize::MAX).max(1);
         let address = link.address;
         self.sites.entry(address).or_default().worked();
+        self.note(address, format!("answers as node {}", hello.node));
+        self.heard(address);
         self.nodes.insert(hello.node, address);
         for (node, at) in &hello.nodes {
             let Ok(at) = at.parse::<SocketAddr>() else { continue };
@@ -148,6 +154,12 @@ impl ClientCore {
         }
         self.mark(key);
         self.refuse_unknown();
+        // Whoever waited to learn where a node is knows it now.
+        for (route, waits) in &mut self.routes {
+            if matches!(route, RouteKey::Node(node) if self.nodes.contains_key(node)) {
+                waits.hold_until = Monotonic(0);
+            }
+        }
         Ok(())
     }
 
@@ -168,7 +180,7 @@ impl ClientCore {
     pub fn deadline(&self) -> Option<Monotonic> {
         let held = self.waiting.iter().filter_map(|key| self.routes.get(key)).map(|r| r.hold_until).min();
         let check = (self.links.len() > 0).then(|| self.last_check.after(CHECK));
-        [self.sweep_at, held, check].into_iter().flatten().min()
+        [self.sweep_at, held, check, self.doubt_at].into_iter().flatten().min()
     }
 
     /// Time passed.
@@ -178,8 +190,8 @@ impl ClientCore {
             let late: Vec<Key> =
                 self.requests.iter().filter(|(_, a)| a.deadline <= now).map(|(k, _)| k).collect();
             for key in late {
-                let why = format!("its time was up; last: {}", self.last_error);
-                self.give_up(key, &why);
+                self.doubt_for(key, io);
+                self.time_is_up(key, now);
             }
             let soonest = self.requests.iter().map(|(_, a)| a.deadline).min();
             self.sweep_at = soonest.map(|at| at.max(now.after(SWEEP)));
@@ -187,6 +199,7 @@ impl ClientCore {
         if now >= self.last_check.after(CHECK) {
             self.check(io, now);
         }
+        self.look_for_doubts(now);
         self.pump(io);
     }
 
@@ -200,11 +213,23 @@ impl ClientCore {
                 link.pipe.iter_mut().for_each(|p| p.excuse(now));
             }
             let (in_flight, since) = (link.in_flight, now.since(link.since));
-            let silent = link.pipe.as_ref().map_or(Duration::ZERO, |p| now.since(p.last_received));
+            let heard = |p: &Pipe| now.since(p.last_received.max(link.asked_since));
+            let silent = link.pipe.as_ref().map_or(Duration::ZERO, heard);
             let timeout = self.options.link_timeout;
             match link.state {
-                State::Dialling | State::Greeting if since >= timeout => self.lost(io, key, "no answer"),
-                State::Up if in_flight > 0 && silent >= timeout => self.lost(io, key, "silent"),
+                State::Idle | State::Dialling if since >= timeout => {
+                    let why = format!("did not accept the connection within {} ms", since.as_millis());
+                    self.lost(io, key, &why);
+                }
+                State::Greeting if since >= timeout => {
+                    let after = since.as_millis();
+                    let why = format!("accepted the connection, and did not greet within {after} ms");
+                    self.lost(io, key, &why);
+                }
+                State::Up if in_flight > 0 && silent >= timeout => {
+                    let why = format!("took requests and has said nothing for {} ms", silent.as_millis());
+                    self.lost(io, key, &why);
+                }
                 State::Up => {
                     if let Some(pipe) = &mut link.pipe
                         && !pipe.is_sending()

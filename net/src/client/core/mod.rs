@@ -1,5 +1,6 @@
 //! The client without a thread: see the module above for what it promises.
 
+mod doubts;
 mod links;
 mod outcomes;
 
@@ -13,7 +14,7 @@ use crate::wire;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use tidelog::request::{BusyReason, Reply, Request, RequestError};
+use tidelog::request::{BusyReason, Level, Reply, Request, RequestError};
 use tidelog_io::{Io, Op};
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 use tidelog_types::{Monotonic, NodeId, PartitionId, Sequence, SessionId};
@@ -44,6 +45,14 @@ struct Asked {
     order: u64,
     deadline: Monotonic,
     place: Place,
+    /// Time that it was given.
+    timeout: Duration,
+    /// When it was last sent.
+    sent_at: Monotonic,
+    /// Asked of these before, which were slow, and may answer yet.
+    earlier: Vec<Key>,
+    /// The client's own question who leads, see [`doubts`].
+    question: bool,
     /// Sent once, and it was not learned what became of it.
     ambiguous: bool,
     redirects: u32,
@@ -59,6 +68,47 @@ impl Asked {
     /// Sending it twice may put it into the log twice.
     fn is_plain_append(&self) -> bool {
         matches!(self.request, Request::Append { session: None, .. })
+    }
+
+    /// `what` happened, and whether it is done is not known: for people, with what to do next.
+    fn unknown(&self, what: &str) -> String {
+        match &self.request {
+            Request::OpenSession { .. } => {
+                format!(
+                    "the session may or may not be open: {what}. Open it again under the same key: it is opened once"
+                )
+            }
+            Request::Append { session: Some(_), .. } => format!(
+                "the record may or may not be in the log: {what}. Send it again under the same session and sequence: it is in the log once"
+            ),
+            _ => format!(
+                "the record may or may not be in the log: {what}. Read the log to tell, or append within a session: its records can be sent again"
+            ),
+        }
+    }
+
+    /// `what` happened, and it is not done: for people, with what to do next.
+    fn not_done(&self, what: &str) -> String {
+        let nothing = if self.is_write() { "nothing was appended; " } else { "" };
+        let advice = match (self.busy, self.route) {
+            (Some(_), _) => "Try again later, or allow more time",
+            (None, RouteKey::Leader(_)) => {
+                "See with `tidelog status` whether a majority of the nodes runs and is connected; try again, or allow more time"
+            }
+            (None, _) => "See whether the node runs and can be reached; try again, or allow more time",
+        };
+        format!("{nothing}{what}. {advice}")
+    }
+
+    /// When it was sent, if only a leader gives this answer.
+    fn answered_by_leader(&self, answer: &Result<Reply, RequestError>) -> Option<Monotonic> {
+        let linearizable = matches!(self.request, Request::Read { level: Level::Linearizable, .. });
+        let leads = match answer {
+            Ok(_) => self.is_write() || linearizable,
+            Err(RequestError::Ahead { .. } | RequestError::Truncated { .. }) => linearizable,
+            Err(_) => false,
+        };
+        leads.then_some(self.sent_at)
     }
 
     fn session(&self) -> Option<((PartitionId, SessionId), Sequence)> {
@@ -96,9 +146,13 @@ pub struct ClientCore {
     by_place: BTreeMap<(SocketAddr, u32), Key>,
     to_dial: VecDeque<Key>,
     dials: BTreeMap<u64, Key>,
+    /// Connects that were given up and have not ended.
+    abandoned: BTreeMap<u64, SocketAddr>,
     attempts: u64,
     dirty: Vec<Key>,
     requests: Slab<Asked>,
+    /// The client's own among them.
+    questions: BTreeMap<RouteKey, Key>,
     request_bytes: usize,
     /// Sequences in flight of each session.
     sessions: BTreeMap<(PartitionId, SessionId), BTreeSet<Sequence>>,
@@ -106,7 +160,8 @@ pub struct ClientCore {
     done: Vec<Done>,
     sweep_at: Option<Monotonic>,
     last_check: Monotonic,
-    last_error: String,
+    /// When connections are looked at for their silence.
+    doubt_at: Option<Monotonic>,
 }
 
 impl ClientCore {
@@ -123,28 +178,30 @@ impl ClientCore {
             by_place: BTreeMap::new(),
             to_dial: VecDeque::new(),
             dials: BTreeMap::new(),
+            abandoned: BTreeMap::new(),
             attempts: 0,
             dirty: Vec::new(),
             requests: Slab::new(),
+            questions: BTreeMap::new(),
             request_bytes: 0,
             sessions: BTreeMap::new(),
             orders: 0,
             done: Vec::new(),
             sweep_at: None,
             last_check: Monotonic(0),
-            last_error: "no node was reached".into(),
+            doubt_at: None,
             options,
         }
     }
 
     /// Requests submitted and not done.
     pub fn in_flight(&self) -> usize {
-        self.requests.len()
+        self.requests.len() - self.questions.len()
     }
 
     /// Whether a request with this payload would be taken now.
     pub fn has_room(&self, payload_bytes: usize) -> bool {
-        self.requests.len() < self.options.in_flight_max
+        self.in_flight() < self.options.in_flight_max
             && (self.request_bytes == 0
                 || self.request_bytes + payload_bytes <= self.options.in_flight_bytes_max)
     }
@@ -167,7 +224,7 @@ impl ClientCore {
         let now = io.clock().now;
         let partition = asked.partition();
         let route = match (asked.target, &asked.request) {
-            (Target::Leader, Request::Status) => {
+            (Target::Leader, Request::Status { .. }) => {
                 let error = RequestError::Invalid("a status is of a node or an address".into());
                 self.done.push(Done { tag, result: Err(ClientError::Refused(error)) });
                 return Ok(());
@@ -189,7 +246,8 @@ impl ClientCore {
         }
         let lanes = u64::from(self.options.connections_per_node.max(1));
         let lane = asked.lane.map_or(partition.0, u64::from) % lanes;
-        let deadline = now.after(asked.timeout.unwrap_or(self.options.timeout));
+        let timeout = asked.timeout.unwrap_or(self.options.timeout);
+        let deadline = now.after(timeout);
         self.orders += 1;
         let asked = Asked {
             tag,
@@ -199,6 +257,10 @@ impl ClientCore {
             order: self.orders,
             deadline,
             place: Place::Waiting,
+            timeout,
+            sent_at: now,
+            earlier: Vec::new(),
+            question: false,
             ambiguous: false,
             redirects: 0,
             busy: None,
@@ -257,6 +319,10 @@ impl ClientCore {
         if let (Some(found), Some(asked)) = (self.links.get_mut(link), self.requests.get_mut(key)) {
             found.queue.push_back(key);
             asked.place = Place::Queued(link);
+            if found.state != State::Up && matches!(route, RouteKey::Leader(_)) {
+                let deadline = asked.deadline;
+                self.watch(link, deadline, now);
+            }
         }
         self.mark(link);
         true
@@ -264,10 +330,14 @@ impl ClientCore {
 
     /// The address to try for a route now; none: it is held.
     fn choose(&mut self, io: &mut dyn Io, key: RouteKey, now: Monotonic) -> Option<SocketAddr> {
+        let back_off = self.options.back_off;
         let route = self.routes.entry(key).or_default();
-        let retry_at = |a: &SocketAddr| self.sites.get(a).map_or(Monotonic(0), |s| s.retry_at);
+        let (sites, known) = (&self.sites, self.addresses.len());
+        let dial_at = |a: &SocketAddr| sites.get(a).map_or(Monotonic(0), |s| s.dial_at(now, back_off, known));
+        let trusted = |a: &SocketAddr| sites.get(a).is_none_or(|s| !s.doubted);
         if let Some(leader) = route.leader
-            && retry_at(&leader) <= now
+            && trusted(&leader)
+            && dial_at(&leader) <= now
         {
             return Some(leader);
         }
@@ -276,22 +346,31 @@ impl ClientCore {
             RouteKey::Address(address) => Some(address),
             RouteKey::Node(node) => self.nodes.get(&node).copied(),
         };
-        let candidates: Vec<SocketAddr> = match named {
+        let mut candidates: Vec<SocketAddr> = match named {
             Some(address) => vec![address],
             None => route.candidates(&self.addresses).collect(),
         };
-        let Some(found) = candidates.iter().copied().find(|a| retry_at(a) <= now) else {
-            let soonest = candidates.iter().map(retry_at).min().unwrap_or(now);
-            route.hold_until = route.hold_until.max(soonest).max(now.after(Duration::from_millis(1)));
-            return None;
-        };
         if let (RouteKey::Node(_), None) = (key, named) {
-            // Any node that is there names all of them in its hello, and then this one is known or refused.
-            route.hold(now, self.options.back_off, Duration::ZERO, io.random());
-            self.link(io, found, 0, now);
+            // Any node that is there names all of them in its hello, and then this one is known or refused. They are
+            // dialled side by side: the first one may hang.
+            route.hold(now, back_off, Duration::ZERO, io.random());
+            let next =
+                candidates.into_iter().find(|a| dial_at(a) <= now && !self.by_place.contains_key(&(*a, 0)));
+            if let Some(address) = next {
+                self.link(io, address, 0, now);
+            }
             return None;
         }
-        Some(found)
+        // One in doubt is asked only if all are: the others are at most a back-off away.
+        if candidates.iter().any(trusted) {
+            candidates.retain(trusted);
+        }
+        let found = candidates.iter().copied().find(|a| dial_at(a) <= now);
+        if found.is_none() {
+            let soonest = candidates.iter().map(dial_at).min().unwrap_or(now);
+            route.hold_until = route.hold_until.max(soonest).max(now.after(Duration::from_millis(1)));
+        }
+        found
     }
 
     /// The connection of a lane to an address; dialled if there is none.
@@ -354,6 +433,7 @@ impl ClientCore {
     /// Sends what is queued, gathered into one send a connection.
     pub fn flush(&mut self, io: &mut dyn Io) {
         self.pump(io);
+        let now = io.clock().now;
         for key in std::mem::take(&mut self.dirty) {
             let Some(link) = self.links.get_mut(key) else { continue };
             link.dirty = false;
@@ -361,6 +441,11 @@ impl ClientCore {
                 continue; // what makes it ready marks it again
             }
             let mut gather = Gather::new();
+            let mut soonest = Monotonic(u64::MAX);
+            if link.in_flight == 0 {
+                link.asked_since = now;
+                link.watched = None;
+            }
             while gather.bytes() < SEND_BYTES_MAX
                 && gather.pieces() < SEND_PIECES_MAX
                 && link.in_flight < link.in_flight_max
@@ -371,7 +456,11 @@ impl ClientCore {
                     continue; // its time was up
                 };
                 asked.place = Place::Sent(key);
+                asked.sent_at = now;
                 link.in_flight += 1;
+                if matches!(asked.route, RouteKey::Leader(_)) {
+                    soonest = soonest.min(asked.deadline);
+                }
                 let (kind, fields) = wire::request_head(request.0, &asked.request);
                 match &asked.request {
                     Request::Append { payload, .. } => gather.frame_copying(kind, fields, payload),
@@ -380,6 +469,9 @@ impl ClientCore {
             }
             if let Some(pipe) = &mut link.pipe {
                 pipe.send(io, gather.finish());
+            }
+            if soonest < Monotonic(u64::MAX) {
+                self.watch(key, soonest, now);
             }
         }
     }
