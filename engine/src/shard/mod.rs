@@ -231,15 +231,15 @@ impl Shard {
         self.life.as_ref()?.replicas.partitions.get(partition).map(Partition::replica)
     }
 
-    /// A node that has a replica of a partition which has none here.
+    /// A node that has a replica of a partition which has none here. One that is not connected is not named: it may be down for good, and
+    /// no election here would ever correct that.
     fn elsewhere(&self, placement: &Placement, partition: PartitionId) -> RequestError {
-        match placement.replicas(partition).and_then(<[NodeId]>::first) {
-            Some(node) => {
-                let address = self.addresses.get(node).map(ToString::to_string);
-                RequestError::NotLeader { hint: Some(*node), address }
-            }
-            None => RequestError::NoSuchPartition(partition),
-        }
+        let Some(replicas) = placement.replicas(partition) else {
+            return RequestError::NoSuchPartition(partition);
+        };
+        let hint = replicas.iter().find(|node| self.connected.contains(node)).copied();
+        let address = hint.and_then(|node| self.addresses.get(&node)).map(ToString::to_string);
+        RequestError::NotLeader { hint, address }
     }
 
     /// What is said to who would write to a full disk. Who asks for another node's log is shown the way as ever: that one may have

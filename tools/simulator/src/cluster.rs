@@ -12,12 +12,14 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use tidelog::Commands;
+use tidelog::formation::Hello;
 use tidelog::shard::{Shard, Turn};
 use tidelog::transport::PeerMessage;
 use tidelog_consensus::Replica;
 use tidelog_io::Wait;
 use tidelog_net::{NetOptions, NetTransport};
 use tidelog_sim::{Moment, World};
+use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 use tidelog_types::{Index, NodeId, PartitionId};
 
 /// How a node's process came to its end by itself.
@@ -181,6 +183,28 @@ impl Cluster {
             Err(error) => End::Failed(error.to_string()),
         };
         Some(end)
+    }
+
+    /// What a node's process says of itself to its peers.
+    pub(crate) fn hello(&self, id: u64, world: &World) -> Option<Hello> {
+        let identity = self.nodes.get(&id)?.process.as_ref()?.shard.identity().clone();
+        let options = self.profile.options(id, world);
+        Some(Hello {
+            cluster_name: options.cluster_name,
+            node: options.node,
+            incarnation: identity.incarnation,
+            process: 0,
+            shard: 0,
+            shard_count: identity.shard_count,
+            partitions: identity.partitions,
+            replication: identity.replication,
+            key_hash: identity.key_hash,
+            payload_bytes_max: u32::try_from(PAYLOAD_BYTES_MAX).unwrap_or(u32::MAX),
+            feature_level: 1,
+            heartbeat_ms: u32::try_from(options.heartbeat.as_millis()).unwrap_or(u32::MAX),
+            barred: false,
+            formed: identity.formed,
+        })
     }
 
     /// Takes a process that ended, or whose machine is gone, out of the cluster.

@@ -20,6 +20,7 @@ mod checkers;
 mod cluster;
 mod faults;
 mod foretold;
+mod hostile;
 mod machine;
 mod panics;
 mod payload;

@@ -55,6 +55,8 @@ pub(crate) struct Profile {
     /// Sessions that a connection may open.
     sessions_per_connection: usize,
     log_bytes_target: u64,
+    /// Whether one of three or more nodes becomes a member that lies, in the end.
+    pub(crate) liar: bool,
     /// Bytes of each node's disk, if they are few: what its configuration says that it needs, and a little.
     pub(crate) disk_bytes: Option<u64>,
 }
@@ -99,6 +101,7 @@ impl Profile {
             // Always over it, or never: then space comes back all the same.
             log_bytes_target: if random.coin() { LOG_BYTES_TARGET } else { u64::MAX },
             disk_bytes: None,
+            liar: replication >= 3 && random.below(5) == 0,
             nodes,
         };
         if profile.retention.bytes.is_some() && random.coin() {
@@ -137,6 +140,7 @@ impl Profile {
             batches_in_flight: 1,
             retention: Retention { age: None, bytes: None },
             disk_bytes: None,
+            liar: false,
             ..Profile::draw(random)
         }
     }

@@ -1,6 +1,7 @@
 //! One seed: a cluster and its clients under faults, then calm, then the proof that everything is there again.
 
 mod calm;
+mod hostile;
 mod identity;
 #[cfg(test)]
 mod scripted;
@@ -10,6 +11,7 @@ use crate::SimOptions;
 use crate::checkers::{Checkers, Verdict, Violation, ensure};
 use crate::cluster::{Cluster, End};
 use crate::faults::{Blow, STALL_NS, Schedule};
+use crate::hostile::Hostile;
 use crate::panics;
 use crate::profile::Profile;
 use crate::report::{COMMITS_MIN, Failure, NoticedBy, Outcome, RECOVERIES_MIN, SeedReport};
@@ -77,6 +79,9 @@ struct Run {
     formed: BTreeSet<(u64, u64)>,
     /// Machines whose disk is not their node's own.
     impostors: BTreeMap<u64, identity::Impostor>,
+    /// A member that lies, while it does.
+    hostile: Option<Hostile>,
+    outlived: hostile::Outlived,
     /// A partition can have no leader: see [`crate::undecided`].
     undecided: bool,
     /// Stalls in the calm.
@@ -134,6 +139,8 @@ impl Run {
             closing: false,
             formed: BTreeSet::new(),
             impostors: BTreeMap::new(),
+            hostile: None,
+            outlived: hostile::Outlived::default(),
             undecided: false,
             stalls_outlived: 0,
         }
@@ -157,6 +164,7 @@ impl Run {
         for (name, count) in refusals.into_iter().zip(self.workload.refusals()) {
             faults.insert(name.to_owned(), count);
         }
+        faults.extend(self.outlived.counts().map(|(name, count)| (name.to_owned(), count)));
         let (cut, healed) = self.checkers.decided();
         faults.insert("deciding: a log cut by denials".to_owned(), cut);
         faults.insert("deciding: entries came back".to_owned(), healed);
@@ -198,7 +206,10 @@ impl Run {
             self.outlive_stalls()?;
             self.stay_small()?;
             self.roll_back_a_disk()?;
-            self.converge()?;
+            self.outlive_a_liar()?;
+            if self.outlived.runs == 0 {
+                self.converge()?;
+            }
         }
         self.stop_all()?;
         self.checkers.finish(&self.lost)
@@ -217,7 +228,23 @@ impl Run {
 
     fn step(&mut self, step: Step) -> Verdict {
         match step {
-            Step::Node(id) if self.workload.is_client(id) => self.workload.turn(id, &mut self.checkers),
+            Step::Node(id) if self.workload.is_client(id) => {
+                let verdict = self.workload.turn(id, &mut self.checkers);
+                if self.outlived.runs == 0 {
+                    return verdict;
+                }
+                // Nothing that clients are told can be held to anything when a member lies.
+                if verdict.is_err() {
+                    self.world.wake(id);
+                }
+                Ok(())
+            }
+            Step::Node(id) if self.hostile.as_ref().is_some_and(|hostile| hostile.node().0 == id) => {
+                if let Some(hostile) = &mut self.hostile {
+                    hostile.turn(&self.cluster);
+                }
+                Ok(())
+            }
             Step::Node(id) => {
                 self.turned.insert(id);
                 let end = self.cluster.turn(id);

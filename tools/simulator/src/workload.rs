@@ -430,10 +430,13 @@ impl Client {
                 format!("client {}: an answer to what was not asked, or was answered before", self.id),
             );
         };
+        let believed = checkers.believes_clients();
         let (history, commits) = checkers.clients();
         match (asked, done.result) {
             (Asked::Append(append, _), Ok(Reply::Appended { position })) => {
-                history.acked(&append, position.index.0, position.generation.0, commits)?;
+                if believed {
+                    history.acked(&append, position.index.0, position.generation.0, commits)?;
+                }
                 self.acknowledged(&append);
                 Ok(Some(append.partition))
             }

@@ -93,6 +93,11 @@ impl Disk {
         self.epoch
     }
 
+    /// Where its last batch lies.
+    pub(crate) fn last_batch(&self) -> u64 {
+        self.last
+    }
+
     /// The batches that make up the log, in order.
     pub(crate) fn places(&self) -> &[Place] {
         &self.places

@@ -51,6 +51,8 @@ pub(crate) struct Elections {
     /// The first entry above each replica's mark that it knows to be damaged, before that turn and after it.
     damaged: BTreeMap<(u64, u64), (Option<Index>, Option<Index>)>,
     pub(crate) elected: u64,
+    /// A member lies: what takes two nodes is not judged.
+    alone: bool,
 }
 
 /// The runs of a replica's log, by bisection; of what it does not keep any more, as its disk had it.
@@ -76,6 +78,11 @@ fn runs(replica: &Replica, durable: &super::durable_log::DurableLog) -> Vec<(u64
 }
 
 impl Elections {
+    /// Those that judge each node by itself.
+    pub(crate) fn alone() -> Elections {
+        Elections { alone: true, ..Elections::default() }
+    }
+
     /// The leader of the highest generation seen in a partition.
     pub(crate) fn newest(&self, partition: u64) -> Option<(u64, u64)> {
         let mut of = self.leaders.range((partition, 0)..=(partition, u64::MAX));
@@ -83,6 +90,9 @@ impl Elections {
     }
 
     fn claim(&mut self, partition: u64, generation: u64, node: u64) -> Verdict {
+        if self.alone {
+            return Ok(());
+        }
         let holder = *self.claims.entry((partition, generation)).or_insert(node);
         ensure(1, holder == node, || {
             format!(
@@ -159,13 +169,14 @@ impl Elections {
                 marks.durable
             )
         })?;
-        if before.is_none_or(|b| b.high_water != marks.high_water.0) && marks.high_water.0 > 0 {
+        if !self.alone && before.is_none_or(|b| b.high_water != marks.high_water.0) && marks.high_water.0 > 0
+        {
             // What is not kept was committed when it was let go.
             let from = before.map_or(marks.low_water.0.saturating_sub(1), |b| b.high_water);
             let led = before.and_then(|b| b.led).filter(|led| replica.is_leader() && *led == generation);
             commits.raised(node, partition, from, replica, led.is_some())?;
         }
-        for peer in replica.followers() {
+        for peer in replica.followers().filter(|_| !self.alone) {
             let told = (partition, generation, node, peer.node.0);
             let told = self.confirmed.get(&told).copied().unwrap_or(0);
             ensure(6, peer.matched.0 <= told, || {
@@ -199,6 +210,9 @@ impl Elections {
                 "node {node} leads partition {partition} in generation {generation} without a durable vote for itself"
             )
         })?;
+        if self.alone {
+            return Ok(());
+        }
         let runs = runs(replica, disk.log(partition));
         let leader = Leader { node, last: replica.marks().last.0, runs };
         commits

@@ -73,7 +73,7 @@ impl Kept {
 }
 
 /// Whether the file is durable, name and bytes, and verifies from its first to its last byte.
-fn whole(world: &World, node: u64, partition: u64, covered: Position) -> Result<(), String> {
+pub(super) fn whole(world: &World, node: u64, partition: u64, covered: Position) -> Result<(), String> {
     let name = format!("{}-{}.snap", covered.index, covered.generation);
     let path = Path::new(SNAPSHOTS).join(partition.to_string()).join(name);
     let bytes =

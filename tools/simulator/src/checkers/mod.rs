@@ -4,6 +4,7 @@
 //!
 //! They run after every turn of a node and are incremental: a turn that changed nothing costs next to nothing.
 
+mod alone;
 mod commit;
 mod content;
 mod decided;
@@ -17,6 +18,8 @@ mod reread;
 mod space;
 mod violation;
 
+use alone::Alone;
+pub(crate) use alone::holds;
 use history::History;
 pub(crate) use history::{Appending, Reading};
 use kept::Kept;
@@ -28,9 +31,10 @@ use crate::machine::Step;
 use crate::platter::{self, Item, Segment};
 use crate::profile::Profile;
 use commit::Commits;
+use content::Contents;
 use decided::Decided;
 pub(crate) use disk::{Disk, GivenUp};
-pub(crate) use durable_log::Stored;
+pub(crate) use durable_log::{DurableLog, Stored};
 use election::Elections;
 pub(crate) use place::Place;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,6 +62,8 @@ pub(crate) struct Checkers {
     pub(crate) history: History,
     kept: Kept,
     decided: Decided,
+    /// A member lies: the rules that hold of each honest node by itself.
+    alone: Option<Alone>,
     /// Last entry applied, by node and partition, in one process.
     applied: BTreeMap<(u64, u64), (u64, u64)>,
     /// The life of each node's log when it was seen last.
@@ -79,9 +85,32 @@ impl Checkers {
             history: History::default(),
             kept: Kept::default(),
             decided: Decided::default(),
+            alone: None,
             applied: BTreeMap::new(),
             lives: BTreeMap::new(),
         }
+    }
+
+    /// Whether what a client is told can be held to anything: not once a member lies.
+    pub(crate) fn believes_clients(&self) -> bool {
+        self.alone.is_none()
+    }
+
+    /// Everything that was acknowledged is committed where it was said to be.
+    pub(crate) fn history_is_there(&self) -> Verdict {
+        self.history.all_there(&self.commits)
+    }
+
+    /// From now on this member lies: each of the other nodes is judged by itself.
+    pub(crate) fn alone(&mut self, liar: u64) {
+        self.disks.remove(&liar);
+        self.alone = Some(Alone::default());
+        self.elections = Elections::alone();
+    }
+
+    /// Entries at or below nodes' own marks that were compared with what they had been.
+    pub(crate) fn compared(&self) -> u64 {
+        self.alone.as_ref().map_or(0, |alone| alone.compared)
     }
 
     /// Entries committed in all partitions.
@@ -134,9 +163,12 @@ impl Checkers {
         let id = node.id;
         self.read_disk(id)?;
         let segment_bytes = self.segment_bytes;
-        let Checkers { disks, commits, elections, kept, decided, world, .. } = self;
+        let Checkers { disks, commits, elections, kept, decided, alone, world, .. } = self;
         let Some(disk) = disks.get_mut(&id) else { return Ok(()) };
         for cut in std::mem::take(&mut disk.removed) {
+            if alone.is_some() {
+                continue; // `Alone` sees for itself what became of committed entries
+            }
             commits.removed(id, cut.partition, cut.index, cut.generation)?;
         }
         let life = node.life();
@@ -146,8 +178,12 @@ impl Checkers {
             for partition in 0..self.partitions {
                 if let Some(replica) = process.shard.replica(PartitionId(partition)) {
                     elections.observe(id, life, partition, replica, disk, commits)?;
-                    kept.observe(world, id, partition, replica, commits)?;
-                    decided.observe(id, life, partition, replica)?;
+                    if let Some(alone) = alone {
+                        alone.observe(world, (id, life), partition, replica, disk)?;
+                    } else {
+                        kept.observe(world, id, partition, replica, commits)?;
+                        decided.observe(id, life, partition, replica)?;
+                    }
                     let marks = replica.marks();
                     let open = marks.last.0.saturating_sub(marks.high_water.0);
                     ensure(17, !replica.is_leader() || open <= 2 * self.uncommitted_max + 1, || {
@@ -159,7 +195,9 @@ impl Checkers {
         for (to, message) in node.take_sent() {
             let committed = commits.len(message.partition.0);
             elections.sent(id, to.0, &message, disk, committed)?;
-            decided.sent(id, to.0, &message);
+            if alone.is_none() {
+                decided.sent(id, to.0, &message);
+            }
         }
         self.failures(node, life)?;
         self.applied(node, life)?;
@@ -204,7 +242,10 @@ impl Checkers {
                                 }
                             }
                         }
-                        disk.durable(batch, prev_epoch_end, self.commits.contents())?;
+                        // A member that lies may give two nodes two entries of one name.
+                        let mut own = Contents::default();
+                        let contents = if self.alone.is_some() { &mut own } else { self.commits.contents() };
+                        disk.durable(batch, prev_epoch_end, contents)?;
                     }
                 }
             }
@@ -229,6 +270,13 @@ impl Checkers {
             let key = (node.id, partition);
             let previous =
                 self.applied.get(&key).filter(|(boot, _)| *boot == life.0).map_or(0, |(_, last)| *last);
+            if self.alone.is_some() {
+                ensure(5, if restored { previous <= index } else { previous < index }, || {
+                    format!("node {} partition {partition}: applied entry {index} behind {previous}", node.id)
+                })?;
+                self.applied.insert(key, (life.0, index));
+                continue;
+            }
             if restored {
                 self.commits.restored(node.id, partition, previous, index, payload_crc)?;
                 self.applied.insert(key, (life.0, index));
@@ -323,7 +371,9 @@ impl Checkers {
     /// the checkers followed as it was written.
     /// `lost`: what went bad and no other replica keeps: by node, partition and index.
     pub(crate) fn finish(&self, lost: &[(u64, u64, u64)]) -> Verdict {
-        self.history.all_there(&self.commits)?;
+        if self.alone.is_none() {
+            self.history_is_there()?;
+        }
         self.disks
             .iter()
             .try_for_each(|(id, disk)| reread::compare(&self.world, *id, disk, self.partitions, lost))

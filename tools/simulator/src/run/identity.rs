@@ -39,7 +39,7 @@ impl Impostor {
     }
 }
 
-fn identity(run: &Run, id: u64) -> Option<Identity> {
+pub(super) fn identity(run: &Run, id: u64) -> Option<Identity> {
     let bytes = run.world.read_raw(id, Path::new("/data/node/identity"))?;
     bytes.chunks(PAGE_BYTES).find_map(|page| Identity::decode(page).ok())
 }
