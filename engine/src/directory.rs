@@ -28,6 +28,9 @@ pub(crate) fn open(io: &mut dyn Io, options: &Options) -> Result<Identity, Error
         Some(Loaded { found: Found { mut identity, flaw }, place }) => {
             check(&identity, options)?;
             stands(&identity, place, options)?;
+            // A process that ended between the file's renaming and its directory's sync left a name that a power loss may still take back, and with it who the members
+            // are. Nothing may rest on it before.
+            fg.run(Op::SyncDir { path: options.data_dir.clone() })?;
             if flaw.is_some() || identity.place.is_none() {
                 mend(&mut fg, &options.data_dir, &mut identity, flaw.as_ref())?;
             }

@@ -8,7 +8,7 @@ use tidelog::identity::{Identity, Loaded};
 use tidelog::transport::NoTransport;
 use tidelog::{Commands, Options, Shard};
 use tidelog_io::{Foreground, Op};
-use tidelog_sim::{Moment, World};
+use tidelog_sim::{DiskFault, Moment, World};
 
 const NODE: u64 = 1;
 const DIR: &str = "/data/n";
@@ -145,4 +145,32 @@ fn moving_within_a_file_system_keeps_the_place() {
     drop(fg);
     world.crash(NODE);
     start(&world, options()).unwrap();
+}
+
+/// The name that a process gave the file just before it ended was taken for durable by the next one: a node could run as a member, and be a
+/// founder again after a power loss.
+#[test]
+fn an_identity_that_a_dead_process_left_is_made_durable_before_anything_rests_on_it() {
+    let world = World::new(6);
+    start(&world, options()).unwrap();
+    // None while a power loss may take the name back.
+    let durable = || {
+        let bytes = world.durable_contents(NODE, Path::new(DIR).join("identity"))?;
+        Some(Identity::decode(&bytes[..4096]).unwrap())
+    };
+    let old = load(&world).found.identity;
+    let mut io = world.node(NODE);
+    // Removing what was left, creating, writing, syncing, renaming; and then the sync of the directory.
+    world.fail_at(NODE, 5, DiskFault::NameError);
+    let stored = old.clone().store(&mut Foreground::new(&mut io), Path::new(DIR));
+    assert!(stored.unwrap_err().to_string().contains("sync directory"));
+    drop(io);
+    world.kill(NODE);
+    assert_eq!(durable(), None, "a power loss may bring the old one back");
+
+    let mut io = world.node(NODE);
+    let shard = Shard::open(&mut io, options(), Box::new(NoTransport), Commands::none(), no_machines());
+    let shard = shard.unwrap();
+    assert_ne!(shard.identity().place, old.place);
+    assert_eq!(durable().as_ref(), Some(shard.identity()));
 }

@@ -183,7 +183,8 @@ impl Identity {
     /// Makes it the identity of `directory`, durably, in both copies, and notes its place.
     ///
     /// # Errors
-    /// If any step fails; the old identity, or none, is then still in place.
+    /// If any step fails. The old identity, or none, is then still in place; if only the last step failed, the new one is, and a power
+    /// loss may bring the old one back.
     pub fn store(&mut self, fg: &mut Foreground<'_>, directory: &Path) -> Result<(), Error> {
         let (tmp, path) = (directory.join("identity.tmp"), directory.join("identity"));
         match fg.run(Op::Remove { path: tmp.clone() }) {
