@@ -10,7 +10,7 @@ use crate::append_queue::AppendQueue;
 use crate::config::Config;
 use crate::error::Error;
 use crate::events::Events;
-use crate::inbox::{Inbox, inbox};
+use crate::inbox::{Commands, Inbox, inbox};
 use crate::life_cycle::{self, LifeCycle};
 use crate::marks::{Leadership, Marks, SharedMarks};
 use crate::options::Options;
@@ -29,7 +29,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tidelog_io::Wait;
+use tidelog_io::{Wait, Waker};
 use tidelog_types::limits::APPEND_BYTES_MAX;
 use tidelog_types::record::records;
 use tidelog_types::{Index, NodeId, PartitionId, Position, RecordKind, SessionId, SessionKey, SessionRef};
@@ -137,9 +137,7 @@ impl Engine {
 
     /// A partition by number; none if the cluster has fewer.
     pub fn partition_by_id(&self, id: PartitionId) -> Option<Partition> {
-        let shared = Arc::clone(&self.owner.shared);
-        let marks = Arc::clone(shared.marks.get(&id)?);
-        Some(Partition { id, shared, marks })
+        Partition::of(&self.owner.shared, id)
     }
 
     /// A queue for many appends of one thread or task, at most `in_flight_max` (and
@@ -263,6 +261,48 @@ fn run(
     }
 }
 
+/// The queue to a shard that its holder turns itself, as the simulator does, instead of a thread of its own; and its end for [`Shard::open`].
+#[doc(hidden)]
+pub fn commands(capacity: usize, waker: Waker) -> (Handing, Commands) {
+    let (inbox, commands) = inbox(capacity, waker, Arc::default());
+    (Handing { inbox }, commands)
+}
+
+/// See [`commands`].
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Handing {
+    inbox: Inbox,
+}
+
+impl Handing {
+    /// The handles of the shard that was opened with the other end, of a cluster with so many partitions.
+    pub fn handles(self, shard: &Shard, partitions: u64) -> Handles {
+        let ready = Ready { address: shard.address(), recovery: String::new() };
+        let shared = Shared { inbox: self.inbox, marks: shard.shared_marks(), partitions, ready };
+        Handles { shared: Arc::new(shared) }
+    }
+}
+
+/// What an [`Engine`] hands out, of a shard that its holder turns itself. They keep nothing open, and nothing may wait on them.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Handles {
+    shared: Arc<Shared>,
+}
+
+impl Handles {
+    /// As [`Engine::partition_by_id`].
+    pub fn partition_by_id(&self, id: PartitionId) -> Option<Partition> {
+        Partition::of(&self.shared, id)
+    }
+
+    /// As [`Engine::append_queue`].
+    pub fn append_queue(&self, in_flight_max: usize) -> AppendQueue {
+        AppendQueue::new(self.shared.inbox.clone(), in_flight_max)
+    }
+}
+
 /// One log of the cluster: a handle, cheap to clone, usable from any thread. It does not keep the [`Engine`] open.
 #[derive(Clone, Debug)]
 pub struct Partition {
@@ -291,6 +331,11 @@ impl IntoIterator for Read {
 }
 
 impl Partition {
+    fn of(shared: &Arc<Shared>, id: PartitionId) -> Option<Partition> {
+        let marks = Arc::clone(shared.marks.get(&id)?);
+        Some(Partition { id, shared: Arc::clone(shared), marks })
+    }
+
     /// Its number.
     pub fn id(&self) -> PartitionId {
         self.id

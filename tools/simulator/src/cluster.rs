@@ -1,6 +1,7 @@
 //! The nodes: production shards over production transports in a simulated world, started, driven and ended.
 
-use crate::checkers::GivenUp;
+use crate::checkers::{Checkers, GivenUp, Verdict};
+use crate::embedder::{Embedded, Embedder};
 use crate::foretold::Foretold;
 use crate::machine::{Journal, Step};
 use crate::platter;
@@ -16,9 +17,9 @@ use tidelog::formation::Hello;
 use tidelog::shard::{Shard, Turn};
 use tidelog::transport::PeerMessage;
 use tidelog_consensus::Replica;
-use tidelog_io::Wait;
+use tidelog_io::{Io, Wait};
 use tidelog_net::{NetOptions, NetTransport};
-use tidelog_sim::{Moment, World};
+use tidelog_sim::{Moment, Random, World};
 use tidelog_types::limits::PAYLOAD_BYTES_MAX;
 use tidelog_types::{Index, NodeId, PartitionId};
 
@@ -37,6 +38,8 @@ pub(crate) enum End {
 pub(crate) struct Process {
     pub(crate) io: TapIo,
     pub(crate) shard: Shard,
+    /// The program that it is part of, if that does anything with it.
+    embedder: Option<Embedder>,
 }
 
 /// One machine of the cluster.
@@ -51,6 +54,8 @@ pub(crate) struct Node {
     /// Answers to earlier leaderships that it was told late.
     late: Rc<Cell<u64>>,
     journal: Journal,
+    /// What came of the embedders of processes that are gone.
+    embedded: Embedded,
 }
 
 impl Node {
@@ -106,6 +111,7 @@ impl Cluster {
                 sent: Sent::default(),
                 late: Rc::default(),
                 journal: Journal::default(),
+                embedded: Embedded::default(),
             };
             (*id, node)
         });
@@ -138,7 +144,13 @@ impl Cluster {
         let errors = |world: &World| world.fault_counts().get("read error").copied().unwrap_or(0);
         let before = errors(&self.world);
         let said = Foretold::of(&mut io, &options);
-        let opened = Shard::open(&mut io, options, Box::new(transport), Commands::none(), factory);
+        let (handing, commands) = if self.profile.embedded {
+            let (handing, commands) = tidelog::engine::commands(options.inbox_max, io.waker());
+            (Some(handing), commands)
+        } else {
+            (None, Commands::none())
+        };
+        let opened = Shard::open(&mut io, options, Box::new(transport), commands, factory);
         let disagreement = if errors(&self.world) == before { said.disagrees(&opened) } else { None };
         if let Some(what) = disagreement.filter(|_| io.is_alive()) {
             return Some(End::Failed(what));
@@ -146,7 +158,12 @@ impl Cluster {
         match opened {
             Ok(shard) => {
                 let deadline = io_now(&io);
-                node.process = Some(Process { io, shard });
+                let (boots, partitions) = (node.boots, self.profile.partitions);
+                let embedder = handing.map(|handing| {
+                    let random = Random::new(self.world.trace_hash() ^ id ^ (boots << 32));
+                    Embedder::new(id, boots, partitions, handing.handles(&shard, partitions), random)
+                });
+                node.process = Some(Process { io, shard, embedder });
                 self.world.sleep_until(id, Some(deadline));
                 None
             }
@@ -207,10 +224,41 @@ impl Cluster {
         })
     }
 
+    /// The embedder's turn behind its node's.
+    pub(crate) fn embed(&mut self, id: u64, asks: bool, pins: bool, checkers: &mut Checkers) -> Verdict {
+        let Some(Process { io, shard, embedder: Some(embedder) }) =
+            self.nodes.get_mut(&id).and_then(|node| node.process.as_mut())
+        else {
+            return Ok(());
+        };
+        embedder.turn(io_now(io), asks, pins && self.profile.disk_bytes.is_none(), shard, checkers)
+    }
+
+    /// What came of all embedders.
+    pub(crate) fn embedded(&self) -> Embedded {
+        let mut all = Embedded::default();
+        for node in self.nodes.values() {
+            all += node.embedded;
+            if let Some(embedder) = node.process.as_ref().and_then(|process| process.embedder.as_ref()) {
+                all += embedder.done();
+            }
+        }
+        all
+    }
+
+    /// Whether no embedder waits for anything.
+    pub(crate) fn embedders_idle(&self) -> bool {
+        let processes = self.nodes.values().filter_map(|node| node.process.as_ref());
+        processes.filter_map(|process| process.embedder.as_ref()).all(Embedder::is_idle)
+    }
+
     /// Takes a process that ended, or whose machine is gone, out of the cluster.
     pub(crate) fn bury(&mut self, id: u64) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            node.process = None;
+            let gone = node.process.take();
+            if let Some(embedder) = gone.and_then(|process| process.embedder) {
+                node.embedded += embedder.done();
+            }
         }
     }
 

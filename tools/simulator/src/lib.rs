@@ -18,6 +18,7 @@
 mod campaign;
 mod checkers;
 mod cluster;
+mod embedder;
 mod faults;
 mod foretold;
 mod hostile;

@@ -57,6 +57,8 @@ pub(crate) struct Profile {
     log_bytes_target: u64,
     /// Whether one of three or more nodes becomes a member that lies, in the end.
     pub(crate) liar: bool,
+    /// Whether each node is part of a program that appends and reads through the engine's handles.
+    pub(crate) embedded: bool,
     /// Bytes of each node's disk, if they are few: what its configuration says that it needs, and a little.
     pub(crate) disk_bytes: Option<u64>,
 }
@@ -100,6 +102,7 @@ impl Profile {
             },
             // Always over it, or never: then space comes back all the same.
             log_bytes_target: if random.coin() { LOG_BYTES_TARGET } else { u64::MAX },
+            embedded: random.below(3) == 0,
             disk_bytes: None,
             liar: replication >= 3 && random.below(5) == 0,
             nodes,
@@ -141,6 +144,7 @@ impl Profile {
             retention: Retention { age: None, bytes: None },
             disk_bytes: None,
             liar: false,
+            embedded: false,
             ..Profile::draw(random)
         }
     }

@@ -157,6 +157,16 @@ impl Run {
         let mut faults: BTreeMap<String, u64> =
             self.world.fault_counts().into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
         faults.extend(self.dealt.iter().map(|(name, count)| ((*name).to_owned(), *count)));
+        let embedded = self.cluster.embedded();
+        for (name, count) in [
+            ("embedder: answers", embedded.answers),
+            ("embedder: answers of a queue", embedded.queued),
+            ("embedder: askers dropped", embedded.dropped),
+            ("embedder: reads", embedded.reads),
+            ("embedder: pins", embedded.pins),
+        ] {
+            faults.insert(name.to_owned(), count);
+        }
         faults.insert("retention: a later log start".to_owned(), self.checkers.later_starts());
         faults.insert("late answers to a leader".to_owned(), self.cluster.late_answers());
         faults.insert("calm: a disk stalls".to_owned(), self.stalls_outlived);
@@ -249,6 +259,11 @@ impl Run {
                 self.turned.insert(id);
                 let end = self.cluster.turn(id);
                 self.check(id)?;
+                let asks = !self.workload.is_stopping();
+                let told = self.cluster.embed(id, asks, !self.calm, &mut self.checkers);
+                if self.checkers.believes_clients() {
+                    told?;
+                }
                 end.map_or(Ok(()), |end| self.ended(id, end))
             }
             Step::Down(id) => {

@@ -165,6 +165,11 @@ impl Workload {
         &self.acked
     }
 
+    /// Whether nothing new is asked any more.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
     /// Nothing new is asked from now on; what a session has begun is brought to its end.
     pub(crate) fn stop(&mut self) {
         self.stopping = true;

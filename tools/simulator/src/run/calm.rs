@@ -148,7 +148,7 @@ impl Run {
         self.workload.stop();
         let patience = u64::try_from(self.cluster.patience().as_nanos()).unwrap_or(SECOND);
         let limit = self.world.now() + patience + 30 * SECOND;
-        let quiet = self.until(limit, |run| run.workload.is_idle())?;
+        let quiet = self.until(limit, |run| run.workload.is_idle() && run.cluster.embedders_idle())?;
         ensure(18, quiet, || "requests without an answer, though everything works".into())?;
         let limit = self.world.now() + patience;
         let same = self.until(limit, |run| run.checkers.converged(run.cluster.nodes.values()).is_ok())?;
