@@ -105,7 +105,10 @@ impl Run {
     /// Directories that are refused where they lie, or that can do nothing.
     pub(super) fn spoil_directory(&mut self, blow: Blow, id: u64) -> Verdict {
         let settled = identity(self, id).is_some_and(|identity| identity.formed.is_some());
+        // A cluster of one has nobody who knows what an emptied node was: it is the founder of another cluster.
+        let alone = blow == Blow::WipeDirectory && self.profile.nodes.len() == 1;
         if !settled
+            || alone
             || self.impostors.contains_key(&id)
             || self.cluster.nodes.get(&id).is_none_or(|n| n.process.is_none())
         {
