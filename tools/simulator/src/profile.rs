@@ -138,6 +138,7 @@ impl Profile {
             partitions: 1,
             machines: false,
             large: false,
+            payload_max: 80 << 10,
             // Disks are read, or a strike would not be noticed.
             cache_bytes: 64 << 10,
             batches_in_flight: 1,
