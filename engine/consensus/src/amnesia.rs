@@ -91,6 +91,18 @@ impl Replica {
         self.barred
     }
 
+    /// What a leader knows of its peers: for people.
+    #[doc(hidden)]
+    pub fn describe_peers(&self) -> String {
+        match &self.state {
+            State::Leader(leader) => {
+                let known: Vec<_> = self.peers.iter().zip(leader.progress()).collect();
+                format!("{known:?}")
+            }
+            _ => String::new(),
+        }
+    }
+
     /// Peers that this leader counts no more, and what each had confirmed.
     pub fn lost_peers(&self) -> impl Iterator<Item = (NodeId, Position)> {
         let progress = match &self.state {

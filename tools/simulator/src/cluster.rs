@@ -414,15 +414,20 @@ impl Cluster {
             let status = process.shard.status();
             let (ops, bytes) = process.io.load();
             out.push(format!(
-                "node {}: up {} ms, connected to {:?}, {ops} operations of {bytes} bytes in flight, log {:?}",
+                "node {}: up {} ms, connected to {:?}, {ops} operations of {bytes} bytes in flight, space {:?} of {} needed ({}), {} bytes wait, stalled {} ms, log {:?}",
                 node.id,
                 status.uptime_ms,
                 status.connected,
+                status.disk_free_bytes,
+                status.disk_needed_bytes,
+                status.disk_trouble,
+                status.waiting_bytes,
+                status.stalled_ms,
                 process.shard.wal().map(|wal| wal.stats())
             ));
             for p in status.partitions {
                 out.push(format!(
-                    "  partition {}: {} of {:?} in generation {}, mark {}, applied {:?}, durable {}, last {}, low-water {}, snapshot {}, damaged {} from {:?}, unknown {:?}",
+                    "  partition {}: {} of {:?} in generation {}, mark {}, applied {:?}, durable {}, last {}, low-water {}, snapshot {}, damaged {} from {:?}, unknown {:?}, needs_snapshot {:?}, lost {:?}, contradicted {}, barred {:?}, peers {:?}",
                     p.partition,
                     p.role,
                     p.leader,
@@ -435,7 +440,12 @@ impl Cluster {
                     p.snapshot,
                     p.damaged,
                     process.shard.replica(PartitionId(p.partition)).and_then(|r| r.damaged_from(Index(1))),
-                    process.shard.replica(PartitionId(p.partition)).and_then(|r| r.unknown_from(Index(1)))
+                    process.shard.replica(PartitionId(p.partition)).and_then(|r| r.unknown_from(Index(1))),
+                    p.needs_snapshot,
+                    p.lost,
+                    p.contradicted,
+                    process.shard.replica(PartitionId(p.partition)).map(|r| r.is_barred()),
+                    process.shard.replica(PartitionId(p.partition)).map(|r| r.describe_peers()),
                 ));
             }
         }
