@@ -137,7 +137,8 @@ impl Run {
         Ok(())
     }
 
-    /// The others acknowledge new appends in every partition whose replicas can agree.
+    /// The others acknowledge new appends in every partition, if the replicas of each can agree. If those of one cannot, its clients' appends are
+    /// never answered and hold memory that others wait for: then a leader comes back for each of the others.
     fn go_on(&mut self, acted: u64) -> Verdict {
         // What is under way comes to its end first.
         self.until(self.world.now() + SECOND, |_| false)?;
@@ -150,8 +151,13 @@ impl Run {
         let patience = u64::try_from(self.cluster.patience().as_nanos()).unwrap_or(SECOND);
         let limit = self.world.now() + patience + 10 * SECOND + acted;
         let wanted = goal.clone();
+        let split = self.outlived.split > 0;
         let reached = move |run: &mut Run| {
-            run.workload.acked().iter().zip(&wanted).all(|(now, goal)| goal.is_none_or(|goal| *now >= goal))
+            (0..).zip(run.workload.acked().iter().zip(&wanted)).all(|(partition, (now, goal))| match goal {
+                Some(_) if split => run.is_led(partition),
+                Some(goal) => now >= goal,
+                None => true,
+            })
         };
         let done = self.until(limit, reached)?;
         ensure(18, done, || {
@@ -164,6 +170,11 @@ impl Run {
         self.lost = self.atlas.unhealed(&self.checkers);
         self.lost.extend(self.cluster.every_damaged(self.profile.partitions));
         Ok(())
+    }
+
+    fn is_led(&self, partition: u64) -> bool {
+        let leads = |id: u64| self.cluster.replica(id, PartitionId(partition)).is_some_and(|r| r.is_leader());
+        self.cluster.up().into_iter().any(leads)
     }
 
     /// Whether whoever may be elected of a partition's replicas holds what each of the others has committed, and can bring it on.
