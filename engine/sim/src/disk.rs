@@ -251,6 +251,11 @@ impl Disk {
         copy
     }
 
+    /// With as much room as another one.
+    pub(crate) fn as_large_as(self, other: &Disk) -> Disk {
+        Disk { capacity: other.capacity, ..self }
+    }
+
     /// Nothing is left of it but the directory `/data`.
     pub(crate) fn wiped(&self) -> Disk {
         let mut disk = Disk { next_inode: self.next_inode, keeps_births: self.keeps_births, ..Disk::new() };

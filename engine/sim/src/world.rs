@@ -404,12 +404,12 @@ impl World {
     }
 
     /// Puts a disk into a machine that is down, in the place of its own: the very files that the image was taken of, as they were
-    /// then (a device's snapshot).
+    /// then (a device's snapshot). How much fits stays as it is.
     ///
     /// # Panics
     /// If the node's process runs.
     pub fn put_back(&self, id: u64, image: &DiskImage) {
-        self.replace_disk(id, |_| image.0.clone());
+        self.replace_disk(id, |disk| image.0.clone().as_large_as(disk));
     }
 
     /// Puts a copy of a disk into a machine that is down, in the place of its own: the same names and bytes in other files.
@@ -417,7 +417,7 @@ impl World {
     /// # Panics
     /// If the node's process runs.
     pub fn put_copy(&self, id: u64, image: &DiskImage) {
-        self.replace_disk(id, |_| image.0.copied());
+        self.replace_disk(id, |disk| image.0.copied().as_large_as(disk));
     }
 
     /// Empties the disk of a machine that is down.

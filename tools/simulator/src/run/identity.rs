@@ -162,10 +162,6 @@ impl Run {
         // What the other disk made durable is nothing of this one's.
         drop(self.world.take_durable(id));
         self.world.put_back(id, impostor.own());
-        if self.calm {
-            // It may have been full when it was taken out.
-            self.world.set_capacity(id, self.profile.disk_bytes);
-        }
         self.world.alarm(self.world.now() + 1, BOOT + id);
     }
 
