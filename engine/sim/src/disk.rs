@@ -252,7 +252,7 @@ impl Disk {
     }
 
     /// With as much room as another one.
-    pub(crate) fn as_large_as(self, other: &Disk) -> Disk {
+    pub(crate) fn with_capacity_of(self, other: &Disk) -> Disk {
         Disk { capacity: other.capacity, ..self }
     }
 

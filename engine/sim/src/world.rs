@@ -409,7 +409,7 @@ impl World {
     /// # Panics
     /// If the node's process runs.
     pub fn put_back(&self, id: u64, image: &DiskImage) {
-        self.replace_disk(id, |disk| image.0.clone().as_large_as(disk));
+        self.replace_disk(id, |disk| image.0.clone().with_capacity_of(disk));
     }
 
     /// Puts a copy of a disk into a machine that is down, in the place of its own: the same names and bytes in other files.
@@ -417,7 +417,7 @@ impl World {
     /// # Panics
     /// If the node's process runs.
     pub fn put_copy(&self, id: u64, image: &DiskImage) {
-        self.replace_disk(id, |disk| image.0.copied().as_large_as(disk));
+        self.replace_disk(id, |disk| image.0.copied().with_capacity_of(disk));
     }
 
     /// Empties the disk of a machine that is down.
