@@ -1,4 +1,4 @@
-//! `hunt MAX_SEEDS [SECONDS]`: runs seeds from 1 until a checker notices something, and says how many it took. What only
+//! `hunt MAX_SEEDS [SECONDS [FIRST]]`: runs seeds from FIRST (1) on until a checker notices something, and says how many it took. What only
 //! an assertion of the product noticed is counted and passed over. Exit 0 if a checker did.
 
 use std::process::ExitCode;
@@ -10,7 +10,8 @@ fn main() -> ExitCode {
     let options = SimOptions { seconds: at(1, 20), ..SimOptions::default() };
     let (mut seeds, mut assertions) = (0, 0);
     let mut first_assertion = String::new();
-    run_campaign(&options, 1..=at(0, 200), 2, |report| {
+    let first = at(2, 1);
+    run_campaign(&options, first..=first.saturating_add(at(0, 200)).saturating_sub(1), 2, |report| {
         seeds += 1;
         let Some(failure) = &report.failure else { return true };
         match failure.noticed_by {
