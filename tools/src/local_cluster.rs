@@ -155,8 +155,8 @@ impl LocalCluster {
 
     /// Whether a node that was started has said that it is ready.
     pub(crate) fn is_ready(&self, node: u64, ready: &Readiness) -> Result<bool, ClusterError> {
-        match ready.recv_timeout(Duration::ZERO) {
-            Ok(line) if line.contains("\"event\":\"ready\"") => Ok(true),
+        match next_but_waiting(ready, Duration::ZERO) {
+            Ok(line) if says(&line, "ready") => Ok(true),
             Err(mpsc::RecvTimeoutError::Timeout) => Ok(false),
             Ok(line) => Err(self.not_ready(node, format!("it printed {line:?}"))),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(self.not_ready(node, self.last_words(node))),
@@ -262,12 +262,8 @@ impl LocalCluster {
     }
 
     fn wait_ready(&mut self, node: u64, lines: &Readiness) -> Result<(), ClusterError> {
-        let mut line = lines.recv_timeout(READY_MAX);
-        while line.as_ref().is_ok_and(|line| line.contains("\"event\":\"waiting\"")) {
-            line = lines.recv_timeout(READY_MAX);
-        }
-        let why = match line {
-            Ok(line) if line.contains("\"event\":\"ready\"") => return Ok(()),
+        let why = match next_but_waiting(lines, READY_MAX) {
+            Ok(line) if says(&line, "ready") => return Ok(()),
             Ok(line) => format!("it printed {line:?}"),
             Err(mpsc::RecvTimeoutError::Timeout) => format!("nothing was heard of it for {READY_MAX:?}"),
             Err(mpsc::RecvTimeoutError::Disconnected) => self.last_words(node),
@@ -302,4 +298,44 @@ fn free_addresses(count: u64) -> std::io::Result<Vec<SocketAddr>> {
     let listeners: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
     listeners.iter().map(TcpListener::local_addr).collect()
+}
+
+/// Whether a line that a node printed is about this event.
+fn says(line: &str, event: &str) -> bool {
+    line.contains(&format!("\"event\":\"{event}\""))
+}
+
+/// The next line but for those that say why the node waits.
+fn next_but_waiting(lines: &Readiness, patience: Duration) -> Result<String, mpsc::RecvTimeoutError> {
+    loop {
+        match lines.recv_timeout(patience)? {
+            line if says(&line, "waiting") => {}
+            line => return Ok(line),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The demo once ended because a node that was started again said why it waits before it was ready.
+    #[test]
+    fn a_node_that_says_why_it_waits_is_not_ready_yet_and_has_not_failed() {
+        let (node, lines) = mpsc::channel();
+        let next = || next_but_waiting(&lines, Duration::ZERO);
+        assert_eq!(next(), Err(mpsc::RecvTimeoutError::Timeout));
+        let waiting = r#"{"event":"waiting","node":3,"why":"no peer has been heard yet"}"#;
+        for _ in 0..2 {
+            node.send(waiting.to_owned()).unwrap();
+        }
+        assert_eq!(next(), Err(mpsc::RecvTimeoutError::Timeout));
+        node.send(waiting.to_owned()).unwrap();
+        node.send(r#"{"event":"ready","node":3}"#.to_owned()).unwrap();
+        assert!(next().is_ok_and(|line| says(&line, "ready")));
+        node.send("something else".to_owned()).unwrap();
+        assert_eq!(next().as_deref(), Ok("something else"));
+        drop(node);
+        assert_eq!(next(), Err(mpsc::RecvTimeoutError::Disconnected));
+    }
 }
