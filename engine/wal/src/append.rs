@@ -277,10 +277,10 @@ impl Wal {
     /// begins with a segment of its own on a disk that may be full.
     pub(crate) fn may_roll(&self, class: Class) -> bool {
         let least = match class {
-            // While no spare can be made, or perhaps none, the next two lives' first segments are kept as well.
+            // On a disk that is full, or nearly, a spare may not be made any more: the next two lives' first segments are kept as well.
             Class::Bulk if self.is_tight() => 1 + RESERVED_SEGMENTS,
             Class::Bulk => 2,
-            // It may turn out to make none: one is left for votes and the next life.
+            // A move may turn out to make no room: one segment is left for votes and the next life.
             Class::Room => RESERVED_SEGMENTS,
             Class::Control => 1,
         };

@@ -1,8 +1,9 @@
 //! Space: what the log has ready, what it keeps back for control records, and when it takes no entries.
 //!
-//! A disk is full for the log when no further segment could be made, and what is there is kept back: two prepared segments, one for
+//! A disk is full for the log when no further segment could be made and only two prepared segments are left, which are kept back: one for
 //! control records or the next life, and one for the life after that. Until then entries go on into what is left of the segment that is
-//! written. Space that is *short* refuses nothing: it makes the log give back what it can, sooner.
+//! written. Space that is *short* makes the log give back segments sooner, and an entry begins another segment only if
+//! two prepared ones are left behind it: nobody knows yet whether a further one can be made.
 //!
 //! It does not look at the file system itself: whoever drives the log asks, and tells it.
 

@@ -48,7 +48,7 @@ fn a_log_that_is_let_go_stays_short() {
 /// Old entries are read by the summaries of their segments, also behind a restart.
 #[test]
 fn old_segments_are_read_by_their_summaries() {
-    // All of it stays: nothing is moved to make it shorter.
+    // The whole log stays: no segment is given back to make it shorter.
     let mut rig = Rig::new(2, Options { log_bytes_target: 1 << 40, steady: false, ..tiny() });
     rig.open().unwrap();
     stream(&mut rig, 3, 150, 1 << 40);

@@ -190,7 +190,7 @@ fn a_failed_read_names_all_that_a_bad_header_hides() {
 #[test]
 fn a_segment_that_was_cut_short() {
     let (scrub_rate, scrub_every) = (1 << 30, Duration::from_secs(60));
-    // What is live in the first segment stays there.
+    // The live entries of the first segment are not moved.
     let base = prepared(3).options;
     let options = Options { scrub_rate, scrub_every, log_bytes_target: 1 << 40, steady: false, ..base };
     let mut rig = Rig::new(3, options);

@@ -93,7 +93,7 @@ impl Aimed {
         self.high_water_everywhere();
     }
 
-    /// Until the node's log has a structure of this kind: a short log is written again at an opening, and what is old goes with that.
+    /// Until the node's log has a structure of this kind: an opening writes a short log again, and its older records are gone then.
     fn ensure(&mut self, kind: Kind) {
         for round in 0..8 {
             if targets(&self.cluster.place(HIT).data).contains_key(&kind) {
