@@ -1,6 +1,6 @@
 //! Several nodes that make a cluster, and what clients do with them.
 
-use crate::clock::wait_for;
+use crate::clock::{Watch, wait_for};
 use crate::command::{Said, tidelog, tidelog_with};
 use crate::node::{Place, Process, free_address};
 use serde_json::Value;
@@ -35,6 +35,7 @@ pub(crate) struct Cluster {
     places: Vec<Place>,
     running: Vec<Option<Process>>,
     _dir: Option<TempDir>,
+    _watch: Watch,
 }
 
 impl Cluster {
@@ -69,7 +70,7 @@ impl Cluster {
         };
         let places: Vec<_> = (1..=shape.nodes).map(place).collect();
         let running = places.iter().map(|_| None).collect();
-        Cluster { addresses, places, running, _dir: None }
+        Cluster { addresses, places, running, _dir: None, _watch: Watch::over_this_test() }
     }
 
     /// Puts a node's data somewhere else, before its first start.
