@@ -44,6 +44,9 @@ impl Large {
 #[derive(Debug)]
 pub(crate) struct Session {
     asked: Slab<Asked>,
+    /// Reads that wait for room, in their order: what was asked behind them does not wait for them. Each is in `asked` with what its
+    /// answer takes at least.
+    aside: VecDeque<(Key, Request)>,
     /// Small answers: encoded, back to back, and where one ends.
     small: Vec<u8>,
     ends: VecDeque<usize>,
@@ -67,6 +70,7 @@ impl Session {
     pub(crate) fn new(now: Monotonic) -> Session {
         Session {
             asked: Slab::new(),
+            aside: VecDeque::new(),
             small: Vec::new(),
             ends: VecDeque::new(),
             large: VecDeque::new(),
@@ -148,6 +152,31 @@ impl Session {
         self.read_bytes += if reads { charge } else { 0 };
         self.asked_at = now;
         self.asked.insert(Asked { number: call.number, charge, reads }).0
+    }
+
+    /// A read came in and waits for room.
+    pub(crate) fn put_aside(&mut self, call: ClientCall, now: Monotonic) {
+        self.asked_bytes += ANSWER_BYTES;
+        self.asked_at = now;
+        let key = self.asked.insert(Asked { number: call.number, charge: ANSWER_BYTES, reads: false });
+        self.aside.push_back((key, call.request));
+    }
+
+    /// Bytes that the first read that waits takes from when it goes on.
+    pub(crate) fn first_aside(&self) -> Option<usize> {
+        self.aside.front().map(|(_, request)| Session::charge(request))
+    }
+
+    /// The first read that waits goes on: its number here.
+    pub(crate) fn take_aside(&mut self) -> Option<(u64, Request)> {
+        let (key, request) = self.aside.pop_front()?;
+        let charge = Session::charge(&request);
+        if let Some(asked) = self.asked.get_mut(key) {
+            self.asked_bytes = self.asked_bytes - asked.charge + charge;
+            self.read_bytes += charge;
+            (asked.charge, asked.reads) = (charge, true);
+        }
+        Some((key.0, request))
     }
 
     /// The request is answered.

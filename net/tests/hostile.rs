@@ -418,6 +418,38 @@ fn clients_that_do_not_read_hold_up_the_others_for_seconds_at_most() {
     works(&mut cluster);
 }
 
+/// Reads that wait for memory, which others' reads on a disk that hangs have taken, or their own connection's: what is asked behind them on
+/// the same connection is nevertheless done, and each of them is answered in the end.
+#[test]
+fn reads_that_wait_hold_up_nothing_behind_them() {
+    let limits = tidelog_net::Limits { client_bytes_max: 8 << 20, ..tidelog_net::Limits::default() };
+    for others in [0, 8] {
+        let mut cluster = cluster_with(others, limits.clone());
+        cluster.node(1).reads_hang = true;
+        for n in 1..=others {
+            let read = wire::encode_request(n, &READ).0.encode();
+            cluster.stranger_mut(STRANGER).say(n, &[client_hello(), read.to_vec()].concat());
+        }
+        cluster.run(SECOND);
+        let room = if others == 0 { 1 } else { 4 };
+        let before = cluster.done(CLIENT).len();
+        let read = ClientRequest::new(READ).within(Duration::from_secs(60));
+        for n in 0..40 {
+            cluster.ask(CLIENT, 100 + n, read.clone());
+        }
+        for _ in 0..20 {
+            works(&mut cluster);
+        }
+        assert!(cluster.nodes[&1].unanswered.len() <= room, "reads keep to their bounds");
+        assert!(cluster.nodes[&1].net.client_bytes() <= limits.client_bytes_max);
+        cluster.node(1).answer_reads();
+        assert!(cluster.run_until(30 * SECOND, |c| c.done(CLIENT).len() == before + 20 + 40), "{others}");
+        assert!(cluster.done(CLIENT).iter().all(|done| done.result.is_ok()));
+        cluster.run(SECOND);
+        assert_eq!(cluster.nodes[&1].net.client_bytes(), 0);
+    }
+}
+
 #[test]
 fn a_connection_that_opens_session_after_session_is_told_its_bound() {
     let limits = tidelog_net::Limits { sessions_per_connection_max: 5, ..tidelog_net::Limits::default() };

@@ -546,7 +546,10 @@ impl Shard {
             self.transport.deadline(),
             life.and_then(|l| l.wal.deadline()),
             life.and_then(|l| l.snapshots.deadline()),
-            life.and_then(|l| (!l.replicas.due.is_empty()).then_some(self.clock.now)),
+            // One that is wanted already waits for its time, whoever touches its replica meanwhile.
+            life.and_then(|l| {
+                l.replicas.due.iter().any(|id| !l.snapshots.has(*id)).then_some(self.clock.now)
+            }),
             life.and_then(|l| l.replicas.ticks.next()),
             life.and(self.disk.deadline()),
             self.stopping,

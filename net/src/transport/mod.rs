@@ -10,7 +10,7 @@ mod handshake;
 mod time;
 mod traffic;
 
-use crate::budget::{Budget, Held, Share};
+use crate::budget::{Budget, Held};
 use crate::inbound::Inbound;
 use crate::options::NetOptions;
 use crate::peers::{Channel, Peer, Told};
@@ -65,6 +65,8 @@ struct Conn {
     since: Monotonic,
     dirty: bool,
     hold: Hold,
+    /// It stands among those whose reads wait for others' memory.
+    reads_wait: bool,
     /// Bytes counted in the clients' total.
     charged: Held,
     /// Its number among those whose large request is arriving.
@@ -77,8 +79,8 @@ enum Hold {
     No,
     /// It has as much in flight as one connection may.
     Own,
-    /// All clients together hold so much that its next request, of so many bytes, does not fit.
-    Waits(Share, usize),
+    /// All clients together hold so much that its next request, of so many bytes, does not fit. Reads are put aside instead.
+    Waits(usize),
     /// The same for the buffer of a large request that is arriving.
     Upload,
 }
@@ -99,8 +101,9 @@ pub struct NetTransport {
     fresh_count: usize,
     clients: usize,
     budget: Budget,
-    /// Clients held because of the total, by share, in the order in which they came to be.
+    /// Clients with reads that wait because of the total; in turn, a read each.
     waiting_reads: VecDeque<Key>,
+    /// Clients held because of the total, in the order in which they came to be.
     waiting_others: VecDeque<Key>,
     /// Clients whose large request is arriving, in the order in which it began to. The first one always goes on.
     uploads: BTreeMap<u64, Key>,
@@ -176,6 +179,7 @@ impl NetTransport {
             since: now,
             dirty: false,
             hold: Hold::No,
+            reads_wait: false,
             charged: Held::default(),
             upload: None,
         });
@@ -199,7 +203,7 @@ impl NetTransport {
         let Some(conn) = self.conns.get_mut(key) else { return };
         let (now, random) = (io.clock().now, io.random());
         self.budget.change(std::mem::take(&mut conn.charged), Held::default());
-        conn.hold = Hold::No;
+        (conn.hold, conn.reads_wait) = (Hold::No, false);
         if let Some(upload) = conn.upload.take() {
             self.uploads.remove(&upload);
         }

@@ -149,7 +149,7 @@ impl NetTransport {
         if more {
             self.mark(key);
         }
-        self.charge(key);
+        self.reads_wait(key);
         if let Some(conn) = self.conns.get_mut(key)
             && conn.hold == Hold::Own
         {
@@ -182,15 +182,17 @@ impl NetTransport {
                     if matches!(conn.role, Role::Client(_)) {
                         self.charge(key);
                         let (share, bytes) = cost(&header);
-                        if let Some(conn) = self.conns.get_mut(key)
-                            && share == Share::Reads
-                            && !self.budget.one_takes(conn.charged.reads, bytes)
-                        {
-                            conn.hold = Hold::Own;
-                            return;
-                        }
-                        if !self.budget.takes(share, bytes) {
-                            return self.wait_for_room(key, share, bytes);
+                        match share {
+                            Share::Reads if self.read_waits(key, bytes) => {
+                                if let Err(error) = self.put_aside(io, key, &header) {
+                                    return self.protocol_error(io, key, &error, events);
+                                }
+                                continue;
+                            }
+                            Share::Others if !self.budget.takes(share, bytes) => {
+                                return self.wait_for_room(key, bytes);
+                            }
+                            Share::Reads | Share::Others => {}
                         }
                     }
                     if let Err(error) = self.frame(io, key, &header, events) {
@@ -207,13 +209,43 @@ impl NetTransport {
         self.go_on_receiving(io, key);
     }
 
-    fn wait_for_room(&mut self, key: Key, share: Share, bytes: usize) {
+    fn wait_for_room(&mut self, key: Key, bytes: usize) {
         if let Some(conn) = self.conns.get_mut(key) {
-            conn.hold = Hold::Waits(share, bytes);
-            match share {
-                Share::Reads => self.waiting_reads.push_back(key),
-                Share::Others => self.waiting_others.push_back(key),
-            }
+            conn.hold = Hold::Waits(bytes);
+            self.waiting_others.push_back(key);
+        }
+    }
+
+    /// Whether a read has to wait: behind earlier ones, for its own connection's, or for the memory of others.
+    fn read_waits(&self, key: Key, bytes: usize) -> bool {
+        let Some(conn) = self.conns.get(key) else { return false };
+        let Role::Client(session) = &conn.role else { return false };
+        session.first_aside().is_some()
+            || !self.budget.one_takes(conn.charged.reads, bytes)
+            || !self.budget.takes(Share::Reads, bytes)
+    }
+
+    /// A read waits beside its connection, which is read on: an append behind it has nothing to do with it.
+    fn put_aside(&mut self, io: &mut dyn Io, key: Key, header: &FrameHeader) -> Result<(), WireError> {
+        let Some(conn) = self.conns.get_mut(key) else { return Ok(()) };
+        let Role::Client(session) = &mut conn.role else { return Ok(()) };
+        let call = wire::decode_request(header, conn.pipe.inbound.payload())?;
+        session.put_aside(call, io.clock().now);
+        conn.pipe.inbound.advance();
+        self.reads_wait(key);
+        Ok(())
+    }
+
+    /// The connection's first read that waits has its turn when there is memory, unless it is its own connection's that it lacks: then the
+    /// next answer that has left looks again.
+    fn reads_wait(&mut self, key: Key) {
+        self.charge(key);
+        let Some(conn) = self.conns.get_mut(key) else { return };
+        let Role::Client(session) = &conn.role else { return };
+        let able =
+            session.first_aside().is_some_and(|bytes| self.budget.one_takes(conn.charged.reads, bytes));
+        if able && !std::mem::replace(&mut conn.reads_wait, true) {
+            self.waiting_reads.push_back(key);
         }
     }
 
@@ -257,30 +289,42 @@ impl NetTransport {
         }
     }
 
-    /// Reads on from clients that waited for room, those that wait longest first.
+    /// Goes on with clients that waited for room, those that wait longest first.
     pub(super) fn feed_waiting(&mut self, io: &mut dyn Io, events: &mut Vec<Event>) {
-        for share in [Share::Others, Share::Reads] {
-            loop {
-                let queue = match share {
-                    Share::Reads => &mut self.waiting_reads,
-                    Share::Others => &mut self.waiting_others,
-                };
-                let Some(key) = queue.front().copied() else { break };
-                let held =
-                    self.conns.get_mut(key).filter(|c| matches!(c.hold, Hold::Waits(of, _) if of == share));
-                if let Some(conn) = held {
-                    if let Hold::Waits(_, bytes) = conn.hold
-                        && !self.budget.takes(share, bytes)
-                    {
-                        break;
-                    }
-                    conn.hold = Hold::No;
-                    queue.pop_front();
-                    self.read(io, key, events);
-                } else {
-                    queue.pop_front();
+        while let Some(key) = self.waiting_others.front().copied() {
+            if let Some(conn) = self.conns.get_mut(key)
+                && let Hold::Waits(bytes) = conn.hold
+            {
+                if !self.budget.takes(Share::Others, bytes) {
+                    break;
+                }
+                conn.hold = Hold::No;
+                self.waiting_others.pop_front();
+                self.read(io, key, events);
+            } else {
+                self.waiting_others.pop_front();
+            }
+        }
+        while let Some(key) = self.waiting_reads.front().copied() {
+            if let Some(conn) = self.conns.get_mut(key)
+                && let Role::Client(session) = &mut conn.role
+                && let Some(bytes) = session.first_aside()
+            {
+                if !self.budget.takes(Share::Reads, bytes) {
+                    break;
+                }
+                if let Some((request, read)) = session.take_aside() {
+                    events.push(Event::Request {
+                        client: ClientRef { connection: key.0, request },
+                        request: read,
+                    });
                 }
             }
+            self.waiting_reads.pop_front();
+            if let Some(conn) = self.conns.get_mut(key) {
+                conn.reads_wait = false;
+            }
+            self.reads_wait(key);
         }
         if self.uploads.is_empty() {
             return;
@@ -296,8 +340,9 @@ impl NetTransport {
 
     /// Whether clients wait for others to make room.
     pub(super) fn is_pressed(&self) -> bool {
-        let waits = |key: &Key| self.conns.get(*key).is_some_and(|c| c.hold != Hold::No);
-        self.waiting_reads.front().is_some_and(waits) || self.waiting_others.front().is_some_and(waits)
+        let reads = |key: &Key| self.conns.get(*key).is_some_and(|c| c.reads_wait);
+        let held = |key: &Key| self.conns.get(*key).is_some_and(|c| c.hold != Hold::No);
+        self.waiting_reads.front().is_some_and(reads) || self.waiting_others.front().is_some_and(held)
     }
 
     /// One complete frame; the caller goes on behind it.

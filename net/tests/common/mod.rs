@@ -50,6 +50,8 @@ pub(crate) struct Node {
     pub(crate) log: Vec<(Option<SessionRef>, Bytes)>,
     pub(crate) asked: u64,
     pub(crate) unanswered: Vec<ClientRef>,
+    /// Reads wait for a disk that hangs.
+    pub(crate) reads_hang: bool,
     pub(crate) gone: usize,
     address: SocketAddr,
 }
@@ -218,6 +220,7 @@ impl Cluster {
             log: vec![],
             asked: 0,
             unanswered: vec![],
+            reads_hang: false,
             gone: 0,
             address,
         };
@@ -337,6 +340,15 @@ impl Cluster {
     }
 }
 
+/// A read as large as reads are by default.
+pub(crate) const READ: Request = Request::Read {
+    partition: PartitionId(0),
+    from: Index(1),
+    to: None,
+    bytes_max: 1 << 20,
+    level: Level::Local,
+};
+
 impl Node {
     fn turn(&mut self) {
         let (mut completions, mut events) = (Vec::new(), Vec::new());
@@ -374,8 +386,20 @@ impl Node {
         self.net.flush(&mut self.io);
     }
 
+    /// The disk under the reads goes on.
+    pub(crate) fn answer_reads(&mut self) {
+        self.reads_hang = false;
+        for client in std::mem::take(&mut self.unanswered) {
+            self.answer(client, &READ);
+        }
+        self.net.flush(&mut self.io);
+    }
+
     fn answer(&mut self, client: ClientRef, request: &Request) {
         self.asked += 1;
+        if self.reads_hang && matches!(request, Request::Read { .. }) {
+            return self.unanswered.push(client);
+        }
         let response = match request {
             Request::Snapshot { .. } => Err(RequestError::Invalid("a plain log".into())),
             Request::Status { .. } => Ok(Reply::Status(Box::new(NodeStatus {

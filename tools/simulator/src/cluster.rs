@@ -40,6 +40,8 @@ pub(crate) struct Process {
     pub(crate) shard: Shard,
     /// The program that it is part of, if that does anything with it.
     embedder: Option<Embedder>,
+    /// Turns in a row behind each of which the shard wanted the next one at once.
+    pub(crate) hurried: u32,
 }
 
 /// One machine of the cluster.
@@ -163,7 +165,7 @@ impl Cluster {
                     let random = Random::new(self.world.trace_hash() ^ id ^ (boots << 32));
                     Embedder::new(id, boots, partitions, handing.handles(&shard, partitions), random)
                 });
-                node.process = Some(Process { io, shard, embedder });
+                node.process = Some(Process { io, shard, embedder, hurried: 0 });
                 self.world.sleep_until(id, Some(deadline));
                 None
             }
@@ -192,6 +194,8 @@ impl Cluster {
         let process = node.process.as_mut()?;
         let end = match process.shard.turn(&mut process.io, Wait::No) {
             Ok(Turn::Until(deadline)) => {
+                let at_once = deadline <= process.io.clock().now;
+                process.hurried = if at_once { process.hurried + 1 } else { 0 };
                 self.world.sleep_until(id, Some(deadline));
                 return None;
             }
@@ -226,7 +230,7 @@ impl Cluster {
 
     /// The embedder's turn behind its node's.
     pub(crate) fn embed(&mut self, id: u64, asks: bool, pins: bool, checkers: &mut Checkers) -> Verdict {
-        let Some(Process { io, shard, embedder: Some(embedder) }) =
+        let Some(Process { io, shard, embedder: Some(embedder), .. }) =
             self.nodes.get_mut(&id).and_then(|node| node.process.as_mut())
         else {
             return Ok(());

@@ -43,6 +43,8 @@ use tidelog_sim::World;
 use tidelog_types::{Index, PartitionId};
 
 /// Operations of one node that may be under way at once.
+/// Turns in a row that want the next one at once: work that a turn leaves over is done in a few.
+const HURRIED_MAX: u32 = 1_000;
 const OPS_IN_FLIGHT_MAX: usize = 2_000;
 /// Bytes of the same.
 const BYTES_IN_FLIGHT_MAX: u64 = 256 << 20;
@@ -288,12 +290,15 @@ impl Checkers {
         Ok(())
     }
 
-    /// Invariants 17 and 22, as far as they show at the seam: what is in flight, and the buffers that the node has taken and not given back.
+    /// Invariants 17, 22 and 26, as far as they show at the seam: what is in flight, and the buffers that the node has taken and not given back.
     fn bounds(&self, node: &Node) -> Verdict {
         let Some(process) = &node.process else { return Ok(()) };
         let (ops, bytes) = process.io.load();
         ensure(17, ops <= OPS_IN_FLIGHT_MAX && bytes <= BYTES_IN_FLIGHT_MAX, || {
             format!("node {} has {ops} operations of {bytes} bytes in flight", node.id)
+        })?;
+        ensure(26, process.hurried <= HURRIED_MAX, || {
+            format!("node {} wanted its next turn at once {HURRIED_MAX} times in a row", node.id)
         })?;
         let held = process.io.buffers().live_bytes();
         ensure(22, held <= self.memory_max, || {
