@@ -65,12 +65,17 @@ impl Route {
         from.iter().chain(behind).copied()
     }
 
-    /// `address` does not lead (any more), or does not answer. Several of its answers count once.
+    /// `address` does not lead (any more), or does not answer. Several of its answers count once. Whoever named it is not the next one asked:
+    /// it would name it again.
     pub(super) fn not_there(&mut self, address: SocketAddr, known: &[SocketAddr]) {
-        if self.leader == Some(address) {
+        let named = self.leader == Some(address);
+        if named {
             self.leader = None;
         }
-        if self.leader.is_none() && self.candidates(known).next() == Some(address) {
+        if named || self.leader.is_none() && self.candidates(known).next() == Some(address) {
+            self.rotor = self.rotor.wrapping_add(1);
+        }
+        if named && self.candidates(known).next() == Some(address) {
             self.rotor = self.rotor.wrapping_add(1);
         }
     }
@@ -161,11 +166,12 @@ mod tests {
         route.not_there(at(1), &known);
         assert_eq!(route.leader, Some(at(2)), "only the one that was asked as leader counts");
         route.not_there(at(2), &known);
-        assert_eq!((route.leader, route.candidates(&known).next()), (None, Some(at(1))));
+        let next = route.candidates(&known).next();
+        assert_eq!((route.leader, next), (None, Some(at(3))), "neither who named it nor itself");
         for _ in 0..5 {
-            route.not_there(at(1), &known);
+            route.not_there(at(3), &known);
         }
-        assert_eq!(route.candidates(&known).collect::<Vec<_>>(), [at(2), at(3), at(1)], "counts once");
+        assert_eq!(route.candidates(&known).collect::<Vec<_>>(), [at(1), at(2), at(3)], "counts once");
         assert_eq!(route.candidates(&[]).count(), 0);
     }
 }
