@@ -289,6 +289,20 @@ fn named_nodes_answer_for_themselves() {
     assert_eq!(of(6), of(4));
 }
 
+/// The search for a node goes on past addresses that refuse, however soon those may be tried again.
+#[test]
+fn a_named_node_is_found_behind_dead_ones() {
+    let mut cluster = cluster(6, 3);
+    cluster.kill(1);
+    cluster.kill(2);
+    let options = ClientOptions::new((1..=3).map(|n| cluster.world.address(n, PORT)).collect());
+    cluster.client(CLIENT + 1, ClientOptions { cluster: "test".into(), ..options });
+    let read = ClientRequest::read(P, Index(1), None, Level::Local).at(Target::Node(NodeId(3)));
+    cluster.ask(CLIENT + 1, 1, read.within(Duration::from_millis(1500)));
+    assert!(cluster.run_until(2 * SECOND, |c| !c.done(CLIENT + 1).is_empty()));
+    assert!(cluster.done(CLIENT + 1)[0].result.is_ok(), "{:?}", cluster.done(CLIENT + 1));
+}
+
 #[test]
 fn sessions_are_opened_and_too_large_payloads_never_sent() {
     let mut cluster = cluster(10, 2);

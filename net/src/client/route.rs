@@ -65,6 +65,13 @@ impl Route {
         from.iter().chain(behind).copied()
     }
 
+    /// `address` is being tried: the one behind it is next, though this one may be ready for another try before.
+    pub(super) fn next_behind(&mut self, address: SocketAddr, known: &[SocketAddr]) {
+        if let Some(at) = known.iter().position(|a| *a == address) {
+            self.rotor = at + 1;
+        }
+    }
+
     /// `address` does not lead (any more), or does not answer. Several of its answers count once. Whoever named it is not the next one asked:
     /// it would name it again.
     pub(super) fn not_there(&mut self, address: SocketAddr, known: &[SocketAddr]) {

@@ -2,6 +2,7 @@
 
 use super::{ClusterArgs, RecordArgs};
 use crate::failure::{Exit, Failure};
+use crate::flag;
 use crate::framing;
 use crate::output::{Output, OutputArgs, Printer};
 use base64::Engine as _;
@@ -46,6 +47,9 @@ pub(crate) struct Args {
     /// Read from this node
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) node: Option<u64>,
+    /// How long one piece of the records, up to 2 MiB of them, may take, retries included
+    #[arg(long, value_name = "D", default_value = "10s", value_parser = flag::duration)]
+    pub(crate) timeout: Duration,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -153,7 +157,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
         to: args.to.map(Index),
         level,
         target: args.node.map_or(Target::Leader, |n| Target::Node(NodeId(n))),
-        timeout: Duration::from_secs(10),
+        timeout: args.timeout,
     };
     let mut out = Printer::new();
     let json = args.output.output == Output::Json;

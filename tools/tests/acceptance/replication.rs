@@ -223,6 +223,24 @@ fn reading_from_a_node_that_is_not_there() {
     cluster.stop();
 }
 
+/// A read that no majority confirms ends when its own time is up, and says how long it had.
+#[test]
+fn a_read_has_the_time_that_it_is_given() {
+    let mut cluster = Cluster::start(&Shape::default());
+    let index = cluster.append_all("here\n", &[])[0];
+    cluster.wait_high_water(3, 0, index);
+    for node in [1, 2] {
+        cluster.take(node).kill();
+    }
+    let soon = Deadline::after(std::time::Duration::from_secs(8));
+    let said = cluster.tidelog("read", &["--timeout", "1s"]);
+    said.refused(1, &["it had 1000 ms"]);
+    assert!(!soon.is_over(), "it did not wait for the ten seconds of the default");
+    let local = cluster.tidelog("read", &["--timeout", "5s", "--node", "3"]);
+    // One node's own copy needs no majority, and is found though the addresses before it are dead.
+    assert_eq!((local.code, &local.json()[0]["index"]), (0, &index.into()), "{local:?}");
+}
+
 /// What retention lets go of goes on the followers as well, while their leader is well and nothing happens to them.
 #[test]
 fn followers_let_go_of_what_retention_does_not_want() {

@@ -357,6 +357,7 @@ impl ClientCore {
             let next =
                 candidates.into_iter().find(|a| dial_at(a) <= now && !self.by_place.contains_key(&(*a, 0)));
             if let Some(address) = next {
+                route.next_behind(address, &self.addresses);
                 self.link(io, address, 0, now);
             }
             return None;
