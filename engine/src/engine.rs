@@ -167,12 +167,17 @@ impl Engine {
     }
 
     /// Waits until the node serves its log: the cluster is formed, its log is open, and its peers do not refuse it. `told` hears why it does
-    /// not, and each time when that changes. Ends as well when the node stops: [`Self::join`] says why.
-    pub fn wait_serving(&self, mut told: impl FnMut(&str)) {
+    /// not, and each time when that changes. False if the node stops before: [`Self::join`] says why.
+    pub fn wait_serving(&self, mut told: impl FnMut(&str)) -> bool {
         let mut seen = None;
-        while let Some(Err(why)) = self.owner.shared.inbox.life_cycle().await_serving(seen.as_ref()) {
-            told(&why);
-            seen = Some(Err(why));
+        loop {
+            match self.owner.shared.inbox.life_cycle().await_serving(seen.as_ref()) {
+                Some(Err(why)) => {
+                    told(&why);
+                    seen = Some(Err(why));
+                }
+                serves => return serves.is_some(),
+            }
         }
     }
 

@@ -79,6 +79,10 @@ impl Shard {
                 (false, true) => early.then(|| "no peer has been heard yet".to_owned()),
             };
         }
+        if self.identity.formed.is_some() {
+            let why = self.space_trouble();
+            return Some(why.unwrap_or_else(|| "the log is being opened again after a failure".to_owned()));
+        }
         if !self.refusals.is_empty() {
             return Some(format!("the cluster is not formed yet; {}", refused()));
         }

@@ -90,14 +90,15 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     let ready = engine.ready().clone();
     let mut out = Printer::new();
     let mut printed = Ok(());
-    engine.wait_serving(|why| {
+    let serves = engine.wait_serving(|why| {
         let line = out.object(&Waiting { event: "waiting", node, why }).and_then(|()| out.flush());
         printed = std::mem::replace(&mut printed, Ok(())).and(line);
     });
     printed?;
     let addresses = ready.address.into_iter().collect();
     let line = Ready { event: "ready", node, addresses, recovered_ms, recovery: ready.recovery };
-    if let Err(error) = out.object(&line).and_then(|()| out.flush()) {
+    // One that was stopped while it waited was never ready.
+    if serves && let Err(error) = out.object(&line).and_then(|()| out.flush()) {
         tracing::warn!("the ready line cannot be written to stdout: {error}; the node goes on without it");
     }
     engine.join().map_err(Failure::failed)?;

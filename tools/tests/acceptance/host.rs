@@ -2,9 +2,11 @@
 
 use crate::cluster::{Cluster, Shape};
 use crate::command::{PROGRAM, run};
+use crate::node::Process;
+use nix::sys::signal::Signal;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use tidelog_io::conformance::{IO_URING_SETUP, forbid};
 
 const EPERM: i32 = 1;
@@ -37,6 +39,44 @@ fn io_uring_forbidden() {
     cluster.take(1).kill();
     cluster.start_node(1);
     assert!(cluster.append_all("and again\n", &[])[0] > index);
+    assert_eq!(crate::history::read_local(&cluster, 1).len(), 2);
+    cluster.stop();
+}
+
+/// Files may be 4 MiB large, segments are 16: a new log waits and says why, one with segments serves what it has and takes no more than fits.
+/// The kernel would end the process by a signal for it.
+#[test]
+fn a_limit_on_the_size_of_files() {
+    let mut cluster = Cluster::prepare(&Shape { nodes: 1, ..Shape::default() });
+    let limited = |cluster: &Cluster| {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -f 8192; exec \"$0\" serve --config \"$1\"", PROGRAM]);
+        command.arg(cluster.place(1).config_name());
+        Process::of(command, Stdio::piped())
+    };
+    let busy = |cluster: &Cluster, line: &str| {
+        let said = cluster.append(line, &["--timeout", "1s"]);
+        assert_eq!((said.code, &said.json()[0]["outcome"]), (1, &"refused".into()), "{said:?}");
+        assert!(said.json()[0]["error"].as_str().is_some_and(|e| e.contains("the disk is full")), "{said:?}");
+    };
+    let mut node = limited(&cluster);
+    node.wait_waiting(&["it waits for space", "ulimit -f"]);
+    busy(&cluster, "too early\n");
+    node.signal(Signal::SIGTERM);
+    let ended = node.ready_or_ended().expect_err("it never was ready");
+    assert_eq!(ended.0, Some(0), "{}", ended.1);
+
+    cluster.start_all();
+    let index = cluster.append_all("here\n", &[])[0];
+    cluster.stop();
+    let mut node = limited(&cluster);
+    node.wait_ready();
+    busy(&cluster, &format!("{}\n", "x".repeat(5 << 20 >> 2)).repeat(4));
+    assert_eq!(crate::history::read_local(&cluster, 1).len(), 1, "what is there is read");
+    node.signal(Signal::SIGTERM);
+    assert_eq!(node.wait_end().0, Some(0));
+    cluster.start_all();
+    assert!(cluster.append_all("and on\n", &[])[0] > index);
     assert_eq!(crate::history::read_local(&cluster, 1).len(), 2);
     cluster.stop();
 }

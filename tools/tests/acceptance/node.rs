@@ -48,6 +48,11 @@ impl Process {
     pub(crate) fn start(config: &Path, stderr: Stdio) -> Process {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", "--config"]).arg(config);
+        Process::of(command, stderr)
+    }
+
+    /// A command that becomes a node.
+    pub(crate) fn of(mut command: Command, stderr: Stdio) -> Process {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().expect("the program starts");
         let stdout = Printed::follow(child.stdout.take().expect("a pipe"));
@@ -81,9 +86,11 @@ impl Process {
         match ended {
             None => Ok(self.wait_ready()),
             Some(status) => {
-                // Its last words may still be on their way.
+                // The last words of one that failed may still be on their way.
                 wait_for("its last words", || {
-                    self.log().lines().any(|l| l.starts_with("error: ")).then_some(())
+                    let said =
+                        status.code() == Some(0) || self.log().lines().any(|l| l.starts_with("error: "));
+                    said.then_some(())
                 });
                 Err((status.code(), self.log()))
             }
