@@ -200,7 +200,7 @@ impl Identity {
         let mut pages = fg.io().buffers().take(FILE_BYTES);
         pages.copy_from_slice(&self.encode_file());
         let written = placed.and_then(|()| {
-            fg.run(Op::WriteDurable { file, offset: 0, data: vec![pages.freeze()] })?;
+            fg.run(Op::WriteDurable { file, offset: 0, data: vec![pages.freeze()] }).map_err(no_space)?;
             fg.run(Op::Sync { file })?;
             Ok(())
         });
@@ -210,6 +210,17 @@ impl Identity {
         fg.run(Op::SyncDir { path: directory.to_owned() })?;
         Ok(())
     }
+}
+
+/// A new file of two pages that is not written to its end lacks space, also where the file system calls it a short write.
+fn no_space(mut error: IoError) -> IoError {
+    if matches!(error.kind, IoErrorKind::NoSpace | IoErrorKind::ShortWrite) {
+        error.kind = IoErrorKind::NoSpace;
+        error.message.push_str(
+            ". There is no space for the identity file, which takes 8 KiB: make room on that file system and start the node again; what was there before is still in place",
+        );
+    }
+    error
 }
 
 fn locate(fg: &mut Foreground<'_>, file: FileId, path: &Path) -> Result<Place, Error> {
@@ -343,6 +354,26 @@ mod tests {
             assert!(world.make_unreadable(NODE, FILE, (1 - page) * PAGE_BYTES as u64, 10));
             let said = load(&world).unwrap_err().to_string();
             assert!(said.contains("`identity` is not valid") && said.contains("Restore it"), "{said}");
+        }
+    }
+
+    /// A file system without space may take a part of the write (tmpfs does): it is no space all the same, and the error says what to do.
+    #[test]
+    fn a_file_that_finds_no_space_says_so_and_leaves_the_old_one() {
+        for fault in [DiskFault::ShortWrite, DiskFault::NoSpace] {
+            let mut said = 0;
+            for number in 0..8 {
+                let world = stored(1, &sample());
+                world.fail_at(NODE, number, fault);
+                let stored = other().store(&mut Foreground::new(&mut world.node(NODE)), Path::new(DIR));
+                let Err(Error::Io(error)) = stored else { continue };
+                if error.to_string().contains("make room on that file system") {
+                    assert_eq!(error.kind, IoErrorKind::NoSpace);
+                    assert_eq!(load(&world).unwrap().unwrap().identity, sample());
+                    said += 1;
+                }
+            }
+            assert_eq!(said, 1, "the one write");
         }
     }
 
