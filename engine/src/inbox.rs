@@ -1,10 +1,15 @@
 //! How handles on any thread reach the shard: a bounded queue and a wake-up (R14).
+//!
+//! What is queued when the shard ends is answered then. Queueing races with that end: the shard says that it takes nothing any more, then
+//! answers what it finds; a handle queues its request, then looks whether that has been said, and if so answers what it finds itself.
+//! One of the two finds each request (both orders are sequentially consistent).
 
 use crate::answer::{self, Answer, Asker};
 use crate::life_cycle::LifeCycle;
 use crate::request::{Request, RequestError};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Duration;
 use tidelog_io::Waker;
 
@@ -15,17 +20,18 @@ pub(crate) struct Command {
     pub(crate) asker: Asker,
 }
 
-/// The shard's side of the queue.
+/// The shard's side of the queue. Dropping it answers what is queued.
 #[derive(Debug)]
 pub struct Commands {
     queue: Receiver<Command>,
+    closed: Arc<AtomicBool>,
     pub(crate) life_cycle: Arc<LifeCycle>,
 }
 
 impl Commands {
     /// For a shard that only its transport gives work to.
     pub fn none() -> Commands {
-        Commands { queue: crossbeam_channel::never(), life_cycle: Arc::default() }
+        Commands { queue: crossbeam_channel::never(), closed: Arc::default(), life_cycle: Arc::default() }
     }
 
     pub(crate) fn next(&self) -> Option<Command> {
@@ -37,10 +43,38 @@ impl Commands {
     }
 }
 
+impl Drop for Commands {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        refuse_all(&self.queue, &self.life_cycle);
+    }
+}
+
+/// Answers what nobody takes any more: nothing of it was done.
+fn refuse_all(queue: &Receiver<Command>, life_cycle: &LifeCycle) {
+    while let Ok(Command { asker, .. }) = queue.try_recv() {
+        if let Some(waker) = asker.answer(Err(ended(life_cycle))) {
+            waker.wake();
+        }
+    }
+}
+
+/// What is said to whoever asks a node that has ended.
+fn ended(life_cycle: &LifeCycle) -> RequestError {
+    RequestError::Unavailable(match life_cycle.outcome() {
+        Some(Err(error)) => format!("the engine has stopped: {error}"),
+        _ => "the engine is closed".into(),
+    })
+}
+
 /// The sending side.
 #[derive(Clone, Debug)]
 pub(crate) struct Inbox {
     queue: Sender<Command>,
+    /// The other end, for what the shard does not take any more.
+    left: Receiver<Command>,
+    closed: Arc<AtomicBool>,
     waker: Waker,
     life_cycle: Arc<LifeCycle>,
 }
@@ -50,8 +84,10 @@ pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(10);
 
 pub(crate) fn inbox(capacity: usize, waker: Waker, life_cycle: Arc<LifeCycle>) -> (Inbox, Commands) {
     let (queue, receiver) = crossbeam_channel::bounded(capacity);
-    let commands = Commands { queue: receiver, life_cycle: Arc::clone(&life_cycle) };
-    (Inbox { queue, waker, life_cycle }, commands)
+    let (closed, left) = (Arc::<AtomicBool>::default(), receiver.clone());
+    let commands =
+        Commands { queue: receiver, closed: Arc::clone(&closed), life_cycle: Arc::clone(&life_cycle) };
+    (Inbox { queue, left, closed, waker, life_cycle }, commands)
 }
 
 impl Inbox {
@@ -68,9 +104,18 @@ impl Inbox {
     /// Queues a request without waking the shard; false if it is answered already.
     pub(crate) fn hand_over(&self, request: Request, asker: Asker) -> bool {
         let (asker, error) = match self.queue.try_send(Command { request, asker }) {
-            Ok(()) => return true,
-            Err(TrySendError::Full(Command { asker, .. })) => (asker, RequestError::busy(RETRY_AFTER)),
-            Err(TrySendError::Disconnected(Command { asker, .. })) => (asker, self.ended()),
+            Ok(()) => {
+                fence(Ordering::SeqCst);
+                let closed = self.closed.load(Ordering::SeqCst);
+                if closed {
+                    refuse_all(&self.left, &self.life_cycle);
+                }
+                return !closed;
+            }
+            Err(TrySendError::Full(Command { asker, .. })) if !self.closed.load(Ordering::SeqCst) => {
+                (asker, RequestError::busy(RETRY_AFTER))
+            }
+            Err(error) => (error.into_inner().asker, self.ended()),
         };
         // This is the asker's own thread: if it waits elsewhere as well, it is to look.
         if let Some(waker) = asker.answer(Err(error)) {
@@ -96,9 +141,6 @@ impl Inbox {
 
     /// What is said to whoever asks a node that has ended.
     pub(crate) fn ended(&self) -> RequestError {
-        RequestError::Unavailable(match self.life_cycle.outcome() {
-            Some(Err(error)) => format!("the engine has stopped: {error}"),
-            _ => "the engine is closed".into(),
-        })
+        ended(&self.life_cycle)
     }
 }

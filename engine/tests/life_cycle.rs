@@ -66,6 +66,79 @@ fn close_waits_though_another_thread_is_in_join() {
     again.close().unwrap();
 }
 
+/// Requests that are in the queue when the node ends, or that get there while it does: each is answered, whichever way it ends.
+#[test]
+fn what_is_queued_when_the_node_ends_is_answered() {
+    let ends: [fn(Engine); 3] = [
+        |engine| engine.close().unwrap(),
+        |engine| {
+            engine.stop();
+            engine.join().unwrap();
+        },
+        drop,
+    ];
+    let dir = TempDir::new().unwrap();
+    for round in 0..30 {
+        let engine = open(&dir);
+        let (ended, all_ended) = mpsc::channel();
+        for thread in 0..6 {
+            let (partition, ended) = (engine.partition(b"k"), ended.clone());
+            let mut queue = engine.append_queue(16);
+            std::thread::spawn(move || {
+                let mut done = Vec::new();
+                loop {
+                    let ends = match thread % 3 {
+                        0 => partition.append("a").wait().is_err(),
+                        1 => partition.read(Index(1).., Level::Local).wait().is_err(),
+                        _ => {
+                            while queue.append(&partition, 0, "b").is_ok() {}
+                            done.clear();
+                            queue.wait(None, &mut done);
+                            done.iter().any(|d| matches!(d.result, Err(RequestError::Unavailable(_))))
+                        }
+                    };
+                    if ends {
+                        break;
+                    }
+                }
+                while queue.in_flight() > 0 {
+                    queue.wait(None, &mut done);
+                }
+                ended.send(()).unwrap();
+            });
+        }
+        std::thread::park_timeout(Duration::from_micros(500 * round));
+        ends[round as usize % 3](engine);
+        for thread in 0..6 {
+            all_ended
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|_| panic!("round {round}: {thread} of 6 have ended"));
+        }
+    }
+}
+
+/// A panic on the node's thread with a full queue behind it.
+#[test]
+fn what_is_queued_behind_a_panic_is_answered() {
+    for round in 0..5 {
+        let dir = TempDir::new().unwrap();
+        let engine = open_with(&dir, move |payload| assert!(payload != b"bad", "as ordered"));
+        let (partition, mut queue) = (engine.partition(b"k"), engine.append_queue(10_000));
+        for n in 0..10_000 {
+            let payload = if n == 100 * round { "bad" } else { "good" };
+            queue.append(&partition, n, payload).unwrap();
+        }
+        let mut done = Vec::new();
+        for _ in 0..600 {
+            if queue.in_flight() > 0 {
+                queue.wait(Some(PATIENCE / 600), &mut done);
+            }
+        }
+        assert_eq!(done.len(), 10_000);
+        assert!(matches!(engine.join(), Err(Error::Panicked { .. })));
+    }
+}
+
 #[test]
 fn handles_do_not_keep_the_engine_open() {
     let dir = TempDir::new().unwrap();

@@ -133,17 +133,25 @@ impl Wal {
         self.settle_summary();
     }
 
+    /// Whether a batch of background work finds a place: in this segment, or in another one.
+    fn has_place(&self, roll: Class) -> bool {
+        self.growing.limit() >= self.options.batch_bytes_max || self.may_roll(roll)
+    }
+
+    /// Whether moves do. They are what makes room: on a full disk they may use some of what is kept for control records, as checkpoints may.
+    pub(crate) fn has_place_for_moves(&self) -> bool {
+        self.has_place(if self.full { Class::Room } else { Class::Bulk })
+    }
+
     /// Whether there is work that only waits for a turn, and a place for it.
     pub(crate) fn has_background(&self) -> bool {
         let b = &self.background;
-        let place = |roll| self.growing.limit() >= self.options.batch_bytes_max || self.may_roll(roll);
-        // Checkpoints and moves are what makes room: on a full disk they may use some of what is kept for control records.
-        let moves = if self.full { Class::Room } else { Class::Bulk };
+        let place = |roll| self.has_place(roll);
         (b.saving.as_ref().is_some_and(Saving::has_more) && place(self.checkpoint_rolls()))
             || b.demoting.is_some()
             || (!self.full && b.collecting.is_some() && place(Class::Bulk))
             || (!self.full && b.summing.as_ref().is_some_and(|s| !s.left.is_empty()) && place(Class::Bulk))
-            || (self.has_move() && place(moves))
+            || (self.has_move() && self.has_place_for_moves())
             || (self.has_rescue() && !self.full && place(Class::Bulk))
     }
 }

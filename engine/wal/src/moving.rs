@@ -148,10 +148,11 @@ impl Wal {
         moving.allowance > 0 || self.full || idle
     }
 
-    /// When an idle log has something to move.
+    /// When an idle log has something to move. What finds no place waits for one, not for a time.
     pub(crate) fn move_at(&self) -> Option<Monotonic> {
         let moving = &self.background.moving;
-        (moving.cheap && !moving.ready.is_empty()).then(|| moving.traffic_at.after(IDLE_AFTER))
+        let able = moving.cheap && !moving.ready.is_empty() && self.has_place_for_moves();
+        able.then(|| moving.traffic_at.after(IDLE_AFTER))
     }
 
     /// Takes the next steps that need a read, as far as it may.
