@@ -379,7 +379,8 @@ impl Partition {
     pub fn read(&self, range: impl RangeBounds<Index>, level: Level) -> Pending<Read> {
         let from = match range.start_bound() {
             Bound::Included(i) => *i,
-            Bound::Excluded(i) => i.next(),
+            // Behind the last index that there can be is nothing: it is answered as any index above the mark is.
+            Bound::Excluded(i) => Index(i.0.saturating_add(1)),
             Bound::Unbounded => self.marks().first_readable,
         };
         let to = match range.end_bound() {

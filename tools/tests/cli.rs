@@ -134,6 +134,18 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         (&["append", "--cluster", "nowhere", "--output", "json"], "IP:port"),
         (&["append", "--cluster", "127.0.0.1:1", "--timeout", "5"], "no unit"),
         (&["append", "--cluster", "127.0.0.1:1", "--session", "s"], "--first-sequence"),
+        (
+            &[
+                "append",
+                "--cluster",
+                "127.0.0.1:1",
+                "--session",
+                "s",
+                "--first-sequence",
+                "18446744073709551615",
+            ],
+            "--first-sequence",
+        ),
         (&["read", "--cluster", "127.0.0.1:1", "--from", "0"], "--from"),
         (&["status"], "--cluster"),
         (&["serve"], "--config"),

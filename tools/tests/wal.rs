@@ -139,7 +139,7 @@ fn dump(dir: &Path, more: &[&str]) -> Vec<Value> {
 }
 
 fn verify(dir: &Path) -> (i32, Value) {
-    let (code, stdout, _) = tidelog(&["wal", "verify", name(dir), "--output", "json"]);
+    let (code, stdout, _) = tidelog(&["wal", "verify", name(&dir.join("shard-0000")), "--output", "json"]);
     (code, serde_json::from_str(&stdout).expect("one JSON object"))
 }
 

@@ -72,6 +72,11 @@ pub trait Io {
     /// The clocks as of the last poll.
     fn clock(&self) -> Clock;
 
+    /// The time at this moment, where [`Self::clock`] stays what it was at the last poll: for what has a share of a turn. A simulated turn takes no time.
+    fn moment(&self) -> tidelog_types::Monotonic {
+        self.clock().now
+    }
+
     /// 64 random bits: identities, jitter. Seeded in the simulator.
     fn random(&mut self) -> u64;
 

@@ -1,5 +1,6 @@
 //! What a partition needs of its shard during a call, and who asked.
 
+use super::applying::Applying;
 use crate::answer::Asker;
 use crate::identity::Barred;
 use crate::reads::Reads;
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) accused: Vec<(NodeId, &'static str)>,
     /// What this node had confirmed and lacks: it takes no part any more.
     pub(crate) barred: Option<Barred>,
+    /// What state machines may take of this turn.
+    pub(crate) applying: Applying,
 }
 
 impl Shared {

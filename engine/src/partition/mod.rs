@@ -4,6 +4,7 @@
 //! before its ticket is durable (R10), every waiter is answered exactly once (R20), nothing above the
 //! high-water mark is read or applied (R18), entries are applied in order without a gap.
 
+mod applying;
 mod context;
 mod feed;
 mod keep;

@@ -1,5 +1,6 @@
 //! Reading a replica's log: for clients, and for its state machine. Nothing above the high-water mark is read (R18).
 
+use super::applying::Pace;
 use super::{Context, Partition, Round};
 use crate::partition::Wanted;
 use crate::reads::ReadFor;
@@ -10,8 +11,6 @@ use tidelog_types::limits::APPEND_BYTES_MAX;
 use tidelog_types::{Index, RecordKind, record};
 use tidelog_wal::Run;
 
-/// Most record bytes applied in one go, so that a turn stays short.
-const APPLY_BYTES_MAX: usize = 1 << 20;
 /// Most linearizable reads waiting for their round in one partition.
 const READS_WAITING_MAX: usize = 4096;
 
@@ -21,12 +20,13 @@ pub(crate) struct Machine {
     pub(super) applied: Index,
     /// Record bytes applied since the last snapshot began.
     pub(super) bytes: u64,
+    pace: Pace,
 }
 
 impl Machine {
     /// A state machine that this process has given nothing yet.
     pub(crate) fn new(machine: Box<dyn StateMachine>) -> Machine {
-        Machine { applied: machine.applied(), machine, bytes: 0 }
+        Machine { applied: machine.applied(), machine, bytes: 0, pace: Pace::default() }
     }
 
     /// Everything up to here it has, from a snapshot.
@@ -136,23 +136,24 @@ impl Partition {
         cx.respond(wanted.origin, Err(error));
     }
 
-    pub(super) fn apply(&mut self, cx: &mut Context<'_>) {
+    pub(crate) fn apply(&mut self, cx: &mut Context<'_>) {
         let applied = self.machine.as_ref().map_or(self.applied, |machine| machine.applied);
         let limit = self.replica.applicable_behind(applied);
         if self.machine.is_none() {
             self.applied = self.applied.max(limit);
             return;
         }
-        while let Some(first) = self.machine.as_ref().map(|m| m.applied.next())
+        while let Some((first, pace)) = self.machine.as_ref().map(|m| (m.applied.next(), m.pace))
             && first <= limit
             && !self.apply_reading
+            && cx.shared.applying.may(self.id, cx.io.moment())
         {
-            match cx.wal.cached(self.id, first, limit, APPLY_BYTES_MAX) {
-                Some(run) => self.apply_run(&run),
+            match cx.wal.cached(self.id, first, limit, pace.bytes()) {
+                Some(run) => self.apply_run(cx, &run),
                 None => match cx.reads.start(ReadFor::Apply { partition: self.id }) {
                     Some(read) => {
                         self.apply_reading = true;
-                        cx.wal.read(cx.io, read, self.id, first, limit, APPLY_BYTES_MAX);
+                        cx.wal.read(cx.io, read, self.id, first, limit, pace.bytes());
                     }
                     None => break,
                 },
@@ -165,15 +166,16 @@ impl Partition {
         self.apply_reading = false;
         if let Some(run) = run {
             if self.machine.as_ref().is_some_and(|m| run.first == m.applied.next()) {
-                self.apply_run(&run);
+                self.apply_run(cx, &run);
             }
             self.apply(cx);
         }
     }
 
-    fn apply_run(&mut self, run: &Run) {
-        let Machine { machine, applied, bytes } =
+    fn apply_run(&mut self, cx: &mut Context<'_>, run: &Run) {
+        let Machine { machine, applied, bytes, pace } =
             self.machine.as_mut().expect("only called with a state machine");
+        let begun = cx.io.moment();
         for piece in &run.pieces {
             for record in record::records(piece) {
                 let (_, header, payload) = record.expect("runs hold verified records");
@@ -190,5 +192,7 @@ impl Partition {
                 *bytes += header.record_bytes() as u64;
             }
         }
+        pace.note(cx.io.moment().since(begun));
+        cx.shared.applying.took(run.bytes);
     }
 }

@@ -222,6 +222,22 @@ impl Shard {
         self.reading_on = cx.reads.waiting() > 0;
     }
 
+    /// A turn begins: state machines that were not given all that they may have go on.
+    pub(super) fn go_on_applying(&mut self, io: &mut dyn Io) {
+        let now = self.clock.now;
+        let Some((replicas, mut cx)) =
+            split(&mut self.life, io, &mut *self.transport, self.clock, &self.addresses)
+        else {
+            return;
+        };
+        for id in cx.shared.applying.begin(now) {
+            if let Some(p) = replicas.partitions.get_mut(id) {
+                p.apply(&mut cx);
+                replicas.touched.insert(id);
+            }
+        }
+    }
+
     pub(super) fn tick_replicas(&mut self, io: &mut dyn Io) {
         let now = self.clock.now;
         let Some((replicas, mut cx)) =

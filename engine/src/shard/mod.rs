@@ -281,6 +281,7 @@ impl Shard {
         io.poll(wait, &mut completions);
         self.clock = io.clock();
         self.notice_pause();
+        self.go_on_applying(io);
         for completion in completions.drain(..) {
             self.complete(io, completion);
         }
@@ -555,6 +556,7 @@ impl Shard {
             self.stopping,
             self.sealing,
             self.reading_on.then_some(self.clock.now),
+            life.and_then(|l| l.shared.applying.is_waited_for().then_some(self.clock.now)),
             Some(self.room.deadline()),
             // Commands that were left in the inbox by the bound on a turn.
             ((!self.commands.is_empty() || !self.inbox.is_empty()) && !life.is_some_and(Life::has_enough))

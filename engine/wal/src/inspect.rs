@@ -137,6 +137,8 @@ pub struct Eyes {
     pub single_voter: bool,
     /// The cluster's tag; none: that of the first record.
     pub cluster_tag: Option<u32>,
+    /// Its directory's identity says that there is a log ([`Options::must_exist`]).
+    pub must_exist: bool,
 }
 
 /// Walks over the log without a visitor.
@@ -409,7 +411,8 @@ fn options(dir: &Path, sources: &[Source], cluster_tag: u32, eyes: Eyes) -> Opti
     let header = sources.last().map(|source| source.header);
     let (node, shard, store) =
         header.map_or((NodeId(1), ShardId(0), Incarnation(0)), |h| (h.node, h.shard, h.store));
-    Options { cluster_tag, single_voter: eyes.single_voter, ..Options::new(dir, node, shard, store) }
+    let Eyes { single_voter, must_exist, .. } = eyes;
+    Options { cluster_tag, single_voter, must_exist, ..Options::new(dir, node, shard, store) }
 }
 
 /// What the partitions' logs are.

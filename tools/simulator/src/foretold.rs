@@ -21,7 +21,7 @@ pub(crate) enum Foretold {
 impl Foretold {
     pub(crate) fn of(io: &mut dyn Io, options: &Options) -> Foretold {
         let dir = tidelog::wal_dir(&options.data_dir, ShardId(0));
-        let eyes = Eyes { single_voter: options.nodes.len() == 1, cluster_tag: None };
+        let eyes = Eyes { single_voter: options.nodes.len() == 1, ..Eyes::default() };
         match inspect::verify(io, &dir, eyes) {
             Ok(report) => match report.stopped {
                 None => Foretold::Opens(report.partitions),

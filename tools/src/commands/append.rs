@@ -24,6 +24,9 @@ pub(crate) const EXAMPLES: &str = "Examples:
 Exit code 0 if every record was acknowledged. An outcome can be unknown: with a session, the same sequence can be
 sent again and is in the log once.";
 
+/// Largest sequence that records may begin with: no input is so long that those behind it reach the end.
+const SEQUENCE_MAX: u64 = 1 << 63;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -41,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", requires = "first_sequence")]
     pub(crate) session: Option<String>,
     /// The first record's sequence in the session
-    #[arg(long, value_name = "N", requires = "session", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", requires = "session", value_parser = clap::value_parser!(u64).range(1..=SEQUENCE_MAX))]
     pub(crate) first_sequence: Option<u64>,
     /// How long one record may take before its outcome is unknown
     #[arg(long, value_name = "D", default_value = "5s", value_parser = flag::duration)]

@@ -145,10 +145,23 @@ fn logs(io: &mut dyn Io, dirs: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
         let shards = names.iter().filter(|name| name.starts_with("shard-"));
         let before = logs.len();
         logs.extend(shards.map(|name| dir.join(name)));
-        if logs.len() == before {
-            return Err(Failure::usage(format!("{} holds no log", dir.display()))
-                .advise("name a node's data directory, [node] data_dir in its configuration"));
+        if logs.len() > before {
+            continue;
         }
+        let found = identity(io, dir);
+        let dir = dir.display();
+        return Err(match found {
+            None => Failure::usage(format!("{dir} holds no log"))
+                .advise("name a node's data directory, [node] data_dir in its configuration"),
+            Some(Err(why)) => Failure::failed(format!("{dir} holds no log, and its identity file is damaged: {why}")),
+            Some(Ok(found)) if found.identity.has_log => Failure::failed(format!(
+                "the log is gone from {dir}: its identity says that there was one, and a node without its log must not vote"
+            ))
+            .advise("restore the directory"),
+            Some(Ok(_)) => {
+                Failure::failed(format!("{dir} holds no log yet: it is made when the cluster is formed"))
+            }
+        });
     }
     Ok(logs)
 }
@@ -161,6 +174,7 @@ fn eyes(found: Option<&Found>) -> Eyes {
         cluster_tag: identity
             .and_then(|identity| identity.formed.as_ref())
             .map(|formed| formed.cluster.tag()),
+        must_exist: identity.is_some_and(|identity| identity.has_log),
     }
 }
 
@@ -187,6 +201,14 @@ fn identity(io: &mut dyn Io, data_dir: &Path) -> Option<Result<Found, String>> {
     let data_dir = if data_dir.as_os_str().is_empty() { Path::new(".") } else { data_dir };
     let loaded = Identity::load(&mut Foreground::new(io), data_dir).transpose()?;
     Some(loaded.map(|loaded| loaded.found).map_err(|error| error.to_string()))
+}
+
+/// What is wrong with a data directory that has none: a node refuses to start with it.
+const NO_IDENTITY: &str = "there is no identity file in the data directory: a node refuses to start, since nobody can know whose log this is. Restore the file";
+
+/// Whether a log was found below a data directory, which has an identity, or was named itself.
+fn is_below(dirs: &[PathBuf], log: &Path) -> bool {
+    !dirs.iter().any(|dir| dir == log)
 }
 
 /// Which copy of an identity is damaged; none if none is.

@@ -160,6 +160,15 @@ fn a_wiped_directory() {
 }
 
 /// An identity without its log must not vote, however often it is tried.
+/// One judge: what an opening refuses is not sound for the tools either.
+fn tools_say_that_it_is_gone(cluster: &Cluster) {
+    for command in ["verify", "repair"] {
+        let said = tidelog(&["wal", command, cluster.place(1).data_name()]);
+        let told = format!("{}{}", said.stdout, said.stderr);
+        assert_eq!((said.code, told.contains("the log is gone")), (1, true), "{said:?}");
+    }
+}
+
 #[test]
 fn a_directory_that_has_lost_its_log() {
     let mut cluster = Cluster::start(&Shape::default());
@@ -169,6 +178,7 @@ fn a_directory_that_has_lost_its_log() {
     let kept = cluster.place(1).data.with_extension("kept");
     std::fs::rename(&log, &kept).expect("a rename");
     refused_unchanged(&cluster, 1, &["the log is gone", "must not vote", "Restore"]);
+    tools_say_that_it_is_gone(&cluster);
     // The same if only the spares are left.
     std::fs::create_dir_all(&log).expect("a directory");
     for entry in std::fs::read_dir(&kept).expect("a directory") {
@@ -179,6 +189,7 @@ fn a_directory_that_has_lost_its_log() {
         }
     }
     refused_unchanged(&cluster, 1, &["the log is gone", "must not vote", "Restore"]);
+    tools_say_that_it_is_gone(&cluster);
     std::fs::remove_dir_all(&log).expect("it is removed");
     std::fs::rename(&kept, &log).expect("a rename");
     cluster.start_all();
@@ -214,6 +225,12 @@ fn a_damaged_a_lost_and_a_foreign_identity() {
     }
     std::fs::remove_file(&path).expect("it is removed");
     refused_unchanged(&cluster, 1, &["no identity file", "not empty", "shard-0000"]);
+    // The tools say the same of it.
+    let verdict = tidelog(&["wal", "verify", "--output", "json", cluster.place(1).data_name()]);
+    assert_eq!((verdict.code, &verdict.json()[0]["outcome"]), (1, &"damaged".into()), "{verdict:?}");
+    let why = verdict.json()[0]["identity"].as_str().map(str::to_owned);
+    assert!(why.is_some_and(|why| why.contains("no identity file")), "{verdict:?}");
+    assert_eq!(tidelog(&["wal", "repair", cluster.place(1).data_name()]).code, 1);
     // Its bytes in another file are a copy of it.
     std::fs::write(&path, &sound).expect("a file");
     refused_unchanged(&cluster, 1, &["copied or restored", "tidelog node adopt"]);

@@ -148,6 +148,10 @@ impl Io for BlockingIo {
         self.clock
     }
 
+    fn moment(&self) -> tidelog_types::Monotonic {
+        sys::monotonic()
+    }
+
     fn random(&mut self) -> u64 {
         self.entropy.next()
     }

@@ -434,6 +434,10 @@ impl Io for UringIo {
         self.clock
     }
 
+    fn moment(&self) -> Monotonic {
+        sys::monotonic()
+    }
+
     fn random(&mut self) -> u64 {
         self.entropy.next()
     }

@@ -193,8 +193,8 @@ impl Rig {
         }
         let io = self.io.as_mut().unwrap();
         let mut told = Told::default();
-        let eyes =
-            Eyes { single_voter: self.options.single_voter, cluster_tag: Some(self.options.cluster_tag) };
+        let Options { single_voter, must_exist, cluster_tag, .. } = self.options;
+        let eyes = Eyes { single_voter, must_exist, cluster_tag: Some(cluster_tag) };
         let said = self.foretold.then(|| inspect::verify(io, &self.options.dir, eyes));
         let opened = Wal::open(io, self.options.clone(), &mut told);
         if let Some(said) = said {

@@ -278,7 +278,7 @@ impl Plan {
             tracing::debug!(epoch = report.epoch, rewritten = report.rewritten, "recovered");
         }
         let alone = self.recovery.is_some();
-        let after = look(io, dir, Eyes { single_voter: alone, cluster_tag: None });
+        let after = look(io, dir, Eyes { single_voter: alone, ..Eyes::default() });
         for error in after.error.iter().chain(&after.report.stopped) {
             self.leave("unknown", error.to_string(), "keep the directory and the backup");
         }

@@ -7,7 +7,9 @@
 
 use super::headers::{BadCopy, bad_copies};
 use super::look::{Looked, look};
-use super::{VerifyArgs, cannot_read, damaged_copy, eyes, identity, kind_name, logs, open_io};
+use super::{
+    NO_IDENTITY, VerifyArgs, cannot_read, damaged_copy, eyes, identity, is_below, kind_name, logs, open_io,
+};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, Printer};
 use serde::Serialize;
@@ -27,11 +29,12 @@ pub(super) fn run(args: &VerifyArgs) -> Result<Exit, Failure> {
             return Err(cannot_read(error));
         }
         let headers_bad = bad_copies(io.as_mut(), &dir);
-        let identity = identity.and_then(|identity| match identity {
-            Ok(found) => damaged_copy(&found)
+        let identity = match identity {
+            Some(Ok(found)) => damaged_copy(&found)
                 .map(|why| format!("{why}. The node starts by the other, and writes both")),
-            Err(why) => Some(why),
-        });
+            Some(Err(why)) => Some(why),
+            None => is_below(&args.dirs, &dir).then(|| NO_IDENTITY.to_owned()),
+        };
         let verdict = Verdict::of(&dir, looked, headers_bad, identity);
         damaged |= verdict.outcome == "damaged";
         match args.output.output {
