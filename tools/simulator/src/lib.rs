@@ -22,6 +22,7 @@ mod embedder;
 mod faults;
 mod foretold;
 mod hostile;
+mod lull;
 mod machine;
 mod panics;
 mod payload;

@@ -90,9 +90,11 @@ impl Profile {
             scrub_rate: random.between((16 << 20, 128 << 20)),
             scrub_every: Duration::from_millis(random.between((1_000, 8_000))),
             retention: Profile::draw_retention(random),
-            // Short enough that idle sessions expire within a run, in every third one.
-            session_expiry: Duration::from_millis(match random.below(3) {
-                0 => random.between((300, 6_000)),
+            // Short enough that idle sessions expire within a run, in every third one; in half of these within a fail-over, between two tries
+            // of an append.
+            session_expiry: Duration::from_millis(match random.below(6) {
+                0 => random.between((300, 1_000)),
+                1 => random.between((300, 6_000)),
                 _ => 3_600_000,
             }),
             rivals: random.below(4) == 0,

@@ -174,6 +174,7 @@ impl Run {
         for (name, count) in refusals.into_iter().zip(self.workload.refusals()) {
             faults.insert(name.to_owned(), count);
         }
+        faults.insert("session: used first after a lull".to_owned(), self.workload.used_after_lulls());
         faults.extend(self.outlived.counts().map(|(name, count)| (name.to_owned(), count)));
         let (cut, healed) = self.checkers.decided();
         faults.insert("deciding: a log cut by denials".to_owned(), cut);

@@ -2,6 +2,7 @@
 //! account of every answer.
 
 use crate::checkers::{Appending, Checkers, Reading, Verdict, broken, ensure};
+use crate::lull::Lulls;
 use crate::payload::Ident;
 use crate::profile::{CLIENTS_FROM, Profile};
 use bytes::Bytes;
@@ -94,6 +95,7 @@ pub(crate) struct Workload {
     /// A node that led when it fell out of touch, and until when clients read from it in particular: whoever leads meanwhile
     /// commits what it does not know of.
     stale: Option<(u64, u64)>,
+    lulls: Lulls,
 }
 
 impl Workload {
@@ -141,6 +143,7 @@ impl Workload {
             rivals: profile.rivals,
             refusals: [0; 3],
             stale: None,
+            lulls: Lulls::new(u64::try_from(profile.session_expiry.as_nanos()).unwrap_or(u64::MAX)),
         }
     }
 
@@ -180,6 +183,16 @@ impl Workload {
         self.clients.values().all(|c| c.asked.is_empty() && c.sessions.values().all(|s| s.open.is_empty()))
     }
 
+    /// Clients leave no partition alone from now on.
+    pub(crate) fn end_lulls(&mut self) {
+        self.lulls.end();
+    }
+
+    /// Sessions that were used first after a lull.
+    pub(crate) fn used_after_lulls(&self) -> u64 {
+        self.lulls.used()
+    }
+
     /// Definite refusals of session appends so far: for an expired session, a sequence used by another, a gap.
     pub(crate) fn refusals(&self) -> [u64; 3] {
         self.refusals
@@ -197,7 +210,17 @@ impl Workload {
         let rival = if self.rivals { self.rival_of(id) } else { None };
         let expiry_ms = u64::try_from(self.session_expiry.as_millis()).unwrap_or(u64::MAX);
         let Workload {
-            world, partitions, nodes, payload_max, clients, acked, stopping, stale, refusals, ..
+            world,
+            partitions,
+            nodes,
+            payload_max,
+            clients,
+            acked,
+            stopping,
+            stale,
+            refusals,
+            lulls,
+            ..
         } = self;
         let Some(client) = clients.get_mut(&id) else { return Ok(()) };
         client.io.poll(Wait::No, &mut client.completions);
@@ -224,13 +247,26 @@ impl Workload {
                 .max(now)
                 .after(Duration::from_nanos(client.random.between((0, 2 * client.interval_ns))));
             if client.core.in_flight() < client.in_flight_max {
+                let quiet = lulls.quiet(world.now());
+                if let Some(partition) = lulls.awaits(world.now())
+                    && client.uses_at_once(partition)
+                {
+                    client.ask_session(partition, checkers.history.floor(partition), *payload_max);
+                    lulls.use_first(world.now());
+                    continue;
+                }
+                let own: Vec<u64> =
+                    client.sessions.keys().copied().filter(|p| client.uses_at_once(*p)).collect();
+                lulls.draw(world.now(), &own, &mut client.random);
                 match stale.filter(|(_, until)| world.now() < *until && client.random.coin()) {
                     Some((node, _)) if client.random.coin() => client.read_at(*partitions, node, checkers),
-                    Some((node, _)) => client.append_beside(*partitions, nodes, node, checkers),
-                    None if rival.is_some() && client.random.below(20) == 0 => {
+                    Some((node, _)) if quiet.is_none() => {
+                        client.append_beside(*partitions, nodes, node, checkers)
+                    }
+                    None if rival.is_some_and(|(p, ..)| Some(p) != quiet) && client.random.below(20) == 0 => {
                         client.append_as_rival(rival, checkers);
                     }
-                    None => client.ask(*partitions, nodes, *payload_max, checkers),
+                    _ => client.ask(*partitions, nodes, *payload_max, quiet, checkers),
                 }
             }
         }
@@ -269,10 +305,19 @@ impl Client {
     }
 
     /// Something new.
-    fn ask(&mut self, partitions: u64, nodes: &[u64], payload_max: usize, checkers: &mut Checkers) {
+    fn ask(
+        &mut self,
+        partitions: u64,
+        nodes: &[u64],
+        payload_max: usize,
+        quiet: Option<u64>,
+        checkers: &mut Checkers,
+    ) {
         let partition = self.random.below(partitions);
         let floor = checkers.history.floor(partition);
-        match self.random.below(100) {
+        // Nothing but reads, where nothing is to be appended.
+        let kinds = if quiet == Some(partition) { (85, 99) } else { (0, 99) };
+        match self.random.between(kinds) {
             0..=49 => {
                 let ident = self.ident();
                 let len = self.payload_len(payload_max);
@@ -321,6 +366,13 @@ impl Client {
         let append = Appending { partition, ident, session: None, floor: checkers.history.floor(partition) };
         let request = ClientRequest::append(PartitionId(partition), ident.payload(len));
         self.submit(request.at(Target::Node(NodeId(node))), Asked::Append(append, true));
+    }
+
+    /// Whether it has a session of the partition and can append in it now.
+    fn uses_at_once(&self, partition: u64) -> bool {
+        self.sessions.get(&partition).is_some_and(|session| {
+            session.id.is_some() && session.parked.is_empty() && session.open.len() < SESSION_WINDOW
+        })
     }
 
     /// The next append of a session, or the session itself.

@@ -25,6 +25,7 @@ impl Run {
     /// Heals everything; every node comes back, and soon every partition has a leader (invariant 18).
     pub(super) fn settle_down(&mut self) -> Verdict {
         self.calm = true;
+        self.workload.end_lulls();
         self.world.calm();
         for id in self.profile.nodes.clone() {
             self.put_own_disk_back(id);

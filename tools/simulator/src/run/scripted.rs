@@ -25,8 +25,14 @@ struct Stage {
 impl Stage {
     /// A cluster of three with its clients, once it has worked for a while.
     fn new(seed: u64) -> Stage {
+        Stage::with(seed, |_| {})
+    }
+
+    /// The same, of a changed shape.
+    fn with(seed: u64, change: impl FnOnce(&mut Profile)) -> Stage {
         let mut random = Random::new(seed);
-        let profile = Profile::plain(&mut random);
+        let mut profile = Profile::plain(&mut random);
+        change(&mut profile);
         let mut run = Run::new(World::new(seed), profile, Schedule::none(), random);
         for id in [1, 2, 3] {
             run.boot(id).unwrap();
@@ -284,5 +290,19 @@ fn what_nobody_keeps_holds_up_no_other_range() {
         "{gone} is lost, and of {left:?} others have some"
     );
     assert!(stage.said.iter().any(|said| said.to == 1 && matches!(said.repair, Repair::Fetched { .. })));
+    stage.end();
+}
+
+/// No entry of the traffic is as late as the expiry that is told: the leader has to make one, or the next leader, whose clock may be behind,
+/// takes what was refused.
+#[test]
+fn a_session_that_expires_while_nothing_is_appended_is_proven_expired() {
+    let mut stage = Stage::with(14, |profile| {
+        profile.session_expiry = std::time::Duration::from_millis(400);
+        profile.rivals = false;
+    });
+    let counts = |stage: &Stage| (stage.run.workload.used_after_lulls(), stage.run.workload.refusals()[0]);
+    let seen = stage.until(60_000, |stage| counts(stage).0 >= 5 && counts(stage).1 >= 5);
+    assert!(seen, "sessions used first after a lull, told that they expired: {:?}", counts(&stage));
     stage.end();
 }
