@@ -6,11 +6,24 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-/// Holds a directory until it is dropped, or the process ends, however it ends.
+/// Holds a directory until it is dropped, or the process ends, however it ends. A child that was forked, and runs no other program, shares the
+/// lock, and does not keep it beyond that.
 #[derive(Debug)]
 pub struct DirectoryLock {
-    _file: std::fs::File,
+    file: std::fs::File,
     path: PathBuf,
+    /// The process that took it.
+    process: u32,
+}
+
+impl Drop for DirectoryLock {
+    fn drop(&mut self) {
+        // Closing would not be enough where a child has the file as well; and a child gives up nothing that its parent holds.
+        if self.process == std::process::id() {
+            // SAFETY: no memory is passed.
+            let _ = check(unsafe { libc::flock(self.file.as_raw_fd(), libc::LOCK_UN) });
+        }
+    }
 }
 
 /// Why a directory cannot be held.
@@ -58,7 +71,7 @@ pub fn lock_directory(path: &Path) -> Result<DirectoryLock, LockError> {
         .and_then(|()| file.seek(SeekFrom::Start(0)))
         .and_then(|_| writeln!(file, "{}", std::process::id()));
     told.map_err(|error| refuse(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    Ok(DirectoryLock { _file: file, path: lock })
+    Ok(DirectoryLock { file, path: lock, process: std::process::id() })
 }
 
 impl DirectoryLock {

@@ -211,6 +211,27 @@ fn one_holder_per_directory() {
     assert!(matches!(nowhere, LockError::Io(error) if error.kind == IoErrorKind::NotFound));
 }
 
+/// A forked child has the file as well, as if it were another descriptor of this process.
+#[test]
+fn a_lock_ends_though_somebody_else_has_its_file_open() {
+    let scratch = Scratch::new();
+    let lock = lock_directory(scratch.path()).expect("nobody holds it");
+    let fds = std::fs::read_dir("/proc/self/fd").expect("proc").flatten();
+    let is_lock = |path: &std::path::Path| std::fs::read_link(path).is_ok_and(|to| to == lock.path());
+    let fd = fds.map(|entry| entry.path()).find(|path| is_lock(path)).expect("the lock's descriptor");
+    let fd: i32 = fd.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()).expect("a number");
+    // SAFETY: no memory is passed.
+    let other = unsafe { libc::dup(fd) };
+    assert!(other >= 0);
+    lock_directory(scratch.path()).expect_err("held");
+    drop(lock);
+    let again = lock_directory(scratch.path()).expect("given up");
+    // SAFETY: it is this test's own.
+    assert_eq!(unsafe { libc::close(other) }, 0);
+    lock_directory(scratch.path()).expect_err("the end of a descriptor of before takes nothing away");
+    drop(again);
+}
+
 #[test]
 fn a_host_can_be_looked_at_and_measured() {
     let scratch = Scratch::new();

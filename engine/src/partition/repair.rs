@@ -84,7 +84,8 @@ impl Partition {
             self.repairs.denied = Default::default();
             tracing::error!(
                 partition = %self.id, first = %range.first, last = %range.last, generation = %range.generation, damaged,
-                "damage found; it is not served, and fetched from the peers"
+                "damage found; it is not served{}",
+                if self.is_alone() { ", and there is no other replica to fetch it from" } else { ", and fetched from the other replicas" }
             );
         }
         self.settle(cx, Source::None);

@@ -370,7 +370,13 @@ impl Opening<'_, '_> {
                 spans: Vec::new(),
                 quarantined: None,
             };
-            tracing::error!(%finding, "the log goes on: what lay there is read from the peers when it is needed");
+            let alone = self.options.single_voter;
+            let rest = if alone {
+                "is lost, if it was committed"
+            } else {
+                "comes from the other replicas when it is needed"
+            };
+            tracing::error!(%finding, "the log goes on: what lay there {rest}");
             self.report.findings.push(finding);
         }
         Ok(())
