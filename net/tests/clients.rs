@@ -200,6 +200,42 @@ fn an_append_with_an_unanswered_try_stays_unknown_whatever_a_later_try_is_told()
     assert!(why.contains("sequence gap"), "it says what it was told: {why}");
 }
 
+/// Whatever a later try is refused with: the first one may be in the log. Only that its sequence has another payload there is about the first try too.
+#[test]
+fn a_refusal_says_nothing_of_an_earlier_try_without_an_answer() {
+    let refusals = [
+        RequestError::SessionExpired,
+        RequestError::SequenceTooOld,
+        RequestError::Fenced,
+        RequestError::NoSuchPartition(P),
+        RequestError::Invalid("a reason".into()),
+        RequestError::SequenceReused { index: Index(7) },
+    ];
+    for (seed, error) in (20..).zip(refusals) {
+        for ambiguous in [false, true] {
+            let mut cluster = cluster(seed, 1);
+            if ambiguous {
+                cluster.node(1).mood = Mood::Unknown;
+                cluster.ask(CLIENT, 1, once(1));
+                cluster.run(200 * MS);
+                assert!(cluster.done(CLIENT).is_empty(), "it asks again");
+                cluster.node(1).mood = Mood::Follows(Some(2));
+                cluster.node(2).mood = Mood::Refuses(error.clone());
+            } else {
+                cluster.node(1).mood = Mood::Refuses(error.clone());
+                cluster.ask(CLIENT, 1, once(1));
+            }
+            all_done(&mut cluster, 1, 3 * SECOND);
+            let known = !ambiguous || matches!(error, RequestError::SequenceReused { .. });
+            match &cluster.done(CLIENT)[0].result {
+                Err(ClientError::Refused(told)) if known => assert_eq!(*told, error),
+                Err(ClientError::Unknown { .. }) if !known => {}
+                other => panic!("{error:?}, asked before: {ambiguous}: {other:?}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn what_was_sent_and_never_answered_is_unknown_and_what_was_not_sent_is_not() {
     let mut cluster = cluster(6, 1);

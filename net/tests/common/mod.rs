@@ -35,6 +35,8 @@ pub(crate) enum Mood {
     BusyEvery(u64),
     /// By saying that it does not know.
     Unknown,
+    /// With this.
+    Refuses(RequestError),
 }
 
 pub(crate) struct Node {
@@ -421,6 +423,7 @@ impl Node {
             })),
             _ => match &self.mood {
                 Mood::Silent => return self.unanswered.push(client),
+                Mood::Refuses(error) => Err(error.clone()),
                 Mood::Unknown => {
                     self.append(request).ok();
                     Err(RequestError::Unknown)
