@@ -379,7 +379,7 @@ impl Partition {
     pub fn read(&self, range: impl RangeBounds<Index>, level: Level) -> Pending<Read> {
         let from = match range.start_bound() {
             Bound::Included(i) => *i,
-            // Behind the last index that there can be is nothing: it is answered as any index above the mark is.
+            // Nothing lies behind the largest index: the answer is that of any index above the mark.
             Bound::Excluded(i) => Index(i.0.saturating_add(1)),
             Bound::Unbounded => self.marks().first_readable,
         };

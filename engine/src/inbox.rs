@@ -1,6 +1,6 @@
 //! How handles on any thread reach the shard: a bounded queue and a wake-up (R14).
 //!
-//! What is queued when the shard ends is answered then. Queueing races with that end: the shard says that it takes nothing any more, then
+//! Requests that are still queued when the shard ends are refused. Queueing races with that end: the shard says that it takes nothing any more, then
 //! answers what it finds; a handle queues its request, then looks whether that has been said, and if so answers what it finds itself.
 //! One of the two finds each request (both orders are sequentially consistent).
 
@@ -51,7 +51,7 @@ impl Drop for Commands {
     }
 }
 
-/// Answers what nobody takes any more: nothing of it was done.
+/// Refuses the requests that the shard did not take before it ended: none of them was carried out.
 fn refuse_all(queue: &Receiver<Command>, life_cycle: &LifeCycle) {
     while let Ok(Command { asker, .. }) = queue.try_recv() {
         if let Some(waker) = asker.answer(Err(ended(life_cycle))) {

@@ -58,7 +58,7 @@ pub use preflight::{
 pub use space::{Space, space};
 pub use uring::UringIo;
 
-use tidelog_types::Clock;
+use tidelog_types::{Clock, Monotonic};
 
 /// The seam. One per shard thread; not `Send` on purpose of its back-ends.
 pub trait Io {
@@ -72,8 +72,9 @@ pub trait Io {
     /// The clocks as of the last poll.
     fn clock(&self) -> Clock;
 
-    /// The time at this moment, where [`Self::clock`] stays what it was at the last poll: for what has a share of a turn. A simulated turn takes no time.
-    fn moment(&self) -> tidelog_types::Monotonic {
+    /// The time at this moment; [`Self::clock`] stands still between two polls. Work that has a share of a turn measures itself by it. A simulated
+    /// turn takes no time.
+    fn moment(&self) -> Monotonic {
         self.clock().now
     }
 

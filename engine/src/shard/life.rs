@@ -222,7 +222,7 @@ impl Shard {
         self.reading_on = cx.reads.waiting() > 0;
     }
 
-    /// A turn begins: state machines that were not given all that they may have go on.
+    /// A turn begins: state machines that had no share left in the last one are given their next entries.
     pub(super) fn go_on_applying(&mut self, io: &mut dyn Io) {
         let now = self.clock.now;
         let Some((replicas, mut cx)) =

@@ -547,7 +547,7 @@ impl Shard {
             self.transport.deadline(),
             life.and_then(|l| l.wal.deadline()),
             life.and_then(|l| l.snapshots.deadline()),
-            // One that is wanted already waits for its time, whoever touches its replica meanwhile.
+            // A snapshot that is wanted already waits for its own time; touching its replica does not make it due earlier.
             life.and_then(|l| {
                 l.replicas.due.iter().any(|id| !l.snapshots.has(*id)).then_some(self.clock.now)
             }),

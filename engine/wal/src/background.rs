@@ -138,7 +138,7 @@ impl Wal {
         self.growing.limit() >= self.options.batch_bytes_max || self.may_roll(roll)
     }
 
-    /// Whether moves do. They are what makes room: on a full disk they may use some of what is kept for control records, as checkpoints may.
+    /// Whether moves find a place. Moves make room: on a full disk they may use some of what is kept for control records, as checkpoints may.
     pub(crate) fn has_place_for_moves(&self) -> bool {
         self.has_place(if self.full { Class::Room } else { Class::Bulk })
     }

@@ -148,7 +148,7 @@ impl Wal {
         moving.allowance > 0 || self.full || idle
     }
 
-    /// When an idle log has something to move. What finds no place waits for one, not for a time.
+    /// When an idle log has something to move. None while the moves find no place: a new segment gives the log its next turn then.
     pub(crate) fn move_at(&self) -> Option<Monotonic> {
         let moving = &self.background.moving;
         let able = moving.cheap && !moving.ready.is_empty() && self.has_place_for_moves();

@@ -372,11 +372,11 @@ impl Opening<'_, '_> {
             };
             let alone = self.options.single_voter;
             let rest = if alone {
-                "is lost, if it was committed"
+                "are lost, if they were committed"
             } else {
-                "comes from the other replicas when it is needed"
+                "come from the other replicas when they are needed"
             };
-            tracing::error!(%finding, "the log goes on: what lay there {rest}");
+            tracing::error!(%finding, "the log is opened without this part of it: the entries that lay there {rest}");
             self.report.findings.push(finding);
         }
         Ok(())

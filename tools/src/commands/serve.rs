@@ -97,7 +97,7 @@ pub(crate) fn run(args: Args) -> Result<Exit, Failure> {
     printed?;
     let addresses = ready.address.into_iter().collect();
     let line = Ready { event: "ready", node, addresses, recovered_ms, recovery: ready.recovery };
-    // One that was stopped while it waited was never ready.
+    // A node that was stopped while it waited was never ready.
     if serves && let Err(error) = out.object(&line).and_then(|()| out.flush()) {
         tracing::warn!("the ready line cannot be written to stdout: {error}; the node goes on without it");
     }

@@ -18,7 +18,7 @@ use core::time::Duration;
 use files::File;
 use sockets::{Conn, Listener, Poller};
 use std::collections::VecDeque;
-use tidelog_types::Clock;
+use tidelog_types::{Clock, Monotonic};
 
 /// See the module.
 pub struct BlockingIo {
@@ -148,7 +148,7 @@ impl Io for BlockingIo {
         self.clock
     }
 
-    fn moment(&self) -> tidelog_types::Monotonic {
+    fn moment(&self) -> Monotonic {
         sys::monotonic()
     }
 
